@@ -1,0 +1,110 @@
+"""The one exception tree of the library.
+
+Every error carries the facts as attributes (``channel``, ``peer``, ``limit``), so that a program
+can act on them without reading the message. A fact that does not apply is ``None``.
+"""
+
+from __future__ import annotations
+
+
+class DomiError(Exception):
+    """The root: whatever this library refuses or loses is one of these.
+
+    :param message: what was given, what is allowed, what to do.
+    :param channel: the channel that the error is about.
+    :param peer: the machine id of the node that the error is about.
+    :param limit: the limit that was reached (its unit is in the message).
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        channel: int | None = None,
+        peer: int | None = None,
+        limit: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.channel = channel
+        self.peer = peer
+        self.limit = limit
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.args, self.__dict__.copy()))
+
+
+def _rebuild(
+    kind: type[DomiError], args: tuple[object, ...], facts: dict[str, object]
+) -> DomiError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(facts)
+    return error
+
+
+class NoSubscriber(DomiError):
+    """Nobody that this node can reach subscribes to the channel."""
+
+
+class PeerLost(DomiError):
+    """The node that should have answered is gone, or was never connected."""
+
+
+class DeadlineExceeded(DomiError, TimeoutError):
+    """No answer came before the deadline; the work may still have been done."""
+
+
+class CircuitOpen(DomiError):
+    """The circuit breaker of the channel refuses calls for now."""
+
+
+class Overloaded(DomiError):
+    """A queue is full: of this session, of the node, or of the one that was asked."""
+
+
+class RingFull(Overloaded):
+    """The ring buffer has no room for the frame."""
+
+
+class FrameError(DomiError):
+    """Bytes that are not a frame, or a frame that may not be sent."""
+
+
+class AlreadyReplied(DomiError):
+    """The message was answered before; a message has one answer."""
+
+
+class AuthError(DomiError):
+    """A peer could not show that it belongs to the cluster."""
+
+
+class RegistryError(DomiError):
+    """The registry refused an operation or cannot be reached."""
+
+
+class ClusterFull(RegistryError):
+    """All machine ids (0-1023) are taken."""
+
+
+class VersionTooOld(DomiError):
+    """A newer version of the node of this name is in the cluster; an older one may not join."""
+
+
+class RemoteError(DomiError):
+    """The handler on the other node raised.
+
+    :ivar type: the name of the exception's class there.
+    :ivar message: its text; never a traceback.
+    """
+
+    def __init__(
+        self,
+        type: str,
+        message: str = "",
+        *,
+        channel: int | None = None,
+        peer: int | None = None,
+    ) -> None:
+        super().__init__(f"{type}: {message}" if message else type, channel=channel, peer=peer)
+        self.type = type
+        self.message = message

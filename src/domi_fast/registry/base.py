@@ -1,0 +1,183 @@
+"""What the library needs of a registry: a small ordered key-value store with leases and watches.
+
+The protocol is as small as etcd, ZooKeeper, Consul and SQLite can all keep it exactly. Keys are
+``/``-separated text, values are bytes. Versions and cursors are opaque: compare them for equality,
+hand them back, never order them. Every method runs on the event loop that opened the registry and
+raises :class:`~domi_fast.errors.RegistryError` when the backend cannot be reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from ..errors import RegistryError
+
+Version: TypeAlias = Hashable
+Cursor: TypeAlias = Hashable
+
+
+class CompareFailed(RegistryError):
+    """The key is not at the expected version (or exists although it was to be created)."""
+
+
+class NoKeyFree(RegistryError):
+    """Every key that was offered to :meth:`Registry.claim` is held."""
+
+
+class LeaseLost(RegistryError):
+    """The lease has expired or was revoked; what was bound to it is gone."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a backend can do.
+
+    :ivar min_ttl: the shortest lease, in seconds.
+    :ivar expiry_bound: a dead holder's keys are gone at most this many seconds after the lease's
+        end (Consul waits up to twice the lease and delays locks, hence the bound).
+    :ivar max_value: the largest value, in bytes.
+    """
+
+    min_ttl: float
+    expiry_bound: float
+    max_value: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A key with its value, at one version.
+
+    :ivar epoch: grows with every creation of the key, also across its deletion.
+    """
+
+    key: str
+    value: bytes
+    version: Version
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All entries under a prefix, sorted by key, and the cursor from which a watch goes on."""
+
+    entries: tuple[Entry, ...]
+    cursor: Cursor
+
+
+@dataclass(frozen=True)
+class Put:
+    """A key was created or changed."""
+
+    entry: Entry
+    cursor: Cursor
+
+
+@dataclass(frozen=True)
+class Delete:
+    """A key was deleted, or its lease ended."""
+
+    key: str
+    cursor: Cursor
+
+
+@dataclass(frozen=True)
+class Reset:
+    """The backend cannot replay from the cursor: this is everything there is now."""
+
+    snapshot: Snapshot
+
+
+Event: TypeAlias = Put | Delete | Reset
+
+
+class Lease(Protocol):
+    """A promise that ends unless it is kept alive; the backend keeps it alive until it is revoked.
+
+    :ivar ttl: its length in seconds.
+    :ivar valid_until: the end, on this process's ``time.monotonic()``, moved on by each renewal.
+        It is never later than the registry's own end. The owner of a lock stops at this time.
+    :ivar lost: set once the lease has ended without being revoked by its owner.
+    """
+
+    ttl: float
+    lost: asyncio.Event
+
+    @property
+    def valid_until(self) -> float: ...
+
+    async def revoke(self) -> None:
+        """End the lease now and delete what is bound to it. A second call does nothing."""
+
+
+class Claim(Protocol):
+    """A key that is held until it is released or its lease ends.
+
+    :ivar key: the key that was won.
+    :ivar epoch: a fencing token: larger than that of every earlier holder of the key, also when
+        the key was deleted in between.
+    """
+
+    key: str
+    epoch: int
+    lease: Lease
+
+    async def update(self, value: bytes) -> None:
+        """Put another value under the key. Raises :class:`LeaseLost` when it is no longer held."""
+
+    async def release(self) -> None:
+        """Give the key back, if it is still held. The lease lives on."""
+
+
+class Registry(Protocol):
+    """The service that all nodes of a cluster share."""
+
+    url: str
+    limits: Limits
+
+    async def open(self) -> None:
+        """Connect. Raises :class:`~domi_fast.errors.RegistryError`."""
+
+    async def close(self) -> None:
+        """Revoke this registry's leases, end its watches and disconnect. Idempotent."""
+
+    async def grant(self, ttl: float) -> Lease:
+        """Start a lease of ``ttl`` seconds, at least ``limits.min_ttl``."""
+
+    async def get(self, key: str) -> Entry | None:
+        """The entry, or None."""
+
+    async def list(self, prefix: str) -> Snapshot:
+        """All entries whose key starts with ``prefix``, read at one moment."""
+
+    async def put(
+        self, key: str, value: bytes, *, expect: Version | None = None, lease: Lease | None = None
+    ) -> Entry:
+        """Write the value. With ``expect``, only over that version (:class:`CompareFailed`).
+
+        The key is bound to ``lease``, or to none.
+        """
+
+    async def create(self, key: str, value: bytes, *, lease: Lease | None = None) -> Entry:
+        """Write the value of a key that does not exist (:class:`CompareFailed` if it does)."""
+
+    async def delete(self, key: str, *, expect: Version | None = None) -> bool:
+        """Delete the key; False when there is none. ``expect`` as with :meth:`put`."""
+
+    def watch(self, prefix: str, *, since: Cursor) -> AsyncIterator[Event]:
+        """Everything that happens under ``prefix`` after the cursor, in order, without a gap.
+
+        The iterator ends only with the registry (or with ``aclose``); when the backend is away it
+        waits, reconnects and goes on, with a :class:`Reset` where it cannot replay.
+        """
+
+    async def claim(self, keys: Sequence[str], value: bytes, lease: Lease) -> Claim:
+        """Take the first of ``keys`` that is free, at once, bound to the lease.
+
+        Raises :class:`NoKeyFree` when all are held and :class:`LeaseLost` when the lease is over.
+        """
+
+    async def acquire(self, name: str, lease: Lease, value: bytes = b"") -> Claim:
+        """Wait for the lock (or leadership) ``name``, first come first served, and take it."""
