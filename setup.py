@@ -1,0 +1,113 @@
+"""Builds the one extension module, ``domi_fast._core``; everything else is in pyproject.toml.
+
+Environment:
+
+``DOMI_DEBUG=1``
+    bounds, initialisation and None checks, line tracing, asserts in Cython and C (a release has
+    none), and the C macro ``DOMI_DEBUG``, under which the core counts its live objects.
+``DOMI_SANITIZE=1``
+    AddressSanitizer and UndefinedBehaviorSanitizer.
+
+Each combination of variant, interpreter and Cython has a build directory of its own, so one checkout
+never links what was generated for another.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import Cython
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext as _build_ext
+
+if sys.maxsize < 2**32:
+    sys.exit("domi_fast needs a 64-bit Python: its ring buffer and its counters are 64 bits wide.")
+
+
+def switch(name: str) -> bool:
+    value = os.environ.get(name, "0")
+    if value not in ("", "0", "1"):
+        sys.exit(f"{name} is {value!r}: set it to 1, or to 0.")
+    return value == "1"
+
+
+DEBUG = switch("DOMI_DEBUG")
+SANITIZE = switch("DOMI_SANITIZE")
+VARIANT = "-".join(["debug"] * DEBUG + ["sanitize"] * SANITIZE) or "release"
+BUILD = Path("build", f"{VARIANT}-{sys.implementation.cache_tag}-cython-{Cython.__version__}")
+
+PACKAGE = Path("src", "domi_fast")
+SOURCE = PACKAGE / "_core.pyx"
+PARTS = sorted(
+    path
+    for pattern in ("*.pxd", "*.h", "_core_parts/*.pxi", "_core_parts/*.pxd", "_core_parts/*.h")
+    for path in PACKAGE.glob(pattern)
+)
+
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": DEBUG,
+    # The same in every variant: a negative index that works in a debug build and reads outside of
+    # the object in a release is worse than one that is wrong in both.
+    "wraparound": False,
+    "initializedcheck": DEBUG,
+    "nonecheck": DEBUG,
+    "cdivision": True,
+    "embedsignature": True,
+    "embedsignature.format": "python",
+    "linetrace": DEBUG,
+}
+
+compile_args = ["-fvisibility=hidden", "-Wall", "-Wno-unused-function"]
+link_args: list[str] = []
+macros: list[tuple[str, str]] = []
+if DEBUG:
+    macros += [("DOMI_DEBUG", "1"), ("CYTHON_TRACE", "1")]
+if DEBUG or SANITIZE:
+    compile_args += ["-O1", "-g", "-fno-omit-frame-pointer"]
+else:
+    compile_args += ["-O3"]
+    macros += [("CYTHON_WITHOUT_ASSERTIONS", "1")]
+if SANITIZE:
+    compile_args += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    link_args += ["-fsanitize=address,undefined"]
+
+
+class build_ext(_build_ext):
+    """Runs Cython when the extension is compiled, and not for an sdist or for metadata."""
+
+    def build_extension(self, ext: Extension) -> None:
+        from Cython.Build import cythonize
+
+        # Cython looks at the sources alone: new directives in this file would change nothing.
+        generated = BUILD / SOURCE.with_suffix(".c")
+        script = Path(__file__)
+        stale = generated.exists() and generated.stat().st_mtime < script.stat().st_mtime
+        ext.sources = cythonize(
+            [ext],
+            build_dir=str(BUILD),
+            compiler_directives=DIRECTIVES,
+            force=bool(self.force or stale),
+            quiet=True,
+        )[0].sources
+        super().build_extension(ext)
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "domi_fast._core",
+            sources=[str(SOURCE)],
+            depends=[str(path) for path in [*PARTS, Path("setup.py")]],
+            include_dirs=[str(PACKAGE), str(PACKAGE / "_core_parts")],
+            define_macros=macros,
+            undef_macros=["NDEBUG"] if DEBUG or SANITIZE else [],
+            extra_compile_args=compile_args,
+            extra_link_args=link_args,
+        )
+    ],
+    cmdclass={"build_ext": build_ext},
+    options={"build": {"build_base": str(BUILD)}},
+)
