@@ -160,7 +160,7 @@ test: $(VENV)/.ready ## Run the tests
 lint: $(VENV)/.ready ## Check style and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(VENV)/bin/cython-lint src/domi_fast
+	PATH="$(VENV)/bin:$$PATH" cython-lint src/domi_fast
 	$(PY) -m mypy
 	$(PY) -m mypy.stubtest domi_fast._core
 
@@ -171,12 +171,18 @@ format: $(VENV)/.ready ## Put the Python files in form
 test-debug: .venv-debug/.ready ## Run the tests with run-time checks, live-object counters, asyncio's debug mode
 	DOMI_DEBUG=1 .venv-debug/bin/python -X dev $(PYTEST) $(ARGS)
 
-# The debug build looks for leaks; LeakSanitizer would report the interpreter's own.
+# The debug build looks for leaks; LeakSanitizer would report the interpreter's own. ASan reports to
+# files, so that a process which a test started does not die unheard; UBSan knows only the standard
+# error, which pytest must therefore leave alone.
+SANITIZER_LOG := $(CURDIR)/build/sanitizer
 test-asan: .venv-asan/.ready ## Run the tests under AddressSanitizer and UndefinedBehaviorSanitizer (gcc)
-	DOMI_SANITIZE=1 PYTHONMALLOC=malloc \
+	@rm -f $(SANITIZER_LOG).*
+	status=0; DOMI_SANITIZE=1 PYTHONMALLOC=malloc \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-	.venv-asan/bin/python $(PYTEST) $(ARGS)
+	ASAN_OPTIONS=detect_leaks=0:log_path=$(SANITIZER_LOG) \
+	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	.venv-asan/bin/python $(PYTEST) --capture=sys $(ARGS) || status=$$?; \
+	if ls $(SANITIZER_LOG).* >/dev/null 2>&1; then cat $(SANITIZER_LOG).* >&2; exit 1; fi; exit $$status
 
 # $(call on_other,version,found)
 define on_other
@@ -214,7 +220,8 @@ soak: $(VENV)/.ready ## Run the tests for hours rather than seconds
 
 sdist: $(VENV)/.ready ## Make the source distribution, in dist
 	@rm -rf dist
-	@$(PY) -m build --sdist --no-isolation --outdir dist . >/dev/null
+	@$(PY) -m build --sdist --no-isolation --outdir dist . >build/sdist.log 2>&1 \
+		|| { cat build/sdist.log >&2; exit 1; }
 	@ls dist/*.tar.gz
 
 check-sdist: sdist ## Install the source distribution as a user would, and import it

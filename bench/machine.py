@@ -1,0 +1,96 @@
+"""What a measurement was made with: a figure without its machine says nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sysconfig
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+__all__ = ["machine"]
+
+
+def machine() -> dict[str, Any]:
+    """Describes the machine, the versions and the commit, ready for JSON."""
+    return {
+        "cpu": _cpu_model(),
+        "cpus": os.cpu_count(),
+        "cpus_usable": len(os.sched_getaffinity(0)),
+        "governor": _text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
+        "system": platform.system(),
+        "kernel": platform.release(),
+        "architecture": platform.machine(),
+        "libc": " ".join(platform.libc_ver()),
+        "python": platform.python_version(),
+        "implementation": platform.python_implementation(),
+        "domi_fast": _version("domi-fast"),
+        "uvloop": _version("uvloop"),
+        "cython": _version("Cython"),
+        "compiler": _compiler(),
+        **_commit(),
+    }
+
+
+def _cpu_model() -> str:
+    found = re.search(r"^model name\s*:\s*(.+)$", _text("/proc/cpuinfo") or "", re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _text(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _output(*command: str) -> str | None:
+    """What a command prints; ``None`` if it fails or is not there."""
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _compiler() -> str | None:
+    wanted = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    output = _output(shlex.split(wanted)[0], "--version")
+    return output.splitlines()[0] if output else None
+
+
+def _commit() -> dict[str, Any]:
+    # An unpacked sdist may lie inside somebody else's repository, whose commit is not ours.
+    top = _output("git", "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != ROOT:
+        return {"commit": None, "dirty": None}
+    status = _output("git", "status", "--porcelain")
+    return {
+        "commit": _output("git", "rev-parse", "HEAD"),
+        "dirty": None if status is None else bool(status),
+    }
+
+
+def main() -> None:
+    print(json.dumps(machine(), indent=2))
+
+
+if __name__ == "__main__":
+    main()
