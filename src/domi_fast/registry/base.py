@@ -4,12 +4,16 @@ The protocol is as small as etcd, ZooKeeper, Consul and SQLite can all keep it e
 ``/``-separated text, values are bytes. Versions and cursors are opaque: compare them for equality,
 hand them back, never order them. Every method runs on the event loop that opened the registry and
 raises :class:`~domi_fast.errors.RegistryError` when the backend cannot be reached.
+
+A cancelled call leaves nothing behind that would have to be given back: no lease, no claim, no
+place in a queue. A cancelled write may or may not have been done.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Hashable, Sequence
+import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -17,6 +21,9 @@ from ..errors import RegistryError
 
 Version: TypeAlias = Hashable
 Cursor: TypeAlias = Hashable
+
+MAX_KEY = 400
+"""The longest key, in bytes of UTF-8: Consul takes 512 and a root path wants room in front."""
 
 
 class CompareFailed(RegistryError):
@@ -44,6 +51,52 @@ class Limits:
     min_ttl: float
     expiry_bound: float
     max_value: int
+
+    def check_ttl(self, ttl: float) -> None:
+        """Raise :class:`~domi_fast.errors.RegistryError` for a lease this backend cannot keep."""
+        if not (math.isfinite(ttl) and self.min_ttl <= ttl <= MAX_TTL):
+            raise RegistryError(
+                f"a lease of {ttl} s: it must last from {self.min_ttl} to {MAX_TTL:.0f} s",
+                limit=self.min_ttl,
+            )
+
+    def check_value(self, value: bytes) -> None:
+        """Raise :class:`~domi_fast.errors.RegistryError` for a value this backend cannot hold."""
+        if not isinstance(value, bytes):
+            raise RegistryError(f"a value must be bytes, not {type(value).__name__}")
+        if len(value) > self.max_value:
+            raise RegistryError(
+                f"a value of {len(value)} bytes: at most {self.max_value} are allowed here",
+                limit=self.max_value,
+            )
+
+
+MAX_TTL = 86400.0
+"""The longest lease, in seconds: Consul's limit is one day."""
+
+
+def check_key(key: str) -> None:
+    """Raise :class:`~domi_fast.errors.RegistryError` unless every backend can hold the key.
+
+    A key is ``/``-separated text without empty, ``.`` or ``..`` parts, without control characters,
+    and at most :data:`MAX_KEY` bytes long.
+    """
+    check_prefix(key)
+    parts = key.split("/")
+    if "" in parts or "." in parts or ".." in parts:
+        raise RegistryError(f"the key {key!r}: its parts between '/' may not be empty, '.' or '..'")
+
+
+def check_prefix(prefix: str) -> None:
+    """As :func:`check_key` for the beginning of a key, which may be empty or end anywhere."""
+    if not isinstance(prefix, str):
+        raise RegistryError(f"a key must be a str, not {type(prefix).__name__}")
+    if any(c < " " or c == "\x7f" or "\ud800" <= c <= "\udfff" or c > "\U0010fffd" for c in prefix):
+        raise RegistryError(f"the key {prefix!r} has characters that are no text")
+    if len(prefix.encode()) > MAX_KEY:
+        raise RegistryError(
+            f"a key of {len(prefix.encode())} bytes: at most {MAX_KEY} are allowed", limit=MAX_KEY
+        )
 
 
 @dataclass(frozen=True)
@@ -93,6 +146,20 @@ class Reset:
 Event: TypeAlias = Put | Delete | Reset
 
 
+class Watch(Protocol):
+    """An async iterator of events. One task at a time may wait in it.
+
+    A cancelled wait loses nothing: the next one gives the event that the first would have given.
+    """
+
+    def __aiter__(self) -> Watch: ...
+
+    async def __anext__(self) -> Event: ...
+
+    async def aclose(self) -> None:
+        """End the watch; whoever waits in it gets ``StopAsyncIteration``. Idempotent."""
+
+
 class Lease(Protocol):
     """A promise that ends unless it is kept alive; the backend keeps it alive until it is revoked.
 
@@ -106,7 +173,8 @@ class Lease(Protocol):
     lost: asyncio.Event
 
     @property
-    def valid_until(self) -> float: ...
+    def valid_until(self) -> float:
+        """In seconds of ``time.monotonic()``; once the lease is over, a time that has passed."""
 
     async def revoke(self) -> None:
         """End the lease now and delete what is bound to it. A second call does nothing."""
@@ -138,7 +206,10 @@ class Registry(Protocol):
     limits: Limits
 
     async def open(self) -> None:
-        """Connect. Raises :class:`~domi_fast.errors.RegistryError`."""
+        """Connect, once: a registry that was closed is not opened again.
+
+        Raises :class:`~domi_fast.errors.RegistryError`.
+        """
 
     async def close(self) -> None:
         """Revoke this registry's leases, end its watches and disconnect. Idempotent."""
@@ -164,9 +235,12 @@ class Registry(Protocol):
         """Write the value of a key that does not exist (:class:`CompareFailed` if it does)."""
 
     async def delete(self, key: str, *, expect: Version | None = None) -> bool:
-        """Delete the key; False when there is none. ``expect`` as with :meth:`put`."""
+        """Delete the key; False when there is none, whatever ``expect`` says.
 
-    def watch(self, prefix: str, *, since: Cursor) -> AsyncIterator[Event]:
+        With ``expect``, only at that version (:class:`CompareFailed`).
+        """
+
+    def watch(self, prefix: str, *, since: Cursor) -> Watch:
         """Everything that happens under ``prefix`` after the cursor, in order, without a gap.
 
         The iterator ends only with the registry (or with ``aclose``); when the backend is away it
@@ -180,4 +254,9 @@ class Registry(Protocol):
         """
 
     async def acquire(self, name: str, lease: Lease, value: bytes = b"") -> Claim:
-        """Wait for the lock (or leadership) ``name``, first come first served, and take it."""
+        """Wait for the lock (or leadership) ``name``, first come first served, and take it.
+
+        The key of the claim is ``name`` itself, so that ``get`` and ``watch`` show who holds it,
+        and ``claim([name], ...)`` is the attempt that does not wait. The queue is not visible.
+        Raises :class:`LeaseLost` when the lease ends before the turn comes.
+        """
