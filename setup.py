@@ -61,6 +61,7 @@ DIRECTIVES = {
     "embedsignature": True,
     "embedsignature.format": "clinic",
     "linetrace": DEBUG,
+    "autotestdict": False,
 }
 
 compile_args = ["-fvisibility=hidden", "-Wall", "-Wno-unused-function"]
