@@ -73,6 +73,8 @@ endif
 
 # $(call make_venv,folder,python)
 define make_venv
+@command -v $(2) >/dev/null || { \
+	echo "domi_fast: there is no $(2); name a Python of 3.10 or later: make PYTHON=..." >&2; exit 1; }
 @$(2) -c "$$CHECK_PYTHON"
 @echo "$(1): a virtual environment of $$($(2) -c 'import platform; print("Python " + platform.python_version())')"
 @$(2) -m venv --clear $(1)
@@ -176,13 +178,14 @@ test-debug: .venv-debug/.ready ## Run the tests with run-time checks, live-objec
 # error, which pytest must therefore leave alone.
 SANITIZER_LOG := $(CURDIR)/build/sanitizer
 test-asan: .venv-asan/.ready ## Run the tests under AddressSanitizer and UndefinedBehaviorSanitizer (gcc)
-	@rm -f $(SANITIZER_LOG).*
-	status=0; DOMI_SANITIZE=1 PYTHONMALLOC=malloc \
+	@rm -f "$(SANITIZER_LOG)".*
+	@status=0; DOMI_SANITIZE=1 PYTHONMALLOC=malloc \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
-	ASAN_OPTIONS=detect_leaks=0:log_path=$(SANITIZER_LOG) \
+	ASAN_OPTIONS="detect_leaks=0:log_path='$(SANITIZER_LOG)'" \
 	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	.venv-asan/bin/python $(PYTEST) --capture=sys $(ARGS) || status=$$?; \
-	if ls $(SANITIZER_LOG).* >/dev/null 2>&1; then cat $(SANITIZER_LOG).* >&2; exit 1; fi; exit $$status
+	if ls "$(SANITIZER_LOG)".* >/dev/null 2>&1; then cat "$(SANITIZER_LOG)".* >&2; exit 1; fi; \
+	exit $$status
 
 # $(call on_other,version,found)
 define on_other
@@ -245,7 +248,7 @@ clean: ## Remove what was built, but not the virtual environments
 	rm -rf build dist bench/out src/*.egg-info src/domi_fast/_core*.so src/domi_fast/_core.c
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	rm -f $(VENV)/.ready .venv*/.ready
-	find src tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(wildcard src tests bench examples) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## Remove the virtual environments too
 	rm -rf $(VENV) .venv .venv-*
