@@ -1,0 +1,184 @@
+"""Processes are killed while they register: the registry stays whole and nobody is cheated.
+
+Run as a program, this file is a nursery: it forks one child after the other from a process that has
+everything imported, and kills each a random time after it began to register. Each child appends to
+a log what it was given and when it began to give it back; the test judges from the log. All times
+are CLOCK_MONOTONIC, which the processes share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NoReturn
+
+from domi_fast.registry import LeaseLost, NoKeyFree, Registry, open_registry
+
+KILLS = 4000 if os.environ.get("DOMI_SOAK") == "1" else 200
+NURSERIES = 4
+TTL = 0.4
+LONGEST_LIFE = 0.040
+KEYS = [f"id/{i}" for i in range(64)]
+
+
+def test_kill_9_at_any_point_of_registration(tmp_path: Path) -> None:
+    path, log = tmp_path / "registry.sqlite", tmp_path / "log"
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    nurseries = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(path), str(log), str(KILLS // NURSERIES), str(seed + n)]
+        )
+        for n in range(NURSERIES)
+    ]
+    try:
+        assert [nursery.wait(KILLS) for nursery in nurseries] == [0] * NURSERIES
+    finally:
+        for nursery in nurseries:
+            nursery.kill()
+            nursery.wait()
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    deaths = {r["pid"]: r["at"] for r in records if r["event"] == "death"}
+    holds = [r for r in records if r["event"] == "hold"]
+    returns = {r["claim"]: r["at"] for r in records if r["event"] == "return"}
+    assert len(deaths) == KILLS
+    assert len(holds) > KILLS / 4, "the children died too early for this to show anything"
+    unreturned = sum(hold["claim"] not in returns for hold in holds)
+    print(f"{len(holds)} holds, {unreturned} cut short")
+    assert unreturned
+    check_holds(holds, returns, deaths)
+
+    asyncio.run(asyncio.wait_for(check_all_are_free(path), 30))
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        for table in ("lease", "waiter"):
+            assert db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
+    db.close()
+
+
+def check_holds(
+    holds: list[dict[str, Any]], returns: dict[str, float], deaths: dict[int, float]
+) -> None:
+    """No key had two living holders at once; a dead one's lease was waited for; epochs grew."""
+    by_key = defaultdict(list)
+    for hold in holds:
+        by_key[hold["key"]].append(hold)
+    for key, history in by_key.items():
+        history.sort(key=lambda hold: hold["at"])
+        for one, two in pairwise(history):
+            assert one["epoch"] < two["epoch"], (key, one, two)
+            given_back = returns.get(one["claim"])
+            if given_back is None:
+                # Killed while it held the key: others had to wait for the end of its lease.
+                assert deaths[one["pid"]] < two["at"], (key, one, two)
+                assert one["valid_until"] <= two["at"], (key, one, two)
+            else:
+                assert given_back <= two["at"], (key, one, two)
+
+
+async def check_all_are_free(path: Path) -> None:
+    """Once the leases of the dead are over, every key can be had."""
+    registry = open_registry(f"sqlite://{path}")
+    await registry.open()
+    try:
+        watch = registry.watch("", since=(snapshot := await registry.list("")).cursor)
+        left = {entry.key for entry in snapshot.entries}
+        while left:
+            event = await asyncio.wait_for(watch.__anext__(), TTL + 1)
+            left.discard(getattr(event, "key", ""))
+        lease = await registry.grant(TTL)
+        lock = await registry.acquire("lock", lease)
+        await lock.release()
+        claims = [await registry.claim(KEYS, b"", lease) for _ in KEYS]
+        assert [claim.key for claim in claims] == KEYS
+    finally:
+        await registry.close()
+
+
+# ---------------------------------------------------------------------------- the nursery
+
+
+def nursery(path: str, log: str, kills: int, seed: int) -> None:
+    chance = random.Random(seed)
+    out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    for _ in range(kills):
+        ready, begun = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            child(path, out, begun)
+        os.close(begun)
+        # Empty if the child ended before it began, which is then found out below.
+        assert os.read(ready, 1) == b"!"
+        os.close(ready)
+        time.sleep(chance.uniform(0, LONGEST_LIFE))
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        record(out, event="death", pid=pid, at=time.monotonic())
+        assert os.WIFSIGNALED(status), f"a child failed by itself: {status}"
+
+
+def child(path: str, out: int, begun: int) -> NoReturn:
+    try:
+        asyncio.run(register_for_ever(path, out, begun))
+    finally:
+        os._exit(1)
+
+
+async def register_for_ever(path: str, out: int, begun: int) -> None:
+    os.write(begun, b"!")
+    while True:
+        registry = open_registry(f"sqlite://{path}")
+        await registry.open()
+        lease = await registry.grant(TTL)
+        # The keys of the dead come free with time, and so does a lock.
+        with suppress(NoKeyFree, LeaseLost, asyncio.TimeoutError):
+            for _ in range(3):
+                await register_once(registry, lease, out)
+            lock = await asyncio.wait_for(registry.acquire("lock", lease), 0.005)
+            await register_once(registry, lease, out)
+            await lock.release()
+        await registry.close()
+
+
+async def register_once(registry: Registry, lease: Any, out: int) -> None:
+    pid = os.getpid()
+    claim = await registry.claim(KEYS, str(pid).encode(), lease)
+    name = f"{pid} {claim.epoch}"
+    record(
+        out,
+        event="hold",
+        pid=pid,
+        at=time.monotonic(),
+        key=claim.key,
+        epoch=claim.epoch,
+        claim=name,
+        valid_until=lease.valid_until,
+    )
+    await registry.list("id/")
+    await claim.update(b"ready")
+    entry = await registry.get(claim.key)
+    if time.monotonic() < lease.valid_until:
+        assert entry is not None
+        assert entry.epoch == claim.epoch
+    record(out, event="return", pid=pid, at=time.monotonic(), claim=name)
+    await claim.release()
+
+
+def record(out: int, **facts: object) -> None:
+    # One write with O_APPEND: lines of several processes do not mix.
+    os.write(out, json.dumps(facts).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    nursery(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

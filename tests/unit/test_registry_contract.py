@@ -1,0 +1,753 @@
+"""What every registry must do: one suite, run on each backend.
+
+A backend joins by a :class:`Backend` of its own in ``BACKENDS``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from domi_fast.registry import (
+    CompareFailed,
+    Delete,
+    Event,
+    LeaseLost,
+    NoKeyFree,
+    Put,
+    Registry,
+    RegistryError,
+    Reset,
+    Watch,
+    open_registry,
+)
+from domi_fast.registry.local import LocalRegistry
+from domi_fast.registry.memory import MemoryRegistry
+from domi_fast.registry.sqlite import SqliteRegistry
+
+T = TypeVar("T")
+
+TTL = 0.5
+LIMIT = 20.0
+
+
+class Backend(ABC):
+    """How the suite gets at a backend. Each test has a fresh one."""
+
+    @abstractmethod
+    def make(self) -> Registry:
+        """A registry of the cluster under test, not yet open."""
+
+    @abstractmethod
+    def hang(self, registry: Registry) -> None:
+        """From now on none of its leases is renewed."""
+
+    @abstractmethod
+    async def vanish(self, registry: Registry) -> None:
+        """Be gone like a killed process."""
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Registry]:
+        registry = self.make()
+        await registry.open()
+        try:
+            yield registry
+        finally:
+            await registry.close()
+
+
+class Memory(Backend):
+    def __init__(self, tmp_path: Path) -> None:
+        self.url = f"memory://{tmp_path.name}"
+
+    def make(self) -> Registry:
+        return open_registry(self.url)
+
+    def hang(self, registry: Registry) -> None:
+        assert isinstance(registry, LocalRegistry)
+        registry._keep_alive = False
+
+    async def vanish(self, registry: Registry) -> None:
+        assert isinstance(registry, MemoryRegistry)
+        registry._halt()
+
+
+class Sqlite(Memory):
+    def __init__(self, tmp_path: Path) -> None:
+        self.url = f"sqlite://{tmp_path}/registry.sqlite"
+
+    async def vanish(self, registry: Registry) -> None:
+        assert isinstance(registry, SqliteRegistry)
+        await registry._halt()
+
+
+BACKENDS: dict[str, Callable[[Path], Backend]] = {"memory": Memory, "sqlite": Sqlite}
+
+
+@pytest.fixture(params=list(BACKENDS))
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
+    return BACKENDS[request.param](tmp_path)
+
+
+def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    return asyncio.run(asyncio.wait_for(main(), LIMIT))
+
+
+async def soon(wait: Awaitable[T], limit: float = 5.0) -> T:
+    return await asyncio.wait_for(wait, limit)
+
+
+async def take(watch: Watch, count: int) -> list[Event]:
+    return [await soon(watch.__anext__()) for _ in range(count)]
+
+
+async def stays(wait: Coroutine[Any, Any, object], seconds: float) -> bool:
+    """Whether the wait is still on after so many seconds; it is then cancelled."""
+    try:
+        await asyncio.wait_for(wait, seconds)
+    except asyncio.TimeoutError:
+        return True
+    return False
+
+
+async def pending(task: asyncio.Future[Any]) -> None:
+    await asyncio.wait([task])
+
+
+# ---------------------------------------------------------------------------- keys and values
+
+
+def test_values_are_written_read_and_deleted(backend: Backend) -> None:
+    async def main() -> None:
+        async with backend.open() as one, backend.open() as two:
+            assert await one.get("a/b") is None
+            written = await one.put("a/b", b"1")
+            assert (written.key, written.value) == ("a/b", b"1")
+            assert await two.get("a/b") == written
+            again = await two.put("a/b", b"")
+            assert again.version != written.version
+            assert again.epoch == written.epoch
+            assert await one.get("a/b") == again
+            assert await one.delete("a/b") is True
+            assert await two.delete("a/b") is False
+            assert await two.get("a/b") is None
+
+    run(main)
+
+
+def test_a_write_can_be_bound_to_a_version(backend: Backend) -> None:
+    async def main() -> None:
+        async with backend.open() as one, backend.open() as two:
+            first = await one.create("k", b"1")
+            with pytest.raises(CompareFailed):
+                await two.create("k", b"2")
+            second = await two.put("k", b"2", expect=first.version)
+            with pytest.raises(CompareFailed):
+                await one.put("k", b"3", expect=first.version)
+            with pytest.raises(CompareFailed):
+                await one.delete("k", expect=first.version)
+            assert await one.get("k") == second
+            assert await one.delete("k", expect=second.version) is True
+            assert await one.delete("k", expect=second.version) is False
+            with pytest.raises(CompareFailed):
+                await one.put("k", b"4", expect=second.version)
+            # A key that was made anew is not at the version that it once had.
+            third = await one.create("k", b"2")
+            assert third.version not in (first.version, second.version)
+
+    run(main)
+
+
+def test_the_epoch_grows_across_deletion(backend: Backend) -> None:
+    async def main() -> None:
+        async with backend.open() as registry:
+            epochs = []
+            for _ in range(5):
+                epochs.append((await registry.create("k", b"")).epoch)
+                await registry.put("other", b"")
+                await registry.delete("k")
+            assert epochs == sorted(set(epochs))
+
+    run(main)
+
+
+def test_a_list_has_exactly_the_keys_with_the_prefix_in_order(backend: Backend) -> None:
+    async def main() -> None:
+        keys = ["node/10", "node/2", "node/é", "node", "nodes/1", "nod", "node/2/x", "zz"]
+        async with backend.open() as registry:
+            assert (await registry.list("")).entries == ()
+            for key in keys:
+                await registry.put(key, key.encode())
+            for prefix in ("", "node/", "node", "node/2", "zz", "zzz"):
+                found = (await registry.list(prefix)).entries
+                assert [e.key for e in found] == sorted(k for k in keys if k.startswith(prefix))
+                assert all(e.value == e.key.encode() for e in found)
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    "key", ["", "/a", "a/", "a//b", "a/./b", "..", "a\0b", "a\nb", "\ud800", "x" * 401]
+)
+def test_a_key_that_not_every_backend_can_hold_is_refused(backend: Backend, key: str) -> None:
+    async def main() -> None:
+        async with backend.open() as registry:
+            lease = await registry.grant(TTL)
+            for call in (
+                lambda: registry.get(key),
+                lambda: registry.put(key, b""),
+                lambda: registry.create(key, b""),
+                lambda: registry.delete(key),
+                lambda: registry.claim([key], b"", lease),
+                lambda: registry.acquire(key, lease),
+            ):
+                with pytest.raises(RegistryError):
+                    await call()
+
+    run(main)
+
+
+def test_values_and_leases_beyond_the_limits_are_refused(backend: Backend) -> None:
+    async def main() -> None:
+        async with backend.open() as registry:
+            largest = registry.limits.max_value
+            assert len((await registry.put("k", bytes(largest))).value) == largest
+            for bad in (bytes(largest + 1), "text", None):
+                with pytest.raises(RegistryError):
+                    await registry.put("k", bad)  # type: ignore[arg-type]
+            for ttl in (registry.limits.min_ttl * 0.9, 0.0, -1.0, float("nan"), float("inf")):
+                with pytest.raises(RegistryError):
+                    await registry.grant(ttl)
+
+    run(main)
+
+
+# ---------------------------------------------------------------------------- watches
+
+
+def test_a_watch_goes_on_from_a_snapshot_without_a_gap(backend: Backend) -> None:
+    async def main() -> None:
+        async with backend.open() as one, backend.open() as two:
+            await one.put("w/0", b"before")
+            snapshot = await one.list("w/")
+            put = await two.put("w/1", b"1")
+            await two.put("elsewhere", b"")
+            await two.delete("w/0")
+            watch = one.watch("w/", since=snapshot.cursor)
+            first, second = await take(watch, 2)
+            assert isinstance(first, Put)
+            assert first.entry == put
+            assert isinstance(second, Delete)
+            assert second.key == "w/0"
+            # From the cursor of an event another watch goes on as well.
+            other = two.watch("w/", since=first.cursor)
+            assert await take(other, 1) == [second]
+
+            waiting = asyncio.ensure_future(watch.__anext__())
+            put = await two.put("w/2", b"later")
+            event = await soon(waiting)
+            assert isinstance(event, Put)
+            assert event.entry == put
+
+    run(main)
+
+
+def test_many_changes_by_many_arrive_complete_and_in_order(backend: Backend) -> None:
+    async def main() -> None:
+        async with backend.open() as one, backend.open() as two, backend.open() as three:
+            cursor = (await one.list("w/")).cursor
+            watch = one.watch("w/", since=cursor)
+
+            async def write(registry: Registry, name: str) -> None:
+                for i in range(300):
+                    await registry.put(f"w/{name}", str(i).encode())
+
+            writers = asyncio.gather(write(two, "two"), write(three, "three"))
+            events = await take(watch, 600)
+            await writers
+            for name in ("two", "three"):
+                values = [
+                    int(e.entry.value)
+                    for e in events
+                    if isinstance(e, Put) and e.entry.key == f"w/{name}"
+                ]
+                assert values == list(range(300))
+            assert await take(three.watch("w/", since=cursor), 600) == events
+
+    run(main)
+
+
+def test_a_cursor_that_means_nothing_gives_a_reset(backend: Backend) -> None:
+    async def main() -> None:
+        async with backend.open() as registry:
+            await registry.put("w/1", b"1")
+            for cursor in (None, "from elsewhere", ("x", 1), -1):
+                watch = registry.watch("w/", since=cursor)
+                (event,) = await take(watch, 1)
+                assert isinstance(event, Reset)
+                assert [e.key for e in event.snapshot.entries] == ["w/1"]
+                put = await registry.put("w/1", b"2")
+                (event,) = await take(watch, 1)
+                assert isinstance(event, Put)
+                assert event.entry == put
+                await watch.aclose()
+
+    run(main)
+
+
+def test_a_cancelled_wait_in_a_watch_loses_nothing(backend: Backend) -> None:
+    async def main() -> None:
+        async with backend.open() as one, backend.open() as two:
+            watch = one.watch("w/", since=(await one.list("w/")).cursor)
+            seen = []
+            for i in range(40):
+                waiting = asyncio.ensure_future(watch.__anext__())
+                for _ in range(i % 5):
+                    await asyncio.sleep(0)
+                await two.put("w/k", str(i).encode())
+                for _ in range(i % 7):
+                    await asyncio.sleep(0)
+                waiting.cancel()
+                with suppress(asyncio.CancelledError):
+                    seen.append(await waiting)
+            seen += await take(watch, 40 - len(seen))
+            assert [int(e.entry.value) for e in seen if isinstance(e, Put)] == list(range(40))
+
+    run(main)
+
+
+def test_a_watch_ends_by_aclose_and_with_its_registry(backend: Backend) -> None:
+    async def main() -> None:
+        async with backend.open() as registry:
+            cursor = (await registry.list("")).cursor
+
+            async def read(watch: Watch) -> list[Event]:
+                return [event async for event in watch]
+
+            for end in ("aclose", "close"):
+                watch = registry.watch("", since=cursor)
+                reading = asyncio.ensure_future(read(watch))
+                assert await stays(pending(reading), 0.05)
+                await (watch.aclose() if end == "aclose" else registry.close())
+                assert await soon(reading) == []
+                with pytest.raises(StopAsyncIteration):
+                    await watch.__anext__()
+
+    run(main)
+
+
+# ---------------------------------------------------------------------------- leases
+
+
+def test_what_is_bound_to_a_lease_goes_when_it_is_revoked(backend: Backend) -> None:
+    async def main() -> None:
+        async with backend.open() as one, backend.open() as two:
+            lease = await one.grant(TTL)
+            await one.put("k/1", b"", lease=lease)
+            await one.create("k/2", b"", lease=lease)
+            await one.put("k/3", b"", lease=lease)
+            await one.put("k/3", b"unbound now")
+            cursor = (await two.list("k/")).cursor
+            await lease.revoke()
+            await lease.revoke()
+            assert [e.key for e in (await two.list("k/")).entries] == ["k/3"]
+            events = await take(two.watch("k/", since=cursor), 2)
+            assert [e.key for e in events if isinstance(e, Delete)] == ["k/1", "k/2"]
+            assert not lease.lost.is_set()
+            assert lease.valid_until <= time.monotonic()
+            for call in (
+                lambda: one.put("k/1", b"", lease=lease),
+                lambda: one.create("k/1", b"", lease=lease),
+                lambda: one.claim(["k/1"], b"", lease),
+                lambda: one.acquire("k/1", lease),
+            ):
+                with pytest.raises(LeaseLost):
+                    await call()
+            assert await one.get("k/1") is None
+
+    run(main)
+
+
+def test_a_lease_is_kept_alive(backend: Backend) -> None:
+    async def main() -> None:
+        async with backend.open() as one, backend.open() as two:
+            before = time.monotonic()
+            lease = await one.grant(TTL)
+            assert lease.ttl == TTL
+            assert before + TTL <= lease.valid_until <= time.monotonic() + TTL
+            await one.put("k", b"", lease=lease)
+            first = lease.valid_until
+            assert await stays(lease.lost.wait(), 3 * TTL)
+            assert first < time.monotonic() < lease.valid_until <= time.monotonic() + TTL
+            assert await two.get("k") is not None
+
+    run(main)
+
+
+def test_a_holder_that_hangs_loses_its_lease_and_cannot_write(backend: Backend) -> None:
+    async def main() -> None:
+        async with backend.open() as one, backend.open() as two:
+            lease = await one.grant(TTL)
+            claim = await one.claim(["id/1"], b"old", lease)
+            cursor = (await two.list("id/")).cursor
+            backend.hang(one)
+            await soon(lease.lost.wait())
+            assert lease.valid_until <= time.monotonic() <= lease.valid_until + 0.25
+            (event,) = await take(two.watch("id/", since=cursor), 1)
+            assert isinstance(event, Delete)
+            assert event.key == "id/1"
+            heir = await two.claim(["id/1"], b"new", await two.grant(TTL))
+            assert heir.epoch > claim.epoch
+            with pytest.raises(LeaseLost):
+                await claim.update(b"from the grave")
+            await claim.release()
+            await lease.revoke()
+            entry = await one.get("id/1")
+            assert entry is not None
+            assert (entry.value, entry.epoch) == (b"new", heir.epoch)
+
+    run(main)
+
+
+def test_the_keys_of_a_killed_holder_go_within_the_bound(backend: Backend) -> None:
+    async def main() -> None:
+        one = backend.make()
+        await one.open()
+        async with backend.open() as two:
+            lease = await one.grant(TTL)
+            await one.put("k", b"", lease=lease)
+            watch = two.watch("k", since=(await two.list("k")).cursor)
+            await backend.vanish(one)
+            (event,) = await take(watch, 1)
+            now = time.monotonic()
+            assert isinstance(event, Delete)
+            assert lease.valid_until <= now <= lease.valid_until + two.limits.expiry_bound + 0.15
+
+    run(main)
+
+
+def test_the_lease_of_another_registry_is_refused(backend: Backend) -> None:
+    async def main() -> None:
+        async with backend.open() as one, backend.open() as two:
+            lease = await one.grant(TTL)
+            with pytest.raises(RegistryError, match="another registry"):
+                await two.put("k", b"", lease=lease)
+
+    run(main)
+
+
+# ---------------------------------------------------------------------------- claims
+
+
+def test_a_claim_takes_the_first_free_key(backend: Backend) -> None:
+    async def main() -> None:
+        keys = [f"id/{i}" for i in range(3)]
+        async with backend.open() as one, backend.open() as two:
+            lease, other = await one.grant(TTL), await two.grant(TTL)
+            first = await one.claim(keys, b"a", lease)
+            second = await two.claim(keys, b"b", other)
+            third = await one.claim(keys, b"c", lease)
+            assert [c.key for c in (first, second, third)] == keys
+            assert first.lease is lease
+            for registry, bound in ((one, lease), (two, other)):
+                with pytest.raises(NoKeyFree):
+                    await registry.claim(keys, b"", bound)
+            await second.update(b"b2")
+            entry = await one.get("id/1")
+            assert entry is not None
+            assert (entry.value, entry.epoch) == (b"b2", second.epoch)
+            await second.release()
+            await second.release()
+            with pytest.raises(LeaseLost):
+                await second.update(b"b3")
+            fourth = await one.claim(keys, b"d", lease)
+            assert fourth.key == "id/1"
+            assert fourth.epoch > second.epoch
+            # The lease outlives the release of what was bound to it.
+            assert (await two.claim(["id/9"], b"", other)).key == "id/9"
+
+    run(main)
+
+
+def test_a_claim_ends_when_somebody_else_takes_or_deletes_the_key(backend: Backend) -> None:
+    async def main() -> None:
+        async with backend.open() as one, backend.open() as two:
+            lease = await one.grant(TTL)
+            deleted = await one.claim(["id/1"], b"", lease)
+            taken = await one.claim(["id/2"], b"", lease)
+            await two.delete("id/1")
+            heir = await two.put("id/2", b"mine")
+            for claim in (deleted, taken):
+                with pytest.raises(LeaseLost):
+                    await claim.update(b"")
+                await claim.release()
+            assert await two.get("id/2") == heir
+
+    run(main)
+
+
+def test_no_key_is_claimed_twice_by_many_at_once(backend: Backend) -> None:
+    async def main() -> None:
+        keys = [f"id/{i}" for i in range(40)]
+        async with backend.open() as one, backend.open() as two:
+
+            async def claim_all(registry: Registry) -> list[str]:
+                lease = await registry.grant(2.0)
+                claims = (registry.claim(keys, b"", lease) for _ in range(20))
+                return [claim.key for claim in await asyncio.gather(*claims)]
+
+            got = await asyncio.gather(claim_all(one), claim_all(two))
+            assert sorted(got[0] + got[1]) == sorted(keys)
+
+    run(main)
+
+
+# ---------------------------------------------------------------------------- locks
+
+
+def test_a_lock_goes_to_who_came_first(backend: Backend) -> None:
+    async def main() -> None:
+        async with backend.open() as one, backend.open() as two:
+            order: list[int] = []
+            epochs: list[int] = []
+            lease = await one.grant(2.0)
+            held = await one.acquire("lock", lease, b"holder")
+            assert held.key == "lock"
+            entry = await two.get("lock")
+            assert entry is not None
+            assert (entry.value, entry.epoch) == (b"holder", held.epoch)
+            with pytest.raises(NoKeyFree):
+                await two.claim(["lock"], b"", await two.grant(TTL))
+
+            async def wait(number: int, registry: Registry) -> None:
+                claim = await registry.acquire("lock", await registry.grant(2.0))
+                order.append(number)
+                epochs.append(claim.epoch)
+                await claim.release()
+
+            waiters = []
+            for number in range(8):
+                registry = one if number % 2 else two
+                waiters.append(asyncio.ensure_future(wait(number, registry)))
+                assert await stays(pending(waiters[-1]), 0.03)
+            await held.release()
+            await soon(asyncio.gather(*waiters))
+            assert order == list(range(8))
+            assert [held.epoch, *epochs] == sorted({held.epoch, *epochs})
+
+    run(main)
+
+
+def test_a_dead_waiter_is_passed_over_and_a_dead_holder_succeeded(backend: Backend) -> None:
+    async def main() -> None:
+        holder, corpse = backend.make(), backend.make()
+        await holder.open()
+        await corpse.open()
+        async with backend.open() as heir:
+            lease = await holder.grant(TTL)
+            held = await holder.acquire("lock", lease)
+            bound = await corpse.grant(TTL / 2)
+            second = asyncio.ensure_future(corpse.acquire("lock", bound))
+            assert await stays(pending(second), 0.05)
+            third = asyncio.ensure_future(heir.acquire("lock", await heir.grant(TTL)))
+            assert await stays(pending(third), 0.05)
+            await backend.vanish(corpse)
+            with pytest.raises(RegistryError):
+                await second
+            await backend.vanish(holder)
+            claim = await soon(third)
+            assert time.monotonic() >= lease.valid_until
+            assert claim.epoch > held.epoch
+
+    run(main)
+
+
+def test_waiting_for_a_lock_ends_with_the_lease(backend: Backend) -> None:
+    async def main() -> None:
+        async with backend.open() as one, backend.open() as two:
+            held = await one.acquire("lock", await one.grant(TTL))
+            for end in ("revoke", "hang"):
+                lease = await two.grant(TTL)
+                waiting = asyncio.ensure_future(two.acquire("lock", lease))
+                assert await stays(pending(waiting), 0.05)
+                if end == "revoke":
+                    await lease.revoke()
+                else:
+                    backend.hang(two)
+                with pytest.raises(LeaseLost):
+                    await soon(waiting)
+            await held.release()
+            assert await one.get("lock") is None
+
+    run(main)
+
+
+# ---------------------------------------------------------------------------- cancellation
+
+
+async def cancel_after(steps: int, call: Awaitable[T]) -> T | None:
+    """Cancel the call after so many turns of the loop; its result if it was quicker."""
+    task = asyncio.ensure_future(call)
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    try:
+        return await task
+    except asyncio.CancelledError:
+        return None
+
+
+def test_a_cancelled_claim_leaves_no_key_held(backend: Backend) -> None:
+    async def main() -> None:
+        keys = [f"id/{i}" for i in range(60)]
+        async with backend.open() as one, backend.open() as two:
+            lease = await one.grant(2.0)
+            for steps in range(60):
+                claim = await cancel_after(steps, one.claim(keys, b"", lease))
+                if claim is not None:
+                    await claim.release()
+            # Done after all that this registry was asked for before.
+            await one.put("done", b"")
+            assert (await two.list("id/")).entries == ()
+
+    run(main)
+
+
+def test_a_cancelled_acquire_leaves_neither_lock_nor_place(backend: Backend) -> None:
+    async def main() -> None:
+        async with backend.open() as one, backend.open() as two:
+            lease = await one.grant(2.0)
+            for steps in range(60):
+                claim = await cancel_after(steps, one.acquire("lock", lease))
+                if claim is not None:
+                    await claim.release()
+            held = await two.acquire("lock", await two.grant(2.0))
+            for steps in range(60):
+                assert await cancel_after(steps, one.acquire("lock", lease)) is None
+            await one.put("done", b"")
+            await held.release()
+            assert await two.get("lock") is None
+            # Cancelled at the very moment when the lock is handed over.
+            for steps in range(40):
+                held = await two.acquire("lock", held.lease)
+                waiting = asyncio.ensure_future(one.acquire("lock", lease))
+                assert await stays(pending(waiting), 0.005)
+                await held.release()
+                claim = await cancel_after(steps, waiting)
+                if claim is not None:
+                    await claim.release()
+                await one.put("done", b"")
+                assert await two.get("lock") is None
+
+    run(main)
+
+
+def test_a_cancelled_revoke_or_release_is_done_all_the_same(backend: Backend) -> None:
+    async def main() -> None:
+        async with backend.open() as one, backend.open() as two:
+            for steps in range(20):
+                lease = await one.grant(2.0)
+                claim = await one.claim(["id/1"], b"", lease)
+                await cancel_after(steps + 1, claim.release())
+                await one.put("done", b"")
+                assert await two.get("id/1") is None
+                await one.put("k", b"", lease=lease)
+                await cancel_after(steps + 1, lease.revoke())
+                await one.put("done", b"")
+                assert await two.get("k") is None
+
+    run(main)
+
+
+# ---------------------------------------------------------------------------- life cycle
+
+
+def test_closing_revokes_and_ends_what_waits(backend: Backend) -> None:
+    async def main() -> None:
+        async with backend.open() as other:
+            registry = backend.make()
+            await registry.open()
+            lease = await registry.grant(2.0)
+            claim = await registry.claim(["id/1"], b"", lease)
+            held = await other.acquire("lock", await other.grant(2.0))
+            waiting = asyncio.ensure_future(registry.acquire("lock", lease))
+            assert await stays(pending(waiting), 0.05)
+            await asyncio.gather(registry.close(), registry.close())
+            await registry.close()
+            assert not lease.lost.is_set()
+            assert lease.valid_until <= time.monotonic()
+            assert await other.get("id/1") is None
+            with pytest.raises(RegistryError):
+                await soon(waiting)
+            await held.release()
+            assert await other.get("lock") is None
+            # What tidies up afterwards finds nothing to do.
+            await claim.release()
+            await lease.revoke()
+            with pytest.raises(RegistryError, match="closed"):
+                await registry.get("k")
+            with pytest.raises(RegistryError):
+                await registry.open()
+
+    run(main)
+
+
+def test_a_registry_is_used_only_when_open_and_on_its_loop(backend: Backend) -> None:
+    async def main() -> None:
+        registry = backend.make()
+        with pytest.raises(RegistryError, match="not open"):
+            await registry.get("k")
+        with pytest.raises(RegistryError, match="not open"):
+            registry.watch("", since=None)
+        await registry.open()
+        with pytest.raises(RegistryError):
+            await registry.open()
+
+        def elsewhere() -> None:
+            with pytest.raises(RegistryError, match="loop"):
+                asyncio.run(_get(registry))
+
+        await asyncio.get_running_loop().run_in_executor(None, elsewhere)
+        await registry.close()
+        never_opened = backend.make()
+        await never_opened.close()
+        await never_opened.close()
+
+    run(main)
+
+
+async def _get(registry: Registry) -> object:
+    return await registry.get("k")
+
+
+def test_threads_with_loops_of_their_own_share_the_registry(backend: Backend) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with backend.open() as registry:
+            watch = registry.watch("w/", since=(await registry.list("w/")).cursor)
+
+            async def there() -> None:
+                async with backend.open() as other:
+                    for i in range(20):
+                        await other.put(f"w/{i}", b"")
+                    lease = await other.grant(2.0)
+                    claim = await other.acquire("lock", lease)
+                    await claim.release()
+
+            held = await registry.acquire("lock", await registry.grant(2.0))
+            thread = loop.run_in_executor(None, run, there)
+            events = await take(watch, 20)
+            assert [e.entry.key for e in events if isinstance(e, Put)] == [
+                f"w/{i}" for i in range(20)
+            ]
+            await held.release()
+            await soon(thread)
+
+    run(main)
