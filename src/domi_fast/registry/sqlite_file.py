@@ -16,6 +16,8 @@ from .store import Busy, Store
 
 # SQLite's own patience within one try, in seconds. It blocks the thread, so it is short.
 _TRY: Final = 0.004
+# SQLite's smallest page, in bytes: no database is shorter.
+_SMALLEST: Final = 512
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 
 # Connections of this process, so that a fork can be kept from touching them.
@@ -47,6 +49,7 @@ class StoreFile:
         try:
             # Before it is opened: should it be replaced in between, the next look finds that.
             self._identity = _identity(path)
+            _refuse_stub(path)
             db = sqlite3.connect(
                 f"file:{quote(path)}?mode=rw", uri=True, timeout=_TRY, isolation_level=None
             )
@@ -79,6 +82,12 @@ class StoreFile:
 def _identity(path: str) -> tuple[int, int]:
     found = os.stat(path)
     return found.st_dev, found.st_ino
+
+
+def _refuse_stub(path: str) -> None:
+    # SQLite takes a file too short to be a database for an empty one and writes over it.
+    if 0 < os.stat(path).st_size < _SMALLEST:
+        raise RegistryError(f"{path} is no registry (too short); choose another path")
 
 
 def _read_boot_id() -> str:

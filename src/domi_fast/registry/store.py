@@ -222,13 +222,11 @@ class Store:
 
     def get(self, key: str) -> Entry | None:
         with self._swept():
-            self._load()
             row = self._find(key)
             return self._entry(row) if row else None
 
     def list(self, prefix: str) -> Snapshot:
         with self._swept():
-            self._load()
             return self._snapshot(prefix)
 
     def put(self, key: str, value: bytes, expect: Version | None, lease: int | None) -> Entry:
@@ -363,6 +361,7 @@ class Store:
         with self._read():
             late = self._one("SELECT 1 FROM lease WHERE expires <= ?", (self._clock(),))
             if not late:
+                self._load()
                 yield
         if late:
             with self._write():
