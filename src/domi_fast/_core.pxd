@@ -1,0 +1,399 @@
+# cython: language_level=3
+"""The map of the compiled core: every struct and field, who owns each pointer, who may touch it.
+
+One thread rule covers everything below: all of it belongs to the thread that runs the event loop
+(the *loop thread*), and is touched with the GIL held. The exceptions are said where they stand:
+`Context`'s answering methods, which post to the loop thread from any other.
+
+Layers, lower ones first; each knows only those above it in this list:
+
+    frame.pxi        bytes <-> frames, pure
+    write_queue.pxi  frames waiting to be sent, pure
+    wheel.pxi        timers, pure
+    engine.pxi       one a loop: receive buffer, wheel, sessions to flush, time slices
+    driver.pxi       the descriptor: recv, sendmsg, reader and writer registration
+    session.pxi      one connection: handshake state, heartbeats, flushing
+    dispatch.pxi     Context and Request: one message each way
+    router.pxi       one a node: channels, peers, correlation, the verbs
+    relay.pxi        guests: what a node does for clients that have no machine id
+"""
+
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef extern from "sys/uio.h" nogil:
+    cdef struct iovec:
+        void* iov_base
+        size_t iov_len
+
+
+# ---------------------------------------------------------------------------------------- frames
+
+cdef struct RawFrame:
+    # One whole frame, seen in place. Valid until the reader is asked again.
+    uint16_t channel
+    uint16_t extend_size
+    uint32_t size               # bytes of data
+    const uint8_t* data         # borrowed: the receive buffer, the reader's tail, or `owner`
+    const uint8_t* extend       # borrowed, likewise
+    PyObject* owner             # strong, or NULL: the bytes object that `data` is the memory of.
+                                # Whoever takes the frame takes this reference.
+
+
+cdef class FrameReader:
+    cdef:
+        uint8_t* tail           # owned (malloc): bytes received and not yet parsed, or NULL
+        size_t tail_size        # bytes in `tail`
+        size_t tail_capacity
+        const uint8_t* window   # borrowed: what is being parsed; inside `tail` or the caller's
+        size_t position         # next byte of `window` to parse
+        size_t end              # bytes in `window`
+        bint window_is_tail
+        PyObject* big           # strong, or NULL: the data of a large frame, received in place
+        size_t big_size         # bytes of data that the large frame will have
+        size_t big_have         # bytes of it that have arrived
+        uint16_t big_extend     # bytes of extend that follow its data
+        uint16_t big_channel
+        readonly uint32_t limit # largest frame, in bytes, header included
+        bint wants_magic        # the next four bytes are the dialler's magic
+        const char* fault       # borrowed literal: why the bytes are refused, or NULL
+
+    cdef int open_window(self, const uint8_t* data, size_t size) except -1
+    cdef int open_tail(self) except -1
+    cdef int close_window(self) except -1
+    cdef int next(self, RawFrame* frame) except -1
+    cdef int begin_big(self, uint32_t length, uint16_t extend_size, uint16_t channel,
+                       size_t available) except -1
+    cdef int grow_big(self, size_t arriving) except -1
+    cdef int room(self, uint8_t* shared, size_t capacity, uint8_t** where,
+                  size_t* size) except -1
+    cdef int received(self, uint8_t* shared, size_t size) except -1
+    cdef void drop(self) noexcept
+
+
+# ----------------------------------------------------------------------------------- write queue
+
+cdef struct Segment:
+    # Whole frames only, starting at a frame boundary: so what was not sent can be named.
+    Segment* next               # owned by the queue that holds the head
+    PyObject* owner             # strong, or NULL: the bytes object whose memory is sent in place
+    uint8_t* memory             # this segment's own bytes: follows the struct. With an owner: the
+                                # header of the one frame, then its extend
+    size_t capacity             # of `memory`
+    size_t size                 # bytes of frames; with an owner header + data + extend
+    size_t sent                 # bytes of `size` that the socket has taken
+
+
+cdef class WriteQueue:
+    cdef:
+        Segment* head           # owned chain, oldest first
+        Segment* last           # borrowed: the end of that chain
+        readonly size_t queued  # bytes that are still to be sent
+
+    cdef int append(self, uint16_t channel, const uint8_t* data, size_t size,
+                    const uint8_t* extend, uint16_t extend_size, PyObject* owner) except -1
+    cdef Segment* link(self, size_t capacity, bint exact) except NULL
+    cdef int gather(self, iovec* vectors, int most) noexcept
+    cdef void consume(self, size_t size) noexcept
+    cdef void clear(self) noexcept
+    cdef list unsent(self)
+
+
+# ----------------------------------------------------------------------------------------- timers
+
+cdef struct TimerNode:
+    # Embedded in its owner; linked into one slot of the wheel while `next` is not NULL.
+    TimerNode* next             # borrowed
+    TimerNode* prev             # borrowed
+    uint64_t expiry             # in ticks of the wheel
+    uint16_t slot               # level * 64 + index
+    uint16_t kind               # whose `owner` is: TIMER_*
+    PyObject* owner             # borrowed: the object that embeds this node. It takes the node out
+                                # of the wheel before it dies; a pending Timer holds itself.
+
+
+cdef class TimeWheel:
+    cdef:
+        TimerNode* slots        # owned (malloc): list heads, level by level
+        uint64_t occupied[8]    # a bit a slot, a word a level
+        TimerNode due           # list head: what the running advance() has still to fire
+        uint64_t tick           # every slot up to and with this tick has been fired
+        uint64_t resolution     # nanoseconds a tick
+        uint64_t origin         # nanoseconds: tick 0 on the monotonic clock
+        uint64_t last           # nanoseconds: the time of the last advance
+        readonly size_t pending
+        bint advancing
+
+    cdef uint64_t ticks_at(self, uint64_t when_ns) noexcept
+    cdef void add(self, TimerNode* node, uint64_t expiry) noexcept
+    cdef void place(self, TimerNode* node) noexcept
+    cdef void remove(self, TimerNode* node) noexcept
+    cdef void cascade(self, int level) noexcept
+    cdef uint64_t next_tick(self) noexcept
+    cdef uint64_t next_ns(self) noexcept
+    cdef int advance_to(self, uint64_t now_ns) except -1
+    cdef int fire_due(self, int fired) except -1
+
+
+cdef class Timer:
+    # No vtable and not tracked by the collector: a million of these may be pending.
+    cdef:
+        TimerNode node
+        PyObject* callback      # strong; NULL once fired or cancelled
+        PyObject* wheel         # borrowed while pending, otherwise NULL: a wheel that goes
+                                # cancels its timers
+
+    cdef void forget(self) noexcept
+
+
+# ----------------------------------------------------------------------------------------- engine
+
+cdef class Engine:
+    cdef:
+        readonly object loop
+        object call_soon        # the loop's bound method
+        object call_soon_threadsafe
+        readonly TimeWheel wheel
+        uint8_t* buffer         # owned (malloc): the one receive buffer of all sessions here
+        list dirty              # sessions that have something to flush; swapped, never iterated
+                                # while it grows
+        list spare              # the other list of that pair
+        object timer            # the loop's timer handle for the wheel, or None
+        uint64_t timer_ns       # when that handle fires; 2**64-1 when there is none
+        uint64_t now            # nanoseconds, monotonic, refreshed at each wake-up
+        uint64_t slice_ns       # how long one session may be served before the others' turn
+        int depth               # > 0 while frames are dispatched: no nested dispatch
+        bint burst              # a flush is scheduled for this turn of the loop
+        unsigned long thread    # the loop thread
+        readonly bint closed
+        int users               # routers that share this engine
+
+    cdef void refresh(self) noexcept
+    cdef int enter(self) except -1
+    cdef int leave(self) except -1
+    cdef int flush_dirty(self) except -1
+    cdef int mark_dirty(self, Session session) except -1
+    cdef int arm(self) except -1
+    cdef uint64_t schedule(self, TimerNode* node, uint64_t delay_ns) except 0
+    cdef int check_thread(self) except -1
+
+
+# ---------------------------------------------------------------------------------------- session
+
+cdef class SocketDriver:
+    cdef:
+        Engine engine
+        readonly int fd         # owned: detached from its socket object; -1 once closed
+        bint reading            # registered with the loop
+        bint writer             # a writer is registered with the loop
+        bint writing            # the kernel's buffer is full: wait for the writer
+        object __weakref__
+
+    cdef Py_ssize_t recv(self, uint8_t* where, size_t size) noexcept
+    cdef Py_ssize_t send(self, WriteQueue queue) noexcept
+    cdef int want_read(self, object callback) except -1
+    cdef int want_write(self, object callback) except -1
+    cdef int stop_write(self) except -1
+    cdef int close(self) except -1
+
+
+cdef class Session:
+    cdef:
+        Engine engine
+        Router router
+        FrameReader reader
+        WriteQueue queue
+        SocketDriver driver     # None: this is the node's session with itself
+        object on_readable      # bound methods, made once: registering them again costs nothing
+        object on_writable
+        TimerNode heartbeat     # TIMER_SESSION, in the engine's wheel
+        uint64_t last_heard     # nanoseconds
+        uint64_t opened         # nanoseconds
+        int state               # SESSION_*
+        int role                # ROLE_*
+        bint dirty              # stands in engine.dirty
+        bint continuing         # a call_soon continuation of reading is under way
+        bint sliced             # the reader's tail holds whole frames: the time was up
+        int broken              # errno of a failed send, until the stream has been read to its end
+        uint64_t beat_due       # nanoseconds: when the next heartbeat goes out
+        bint extended           # the peer understands what the original does not
+        bint draining           # above the low water mark: somebody waits for room
+        readonly int peer       # machine id; -1 for a guest or before the handshake
+        readonly uint32_t token # guests: the number by which answers find them
+        public object info      # what the mesh knows of the peer
+        readonly str address    # for people
+        readonly str reason     # why it was closed, or None
+        readonly uint64_t frames_in, frames_out, bytes_in, bytes_out
+        list room_waiters       # (bytes, future) of drained()
+        set channels            # what the peer subscribes to
+        bint announced          # the peer's subscriptions are known
+        object __weakref__
+
+    cdef int write(self, uint16_t channel, const uint8_t* data, size_t size,
+                   const uint8_t* extend, uint16_t extend_size, PyObject* owner) except -1
+    cdef int put(self, uint16_t channel, object data, const uint8_t* extend,
+                 uint16_t extend_size) except -1
+    cdef int flush(self) except -1
+    cdef int flush_local(self) except -1
+    cdef int parse(self, uint64_t until) except -1
+    cdef int read_some(self) except -1
+    cdef int handshake_frame(self, RawFrame* frame) except -1
+    cdef int control(self, uint16_t channel, bytes data) except -1
+    cdef int send_raw(self, bytes data) except -1
+    cdef int send_failed(self, int error) except -1
+    cdef int goodbye(self, str reason) except -1
+    cdef int go_on(self) except -1
+    cdef int rise(self) except -1
+    cdef int schedule_beat(self, uint64_t now) except -1
+    cdef int beat(self) except -1
+    cdef int fail(self, object reason, bint protocol=*) except -1
+    cdef int wake_drained(self) except -1
+    cdef object lost_error(self)
+
+
+# --------------------------------------------------------------------------------------- messages
+
+cdef class Context:
+    cdef:
+        readonly bytes data
+        Session session         # where it came from
+        readonly uint16_t channel
+        uint16_t extend_size
+        uint8_t kind            # KIND_*: how it may be answered
+        bint answered
+        bint posted             # another thread has answered; the loop thread will send it
+        int origin              # guests: the machine id that stands in the extend; else -1
+        uint8_t extend[16]      # the first bytes of the extend
+        bytes long_extend       # all of it, when it is longer than that
+        uint64_t expires        # nanoseconds, monotonic; 0: no deadline
+
+    cdef const uint8_t* extend_bytes(self) noexcept
+    cdef int claim(self) except -1
+    cdef bint is_foreign(self) except -1
+    cdef object foreign(self, str name, object argument)
+    cdef int answer(self, uint8_t status, object data) except -1
+    cdef int reply_to_address(self, object data, const uint8_t* extend,
+                              uint16_t extend_size) except -1
+    cdef int reply_to_guest(self, object data) except -1
+
+
+cdef class Request:
+    cdef:
+        object loop
+        Router router           # None once settled
+        Session session         # whom it was sent to; None once settled
+        TimerNode node          # TIMER_REQUEST
+        uint32_t milliseconds   # the deadline as the wire has it
+        uint64_t correlation    # 0 once settled
+        int state               # REQUEST_*
+        readonly uint16_t channel
+        bint blocking           # asyncio's _asyncio_future_blocking
+        object result_value     # the answer, or the exception
+        object callback         # the first done callback and its context
+        object context
+        list more               # further (callback, context)
+        Session origin          # a relayed request: who wants the answer, otherwise None
+        uint64_t origin_correlation
+        float timeout
+
+    cdef int settle(self, int state, object value, bint inline_wake) except -1
+    cdef int release(self) except -1
+    cdef int expire(self) except -1
+    cdef int callback_raised(self, object callback) except -1
+    cdef object cancelled_error(self)
+
+
+# ----------------------------------------------------------------------------------------- router
+
+cdef struct Route:
+    # The subscribers of one channel among the connected peers, this node among them.
+    PyObject** members          # owned array of borrowed sessions: a session leaves every route
+                                # before it dies
+    uint32_t count
+    uint32_t capacity
+    uint32_t cursor             # round robin
+
+
+cdef struct ChannelEntry:
+    PyObject* handler           # strong, or NULL
+    Route* route                # owned, or NULL
+    Route* guests               # owned, or NULL: guests of this node that subscribe to it
+    uint32_t flags              # HANDLER_*
+
+
+cdef class Router:
+    cdef:
+        Engine engine           # None before the start
+        readonly int id         # machine id; -1 before the start
+        ChannelEntry* channels  # owned (calloc): one a channel, 65536
+        PyObject** peers        # owned (calloc): strong sessions by machine id, 1024
+        PyObject** slots        # owned (malloc): strong requests in flight, by the low bits of
+                                # their correlation; NULL where a slot is free
+        uint64_t* generations   # owned (malloc): the high bits of the next correlation of a slot
+        uint32_t* free_slots    # owned (malloc): a stack of slots that are free
+        uint32_t slot_count
+        uint32_t free_count
+        Session loopback        # this node's session with itself
+        Session uplink          # a guest's session with its node, otherwise None
+        dict guests             # token -> Session
+        uint32_t next_token
+        object mesh             # what decides about handshakes and hears of losses
+        public object on_error  # callable(exc, frame) or None
+        uint64_t heartbeat_ns
+        uint64_t silence_ns
+        uint64_t handshake_ns
+        double timeout          # seconds: default of request()
+        set tasks               # of async handlers that have not finished
+        size_t queue_limit      # bytes that a session may queue
+        size_t low_water
+        uint32_t frame_limit
+        dict totals             # counters by name
+        uint64_t frames_in, frames_out, bytes_in, bytes_out
+
+    cdef int require_engine(self) except -1
+    cdef int check_channel(self, object channel) except -1
+    cdef Session session_to(self, int machine)
+    cdef Session pick(self, object channel, object to)
+    cdef Request open_request(self, Session session, uint16_t channel, object timeout)
+    cdef uint32_t take_slot(self, int channel) except? 0xFFFFFFFF
+    cdef int free_slot(self, uint32_t slot) except -1
+    cdef int send_stage(self, object channel, object data, const uint8_t* rest,
+                        uint16_t size) except -1
+
+    cdef bint is_local(self, int channel) noexcept
+    cdef bint routed_here(self, int channel) noexcept
+    cdef int now_local(self, int channel) except -1
+    cdef int maybe_not_local(self, int channel) except -1
+    cdef object local_channels(self)
+    cdef int announce(self, uint8_t operation, object channels) except -1
+    cdef int announce_to(self, Session session, uint8_t operation, object channels) except -1
+    cdef int handle_subscriptions(self, Session session, RawFrame* frame) except -1
+    cdef int drop_routes(self, Session session, set channels) except -1
+
+    cdef int deliver(self, Session session, RawFrame* frame) except -1
+    cdef int deliver_rare(self, Session session, RawFrame* frame) except -1
+    cdef int run_handler(self, ChannelEntry* entry, Context context) except -1
+    cdef int handler_raised(self, Context context) except -1
+    cdef int handler_failed(self, Context context, object error) except -1
+    cdef int start_task(self, object coroutine, Context context) except -1
+    cdef int task_ended(self, object task, Context context) except -1
+    cdef int check_answered(self, Context context) except -1
+    cdef int answer_failure(self, Context context, uint8_t status, bytes text) except -1
+    cdef int handle_answer(self, Session session, RawFrame* frame) except -1
+    cdef bint handle_library(self, Session session, RawFrame* frame) except -1
+    cdef int reject(self, Session session, uint8_t status, RawFrame* frame) except -1
+    cdef int handle_reject(self, Session session, RawFrame* frame) except -1
+    cdef int report(self, object error, object frame) except -1
+    cdef int count(self, str name) except -1
+
+    cdef int peers_set(self, int machine, Session session) except -1
+    cdef int peers_clear(self, Session session) except -1
+    cdef int attach(self, Session session) except -1
+    cdef int session_lost(self, Session session, bint was_up, bint protocol,
+                          list unsent) except -1
+
+
+cdef class TaskCompletion:
+    cdef:
+        Router router
+        Context context

@@ -1,0 +1,43 @@
+# cython: language_level=3, embedsignature=True
+"""The compiled core of domi_fast. Its map, with every field explained, is ``_core.pxd``.
+
+A table of contents: each part opens with its purpose, its invariants and the thread that owns it.
+One module, because calls inside a module inline and calls between modules do not.
+"""
+
+import asyncio
+import logging
+import os
+import sys
+import weakref
+from asyncio import CancelledError, InvalidStateError
+
+cimport cython
+from cpython.buffer cimport (
+    Py_buffer,
+    PyBUF_SIMPLE,
+    PyBuffer_Release,
+    PyObject_GetBuffer,
+)
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memmove, memset
+
+if sys.maxsize <= 2**32:
+    raise ImportError("domi_fast needs a 64-bit Python: its counters and ids are 64 bits wide")
+
+include "_core_parts/constants.pxi"
+include "_core_parts/python.pxi"
+include "_core_parts/frame.pxi"
+include "_core_parts/write_queue.pxi"
+include "_core_parts/wheel.pxi"
+include "_core_parts/engine.pxi"
+include "_core_parts/driver.pxi"
+include "_core_parts/session.pxi"
+include "_core_parts/dispatch.pxi"
+include "_core_parts/router.pxi"
+include "_core_parts/relay.pxi"

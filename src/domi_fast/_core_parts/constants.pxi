@@ -1,0 +1,184 @@
+# Numbers of the wire and of the core. The Python twin of the channel table is channels.py.
+
+cdef extern from *:
+    """
+    #include <time.h>
+    #include <errno.h>
+    #include <string.h>
+
+    /* Little-endian loads and stores; compilers turn each into one instruction. */
+    static inline uint16_t domi_load16(const uint8_t *p)
+    { return (uint16_t)(p[0] | (p[1] << 8)); }
+    static inline uint32_t domi_load32(const uint8_t *p)
+    { return (uint32_t)p[0] | ((uint32_t)p[1] << 8) | ((uint32_t)p[2] << 16)
+           | ((uint32_t)p[3] << 24); }
+    static inline uint64_t domi_load64(const uint8_t *p)
+    { return (uint64_t)domi_load32(p) | ((uint64_t)domi_load32(p + 4) << 32); }
+    static inline void domi_store16(uint8_t *p, uint16_t v)
+    { p[0] = (uint8_t)v; p[1] = (uint8_t)(v >> 8); }
+    static inline void domi_store32(uint8_t *p, uint32_t v)
+    { domi_store16(p, (uint16_t)v); domi_store16(p + 2, (uint16_t)(v >> 16)); }
+    static inline void domi_store64(uint8_t *p, uint64_t v)
+    { domi_store32(p, (uint32_t)v); domi_store32(p + 4, (uint32_t)(v >> 32)); }
+    /* memcpy with a length of 0 may not be given NULL. */
+    static inline void domi_copy(void *to, const void *from, size_t n)
+    { if (n) memcpy(to, from, n); }
+
+    static inline uint64_t domi_monotonic(void)
+    {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
+    }
+
+    /* Live objects of the core, counted in debug builds only. */
+    enum { LIVE_SESSION, LIVE_REQUEST, LIVE_CONTEXT, LIVE_SEGMENT, LIVE_TAIL, LIVE_BIG,
+           LIVE_TIMER, LIVE_KINDS };
+    #ifdef DOMI_DEBUG
+    static int64_t domi_live[LIVE_KINDS];
+    #define DOMI_LIVE(kind, change) (domi_live[kind] += (change))
+    #define DOMI_LIVE_COUNT(kind) (domi_live[kind])
+    #define DOMI_IS_DEBUG 1
+    #else
+    #define DOMI_LIVE(kind, change) ((void)0)
+    #define DOMI_LIVE_COUNT(kind) ((int64_t)0)
+    #define DOMI_IS_DEBUG 0
+    #endif
+    """
+    uint16_t load16 "domi_load16"(const uint8_t* p) noexcept
+    uint32_t load32 "domi_load32"(const uint8_t* p) noexcept
+    uint64_t load64 "domi_load64"(const uint8_t* p) noexcept
+    void store16 "domi_store16"(uint8_t* p, uint16_t v) noexcept
+    void store32 "domi_store32"(uint8_t* p, uint32_t v) noexcept
+    void store64 "domi_store64"(uint8_t* p, uint64_t v) noexcept
+    void copy "domi_copy"(void* to, const void* source, size_t n) noexcept
+    uint64_t monotonic_ns "domi_monotonic"() noexcept
+    enum:
+        LIVE_SESSION
+        LIVE_REQUEST
+        LIVE_CONTEXT
+        LIVE_SEGMENT
+        LIVE_TAIL
+        LIVE_BIG
+        LIVE_TIMER
+    void live "DOMI_LIVE"(int kind, int change) noexcept
+    int64_t live_count "DOMI_LIVE_COUNT"(int kind) noexcept
+    int IS_DEBUG "DOMI_IS_DEBUG"
+
+cdef enum:
+    HEADER = 8
+    MAGIC = 2299
+    MAX_MACHINES = 1024
+    MAX_CHANNELS = 65536
+    USER_FIRST = 50
+    USER_LAST = 65499
+    NO_MACHINE = 0xFFFF
+
+# Library channels (channels.py says what each is for).
+cdef enum:
+    CH_NIL = 65500
+    CH_HEARTBEAT_REPLY = 65501
+    CH_HEARTBEAT = 65502
+    CH_EXIT = 65503
+    CH_PING = 65504
+    CH_PONG = 65505
+    CH_NODE_NAME = 65510
+    CH_WELCOME = 65511
+    CH_ANSWER = 65512
+    CH_SUBSCRIPTIONS = 65513
+    CH_GUEST_NAME = 65514
+    CH_REJECT = 65515
+    CH_RELAY = 65516
+
+# First byte of an extend of odd size, which only peers that offered it get (docs/protocol.md).
+cdef enum:
+    TAG_REQUEST = 1
+    TAG_GUEST_CALL = 2
+    TAG_PUBLISH = 3
+    TAG_PIPELINE = 4
+    TAG_GUEST_REPLY = 5
+
+cdef enum:
+    REQUEST_EXTEND = 13         # tag, u64 correlation, u32 remaining milliseconds
+    ANSWER_EXTEND = 9           # u64 correlation, u8 status
+    GUEST_CALL_EXTEND = 9       # tag, u16 machine id, u16 reply channel, u32 guest
+    GUEST_REPLY_EXTEND = 5      # tag, u32 guest
+    RELAY_EXTEND = 19           # verb, u16 channel, u16 to, u16 reply, u64 correlation, u32 ms
+    REJECT_EXTEND = 5           # u8 status, u16 channel, u16 size of the refused extend
+
+cdef enum:
+    NO_DEADLINE = 0xFFFFFFFF
+
+# How a request ended, as the ANSWER and REJECT frames say it.
+cdef enum:
+    STATUS_OK = 0
+    STATUS_REMOTE_ERROR = 1
+    STATUS_NO_SUBSCRIBER = 2
+    STATUS_OVERLOADED = 3
+    STATUS_PEER_LOST = 4
+    STATUS_DEADLINE = 5
+    STATUS_REFUSED = 6
+
+cdef enum:
+    VERB_NOTIFY = 1
+    VERB_PUBLISH = 2
+    VERB_CALL = 3
+    VERB_REQUEST = 4
+    VERB_PIPELINE = 5
+    VERB_REPLY = 6
+
+cdef enum:
+    SUBSCRIBED_ALL = 0
+    SUBSCRIBED_ADD = 1
+    SUBSCRIBED_REMOVE = 2
+
+cdef enum:
+    SESSION_MAGIC = 0           # an accepted connection that has yet to show the magic
+    SESSION_NAMED = 1           # has been welcomed; its subscriptions complete the handshake
+    SESSION_DIALLED = 2         # waits for the welcome
+    SESSION_UP = 3
+    SESSION_CLOSED = 4
+
+cpdef enum:
+    ROLE_DIALLER = 0
+    ROLE_ACCEPTOR = 1
+    ROLE_GUEST = 2              # a guest, seen from its node
+    ROLE_UPLINK = 3             # the node, seen from its guest
+    ROLE_LOOPBACK = 4
+
+cdef enum:
+    KIND_NOTIFY = 0
+    KIND_CALL = 1
+    KIND_REQUEST = 2
+    KIND_PIPELINE = 3
+    KIND_PLAIN = 4              # from a peer without extensions: a call or a pipeline
+    KIND_GUEST_CALL = 5
+    KIND_UNFIT = 6              # an extend that fits no verb
+
+cdef enum:
+    REQUEST_PENDING = 0
+    REQUEST_DONE = 1
+    REQUEST_FAILED = 2
+    REQUEST_CANCELLED = 3
+
+cdef enum:
+    TIMER_USER = 0
+    TIMER_REQUEST = 1
+    TIMER_SESSION = 2
+
+cdef enum:
+    HANDLER_ASYNC = 1
+
+cdef enum:
+    RECEIVE_SIZE = 65536        # bytes asked of one recv
+    RECEIVE_BUFFER = 131080     # RECEIVE_SIZE behind the longest tail
+    CHUNK = 32768               # a segment for small frames
+    CHUNKS_KEPT = 64            # free chunks kept for the next burst
+    BY_REFERENCE = 8192         # bytes objects of this size and more are sent in place
+    BIG_FRAME = 16384           # an incomplete frame of this size is received in place
+    FLUSH_AT = 65536            # queued bytes at which a burst is flushed before it ends
+    MAX_VECTORS = 64            # of one sendmsg
+    HANDSHAKE_LIMIT = 4096      # largest frame before the handshake is complete
+    CLOCK_EVERY = 16            # frames between two looks at the clock
+
+cdef uint64_t NEVER = <uint64_t>0xFFFFFFFFFFFFFFFFULL

@@ -1,0 +1,492 @@
+# One message each way: Context (what a handler gets) and Request (what the asker awaits).
+#
+# Invariants: a context owns copies of all it shows, so it outlives the batch; a request settles
+# exactly once, and from then on no slot, timer or session points to it. Owned by the loop thread;
+# a Context's reply, next and error may be called from any other and are posted.
+
+cdef dict status_errors = {}        # STATUS_* -> exception class, filled by bind_errors
+
+
+@cython.final
+@cython.freelist(1024)
+cdef class Context:
+    """A message that arrived, and the ways to answer it.
+
+    Immutable; everything it holds stays valid after the handler has returned, and it may be
+    answered later and from any thread, once.
+
+    :ivar data: the message, bytes.
+    :ivar channel: the channel on which it came.
+    """
+
+    def __cinit__(self):
+        live(LIVE_CONTEXT, 1)
+
+    def __dealloc__(self):
+        live(LIVE_CONTEXT, -1)
+
+    @property
+    def sender(self):
+        """Machine id of the node that sent the message (of a guest's node, for a guest)."""
+        return self.origin if self.origin >= 0 else self.session.peer
+
+    @property
+    def deadline(self):
+        """When the asker stops waiting, on this process's ``time.monotonic()``, or None."""
+        return None if self.expires == 0 else <double>self.expires * 1e-9
+
+    @property
+    def extend(self):
+        """The extend as it came, bytes (docs/protocol.md)."""
+        return PyBytes_FromStringAndSize(<char*>self.extend_bytes(), self.extend_size)
+
+    @property
+    def is_request(self):
+        """Whether the sender awaits the answer."""
+        return self.kind == KIND_REQUEST
+
+    @property
+    def answered(self):
+        """Whether ``reply``, ``next`` or ``error`` was called."""
+        return self.answered
+
+    def __repr__(self):
+        return (f"<Context channel={self.channel} sender={self.sender} "
+                f"data={len(self.data)} bytes>")
+
+    cdef const uint8_t* extend_bytes(self) noexcept:
+        if self.long_extend is not None:
+            return <const uint8_t*>PyBytes_AS_STRING(self.long_extend)
+        return self.extend
+
+    cdef int claim(self) except -1:
+        # There is one answer to a message.
+        if self.answered:
+            raise errors.AlreadyReplied(
+                f"the message on channel {self.channel} from node {self.sender} was answered "
+                "before", channel=self.channel, peer=self.sender)
+        return 0
+
+    cdef object foreign(self, str name, object argument):
+        # Called from another thread: check what can be checked here, then post.
+        if self.session.state == SESSION_CLOSED:
+            raise self.session.lost_error()
+        if not isinstance(argument, (bytes, str)):
+            argument = bytes(memoryview(argument))
+        self.posted = True
+        self.session.engine.call_soon_threadsafe(self.posted_answer, name, argument)
+
+    def posted_answer(self, str name, argument):
+        """What another thread answered, now on the loop thread."""
+        try:
+            getattr(self, name)(argument)
+        except errors.DomiError as error:
+            self.session.router.report(error, Frame(
+                self.channel, argument.encode() if isinstance(argument, str) else argument))
+
+    cdef bint is_foreign(self) except -1:
+        if PyThread_get_thread_ident() == self.session.engine.thread:
+            return False
+        self.claim()
+        if self.posted:
+            raise errors.AlreadyReplied(
+                f"the message on channel {self.channel} was answered before",
+                channel=self.channel, peer=self.sender)
+        return True
+
+    def reply(self, data):
+        """Answer a ``call`` or a ``request``.
+
+        :param data: bytes-like.
+        :raises AlreadyReplied: it was answered before.
+        :raises PeerLost: the node that asked is gone.
+        :raises FrameError: the message carries no reply address that can be used.
+        :raises Overloaded: too much waits for that node; the message may be answered later.
+        :raises DomiError: the message was a ``notify`` or ``publish``.
+        """
+        if self.is_foreign():
+            return self.foreign("reply", data)
+        self.claim()
+        if self.kind == KIND_REQUEST:
+            self.answer(STATUS_OK, data)
+        elif self.kind == KIND_CALL or (self.kind == KIND_PLAIN and self.extend_size == 4):
+            self.reply_to_address(data, NULL, 0)
+        elif self.kind == KIND_GUEST_CALL:
+            self.reply_to_guest(data)
+        elif self.kind == KIND_NOTIFY:
+            raise errors.DomiError(
+                f"the message on channel {self.channel} asks for no answer: it was sent with "
+                "notify or publish", channel=self.channel, peer=self.sender)
+        else:
+            raise errors.FrameError(
+                f"the message on channel {self.channel} has no reply address: its extend is "
+                f"{self.extend_size} bytes", channel=self.channel, peer=self.sender)
+        self.answered = True
+
+    cdef int reply_to_address(self, object data, const uint8_t* extend,
+                              uint16_t extend_size) except -1:
+        cdef const uint8_t* p = self.extend
+        cdef uint16_t machine = load16(p)
+        cdef uint16_t channel = load16(p + 2)
+        cdef Session target = self.session
+        cdef Router router = self.session.router
+        if router.uplink is not None:
+            uplink_send(router, VERB_REPLY, channel, data, 0, machine, 0, NO_DEADLINE, None)
+            return 0
+        if target.peer != machine or target.state == SESSION_CLOSED:
+            target = router.session_to(machine)
+        target.put(channel, data, extend, extend_size)
+        return 0
+
+    cdef int reply_to_guest(self, object data) except -1:
+        # The extend: tag, u16 machine id, u16 reply channel, u32 guest.
+        cdef const uint8_t* p = self.extend
+        cdef uint8_t out[GUEST_REPLY_EXTEND]
+        cdef Router router = self.session.router
+        if router.uplink is not None:
+            uplink_send(router, VERB_REPLY, load16(p + 3), data, 0, load16(p + 1),
+                                <uint64_t>load32(p + 5) | (<uint64_t>1 << 32), NO_DEADLINE, None)
+            return 0
+        out[0] = TAG_GUEST_REPLY
+        copy(out + 1, p + 5, 4)
+        router.session_to(load16(p + 1)).put(load16(p + 3), data, out, GUEST_REPLY_EXTEND)
+        return 0
+
+    cdef int answer(self, uint8_t status, object data) except -1:
+        # The extend of a request: tag, u64 correlation, u32 milliseconds.
+        cdef uint8_t out[ANSWER_EXTEND]
+        if self.session.state == SESSION_CLOSED:
+            raise self.session.lost_error()
+        copy(out, self.extend + 1, 8)
+        out[8] = status
+        self.session.put(CH_ANSWER, data, out, ANSWER_EXTEND)
+        return 0
+
+    def next(self, data):
+        """Hand the message's successor to the next stage of its pipeline.
+
+        :param data: bytes-like.
+        :raises NoSubscriber: nobody subscribes to the next stage.
+        :raises AlreadyReplied: it was called before.
+        :raises FrameError: the extend is not a list of channels.
+        :raises DomiError: this is the last stage.
+        """
+        cdef const uint8_t* p
+        cdef uint16_t size, channel
+        if self.is_foreign():
+            return self.foreign("next", data)
+        self.claim()
+        p = self.extend_bytes()
+        size = self.extend_size
+        if self.kind == KIND_PIPELINE:
+            p += 1
+            size -= 1
+        elif self.kind != KIND_PLAIN and size:
+            raise errors.FrameError(
+                f"the message on channel {self.channel} is not part of a pipeline",
+                channel=self.channel, peer=self.sender)
+        if size == 0:
+            raise errors.DomiError(
+                f"channel {self.channel} is the last stage of its pipeline",
+                channel=self.channel, peer=self.sender)
+        if size % 2:
+            raise errors.FrameError(
+                f"the extend of {size} bytes on channel {self.channel} is not a list of channels",
+                channel=self.channel, peer=self.sender)
+        channel = load16(p)
+        self.session.router.send_stage(channel, data, p + 2, size - 2)
+        self.answered = True
+
+    def error(self, message):
+        """Answer a request with RemoteError (type ``Error``); log it for a plain call.
+
+        :param message: text for the asker.
+        :raises AlreadyReplied: it was answered before.
+        :raises PeerLost: the node that asked is gone.
+        :raises DomiError: nobody asked: the message was a notify, a publish or a pipeline's.
+        """
+        if self.is_foreign():
+            return self.foreign("error", str(message))
+        self.claim()
+        if self.kind == KIND_REQUEST:
+            self.answer(STATUS_REMOTE_ERROR, b"Error\0" + str(message).encode())
+        elif self.kind in (KIND_CALL, KIND_GUEST_CALL, KIND_PLAIN):
+            self.session.router.count("call_errors")
+            log.warning("channel %d: a call from node %d failed: %s", self.channel, self.sender,
+                        message)
+        else:
+            raise errors.DomiError(
+                f"nobody waits for an answer to the message on channel {self.channel}",
+                channel=self.channel, peer=self.sender)
+        self.answered = True
+
+
+cdef inline Context make_context(Session session, RawFrame* frame):
+    cdef Context context = Context.__new__(Context)
+    cdef uint16_t size = frame.extend_size
+    cdef const uint8_t* p = frame.extend
+    cdef uint32_t milliseconds
+    context.session = session
+    context.channel = frame.channel
+    context.origin = -1
+    if frame.owner is not NULL:
+        context.data = <bytes>frame.owner
+    else:
+        context.data = PyBytes_FromStringAndSize(<char*>frame.data, frame.size)
+    if session.role == ROLE_UPLINK and size >= 2:
+        # A node tells its guest who sent the frame before the extend itself.
+        context.origin = load16(p)
+        p += 2
+        size -= 2
+    context.extend_size = size
+    if size == 0:
+        return context
+    if size <= sizeof(context.extend):
+        copy(context.extend, p, size)
+    else:
+        context.long_extend = PyBytes_FromStringAndSize(<char*>p, size)
+    if not session.extended:
+        context.kind = KIND_PLAIN if size % 2 == 0 else KIND_UNFIT
+    elif size == 4:
+        context.kind = KIND_CALL
+    elif size == REQUEST_EXTEND and p[0] == TAG_REQUEST:
+        context.kind = KIND_REQUEST
+        milliseconds = load32(p + 9)
+        if milliseconds != NO_DEADLINE:
+            context.expires = session.engine.now + <uint64_t>milliseconds * 1000000ULL
+    elif size % 2 and p[0] == TAG_PIPELINE:
+        context.kind = KIND_PIPELINE
+    elif size == 1 and p[0] == TAG_PUBLISH:
+        context.kind = KIND_NOTIFY
+    elif size == GUEST_CALL_EXTEND and p[0] == TAG_GUEST_CALL:
+        context.kind = KIND_GUEST_CALL
+    else:
+        context.kind = KIND_UNFIT
+    return context
+
+
+@cython.final
+@cython.freelist(1024)
+cdef class Request:
+    """The answer to a ``request``: await it, once or often.
+
+    It keeps asyncio's future protocol, so that ``gather``, ``shield``, ``wait_for`` and
+    cancellation work, but a coroutine that awaits it directly is resumed without a future, and
+    within the batch that brought the answer.
+    """
+
+    def __cinit__(self):
+        live(LIVE_REQUEST, 1)
+
+    def __dealloc__(self):
+        live(LIVE_REQUEST, -1)
+
+    # ------------------------------------------------------------------------------ the awaitable
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.state == REQUEST_PENDING:
+            if self.blocking:
+                raise RuntimeError("await was not used with this request")
+            self.blocking = True
+            return self
+        raise StopIteration(self.result())
+
+    @property
+    def _asyncio_future_blocking(self):
+        return self.blocking
+
+    @_asyncio_future_blocking.setter
+    def _asyncio_future_blocking(self, bint value):
+        self.blocking = value
+
+    # --------------------------------------------------------------------- asyncio's future protocol
+
+    def get_loop(self):
+        return self.loop
+
+    def done(self):
+        """Whether it ended: answered, failed or cancelled."""
+        return self.state != REQUEST_PENDING
+
+    def cancelled(self):
+        return self.state == REQUEST_CANCELLED
+
+    def result(self):
+        """The answer (bytes); raises what the request ended with."""
+        if self.state == REQUEST_DONE:
+            return self.result_value
+        if self.state == REQUEST_FAILED:
+            raise self.result_value
+        if self.state == REQUEST_CANCELLED:
+            raise self.cancelled_error()
+        raise InvalidStateError("the request has not ended")
+
+    def exception(self):
+        """The exception that it ended with, or None when it was answered."""
+        if self.state == REQUEST_FAILED:
+            return self.result_value
+        if self.state == REQUEST_CANCELLED:
+            raise self.cancelled_error()
+        if self.state == REQUEST_PENDING:
+            raise InvalidStateError("the request has not ended")
+        return None
+
+    cdef object cancelled_error(self):
+        if self.result_value is None:
+            return CancelledError()
+        return CancelledError(self.result_value)
+
+    def cancel(self, msg=None):
+        """Stop waiting; the work at the other node is not stopped. False when it had ended."""
+        if self.state != REQUEST_PENDING:
+            return False
+        self.settle(REQUEST_CANCELLED, msg, False)
+        return True
+
+    def add_done_callback(self, callback, *, context=None):
+        if self.state != REQUEST_PENDING:
+            if context is None:
+                context = PyContext_CopyCurrent()
+            self.loop.call_soon(callback, self, context=context)
+            return
+        if context is None:
+            context = PyContext_CopyCurrent()
+        if self.callback is None:
+            self.callback = callback
+            self.context = context
+        else:
+            if self.more is None:
+                self.more = []
+            self.more.append((callback, context))
+
+    def remove_done_callback(self, callback):
+        """Take the callback off; how many times it was there."""
+        cdef list kept = []
+        cdef int removed = 0
+        waiting = [] if self.callback is None else [(self.callback, self.context)]
+        if self.more is not None:
+            waiting += self.more
+        for pair in waiting:
+            if pair[0] == callback:
+                removed += 1
+            else:
+                kept.append(pair)
+        self.callback = self.context = self.more = None
+        if kept:
+            self.callback, self.context = kept[0]
+            self.more = kept[1:] or None
+        return removed
+
+    # --------------------------------------------------------------------------------- its one end
+
+    cdef int release(self) except -1:
+        # Leaves the slot, the wheel and the session.
+        cdef Router router = self.router
+        cdef uint32_t slot
+        if router is None:
+            return 0
+        slot = <uint32_t>(self.correlation & SLOT_MASK)
+        router.engine.wheel.remove(&self.node)
+        router.free_slot(slot)
+        self.router = None
+        self.session = None
+        self.correlation = 0
+        return 0
+
+    cdef int settle(self, int state, object value, bint inline_wake) except -1:
+        # Runs the first callback here and now when the caller is the outermost frame loop, where
+        # no task is running; everything else goes through call_soon.
+        cdef object callback = self.callback
+        cdef object context = self.context
+        cdef list more = self.more
+        cdef PyObject* outcome
+        if self.state != REQUEST_PENDING:
+            return 0
+        self.release()
+        self.state = state
+        self.result_value = value
+        self.blocking = False
+        if self.origin is not None:
+            relay_answer(self, state, value)
+            return 0
+        if callback is None:
+            return 0
+        self.callback = None
+        self.context = None
+        self.more = None
+        if more is not None:
+            for other in more:
+                self.loop.call_soon(other[0], self, context=other[1])
+        if not inline_wake:
+            self.loop.call_soon(callback, self, context=context)
+            return 0
+        PyContext_Enter(context)
+        outcome = call_one(<PyObject*>callback, <PyObject*>self)
+        PyContext_Exit(context)
+        if outcome is NULL:
+            return self.callback_raised(callback)
+        Py_DECREF(<object>outcome)
+        return 0
+
+    cdef int callback_raised(self, object callback) except -1:
+        # An exception is set.
+        try:
+            reraise()
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            self.loop.call_exception_handler({
+                "message": f"the done callback {callback!r} of a request raised",
+                "exception": error, "future": self})
+        return 0
+
+    cdef int expire(self) except -1:
+        # The wheel: the deadline has passed.
+        cdef int peer = self.session.peer
+        self.settle(REQUEST_FAILED, errors.DeadlineExceeded(
+            f"no answer on channel {self.channel} from node {peer} within {self.timeout:g} s",
+            channel=self.channel, peer=peer, limit=self.timeout), False)
+        return 0
+
+
+cdef PySendResult send_request(object request, object value, PyObject** result) noexcept:
+    # am_send: what `await` runs. Like __next__, without a StopIteration to carry the answer.
+    cdef Request self = <Request>request
+    result[0] = NULL
+    try:
+        if self.state == REQUEST_PENDING:
+            if self.blocking:
+                raise RuntimeError("await was not used with this request")
+            self.blocking = True
+            Py_INCREF(self)
+            result[0] = <PyObject*>self
+            return PYGEN_NEXT
+        outcome = self.result()
+        Py_INCREF(outcome)
+        result[0] = <PyObject*>outcome
+        return PYGEN_RETURN
+    except BaseException as error:
+        PyErr_SetObject(type(error), error)
+        return PYGEN_ERROR
+
+
+cdef extern from *:
+    """
+    /* Cython has no name for am_send, nor CPython a public one for its flag, bit 21 since 3.10.
+       Called once, before the type is used. */
+    static void domi_set_am_send(PyObject *type, void *send)
+    {
+        ((PyTypeObject *)type)->tp_as_async->am_send = (sendfunc)send;
+        ((PyTypeObject *)type)->tp_flags |= 1UL << 21;
+    }
+    """
+    void set_am_send "domi_set_am_send"(object kind, void* send)
+
+
+set_am_send(Request, <void*>send_request)

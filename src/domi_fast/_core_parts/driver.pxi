@@ -1,0 +1,97 @@
+# The descriptor of a session: a raw non-blocking socket, and its registration with the loop.
+#
+# Invariants: the descriptor is detached from any socket object and closed here only, after both
+# registrations are gone (a descriptor closed first leaves the next socket with its number deaf);
+# a writer is registered only after EAGAIN. Owned by the loop thread.
+
+cdef object open_drivers = weakref.WeakSet()
+
+
+cdef class SocketDriver:
+    """Owns a non-blocking descriptor.
+
+    :param fd: detached from its socket object (``socket.detach()``).
+    """
+
+    def __cinit__(self, Engine engine, int fd):
+        self.engine = engine
+        self.fd = fd
+        open_drivers.add(self)
+
+    cdef Py_ssize_t recv(self, uint8_t* where, size_t size) noexcept:
+        # Bytes received, 0 at the end of the stream, or -errno.
+        cdef Py_ssize_t n
+        while True:
+            n = c_recv(self.fd, where, size, 0)
+            if n >= 0:
+                return n
+            if errno != EINTR:
+                return -errno
+
+    cdef Py_ssize_t send(self, WriteQueue queue) noexcept:
+        # Bytes that the kernel took, or -errno.
+        cdef iovec vectors[MAX_VECTORS]
+        cdef msghdr message
+        cdef Py_ssize_t n
+        cdef int count = queue.gather(vectors, MAX_VECTORS)
+        while True:
+            if count == 1:
+                n = c_send(self.fd, vectors[0].iov_base, vectors[0].iov_len, MSG_NOSIGNAL)
+            else:
+                memset(&message, 0, sizeof(message))
+                message.msg_iov = vectors
+                message.msg_iovlen = count
+                n = c_sendmsg(self.fd, &message, MSG_NOSIGNAL)
+            if n >= 0:
+                return n
+            if errno != EINTR:
+                return -errno
+
+    cdef int want_read(self, object callback) except -1:
+        self.engine.loop.add_reader(self.fd, callback)
+        self.reading = True
+        return 0
+
+    cdef int want_write(self, object callback) except -1:
+        self.writing = True
+        if not self.writer:
+            self.engine.loop.add_writer(self.fd, callback)
+            self.writer = True
+        return 0
+
+    cdef int stop_write(self) except -1:
+        if self.writer:
+            self.writer = False
+            self.engine.loop.remove_writer(self.fd)
+        return 0
+
+    cdef int close(self) except -1:
+        cdef int fd = self.fd
+        if fd < 0:
+            return 0
+        try:
+            if not self.engine.loop.is_closed():
+                if self.reading:
+                    self.engine.loop.remove_reader(fd)
+                self.stop_write()
+        finally:
+            self.reading = False
+            self.writing = False
+            self.fd = -1
+            c_close(fd)
+        return 0
+
+    def abandon(self):
+        """Close the copy of the descriptor in a forked child; the loop is the parent's."""
+        if self.fd >= 0:
+            c_close(self.fd)
+            self.fd = -1
+
+
+def abandon_descriptors():
+    # A child that keeps its copies would hide the parent's death from the peers.
+    for driver in list(open_drivers):
+        driver.abandon()
+
+
+os.register_at_fork(after_in_child=abandon_descriptors)

@@ -1,0 +1,156 @@
+# One engine a loop: the receive buffer, the wheel and the sessions that wait for a flush.
+#
+# A *batch* is what one wake-up of the loop does: enter(), frames are dispatched, leave() flushes
+# every session that was written to. Outside a batch the first write of a loop turn goes out at
+# once and the rest together at the turn's end (a *burst*).
+#
+# Invariants: no dispatch inside a dispatch (depth); the receive buffer is used by one session at a
+# time and never across an await. Owned by the loop thread.
+
+cdef object engines = weakref.WeakKeyDictionary()     # loop -> engine
+
+
+cdef class Engine:
+    """What all nodes and clients of one event loop share. Get it with :func:`engine_of`."""
+
+    def __cinit__(self, loop, *, double slice=100e-6):
+        self.loop = loop
+        self.call_soon = loop.call_soon
+        self.call_soon_threadsafe = loop.call_soon_threadsafe
+        self.buffer = <uint8_t*>malloc(RECEIVE_BUFFER)
+        if self.buffer is NULL:
+            raise MemoryError
+        self.now = monotonic_ns()
+        self.wheel = TimeWheel(0.001, start=<double>self.now * 1e-9)
+        self.wheel.origin = self.wheel.last = self.now
+        self.dirty = []
+        self.spare = []
+        self.timer_ns = NEVER
+        self.slice_ns = <uint64_t>(slice * 1e9)
+        self.thread = PyThread_get_thread_ident()
+
+    def __dealloc__(self):
+        free(self.buffer)
+
+    cdef void refresh(self) noexcept:
+        self.now = monotonic_ns()
+
+    cdef int check_thread(self) except -1:
+        if PyThread_get_thread_ident() != self.thread:
+            raise errors.DomiError(
+                "called from another thread than the event loop's: use "
+                "loop.call_soon_threadsafe(...); a Context may be answered from any thread")
+        return 0
+
+    cdef int enter(self) except -1:
+        self.depth += 1
+        self.now = monotonic_ns()
+        return 0
+
+    cdef int leave(self) except -1:
+        # Ends a batch. Whatever the batch wrote goes out before the loop may block.
+        try:
+            if self.depth == 1:
+                self.flush_dirty()
+        finally:
+            self.depth -= 1
+        return 0
+
+    cdef int mark_dirty(self, Session session) except -1:
+        if not session.dirty:
+            session.dirty = True
+            self.dirty.append(session)
+            if self.depth == 0:
+                if not self.burst:
+                    self.burst = True
+                    self.call_soon(self.end_burst)
+                    if session.role != ROLE_LOOPBACK:
+                        session.flush()
+        return 0
+
+    cdef int flush_dirty(self) except -1:
+        cdef list sessions
+        cdef Session session
+        cdef Py_ssize_t flushed = 0
+        if not self.dirty:
+            return 0
+        sessions = self.dirty
+        self.dirty = self.spare
+        self.spare = sessions
+        try:
+            while flushed < len(sessions):
+                session = <Session>sessions[flushed]
+                flushed += 1
+                session.dirty = False
+                session.flush()
+        finally:
+            self.dirty.extend(sessions[flushed:])
+            sessions.clear()
+        if self.dirty and not self.burst:
+            # Written by what the flush itself ran (the node's frames to itself).
+            self.burst = True
+            self.call_soon(self.end_burst)
+        return 0
+
+    def end_burst(self):
+        self.burst = False
+        self.enter()
+        self.leave()
+
+    cdef uint64_t schedule(self, TimerNode* node, uint64_t delay_ns) except 0:
+        # Fires `delay_ns` after the clock's present time; returns that time.
+        cdef uint64_t when = monotonic_ns() + delay_ns
+        self.wheel.add(node, self.wheel.ticks_at(when))
+        if when < self.timer_ns:
+            self.arm()
+        return when
+
+    cdef int arm(self) except -1:
+        # One timer of the loop for all timers of the wheel.
+        cdef uint64_t when = self.wheel.next_ns()
+        if when >= self.timer_ns or self.closed:
+            return 0
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer_ns = when
+        self.timer = self.loop.call_later(
+            max(0.0, (<double>when - <double>monotonic_ns()) * 1e-9), self.on_timer)
+        return 0
+
+    def on_timer(self):
+        # A loop may round to milliseconds and call early: the clock decides.
+        self.timer = None
+        self.timer_ns = NEVER
+        self.enter()
+        try:
+            self.wheel.advance_to(self.now)
+        finally:
+            self.leave()
+            self.arm()
+
+    def use(self):
+        self.users += 1
+
+    def leave_for_good(self):
+        """A router closes; the last one takes the engine's timer off the loop."""
+        self.users -= 1
+        if self.users == 0:
+            self.closed = True
+            engines.pop(self.loop, None)
+            if self.timer is not None:
+                self.timer.cancel()
+                self.timer = None
+
+    @property
+    def timers(self):
+        """Pending timers of the wheel."""
+        return self.wheel.pending
+
+
+def engine_of(loop):
+    """The engine of this loop, made when there is none. Called on the loop thread."""
+    cdef Engine engine = engines.get(loop)
+    if engine is None:
+        engine = Engine(loop)
+        engines[loop] = engine
+    return engine

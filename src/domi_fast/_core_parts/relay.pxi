@@ -1,0 +1,219 @@
+# Guests: clients without a machine id, whose node sends, routes and answers for them.
+#
+# A guest sends its verbs as RELAY frames; its node gives it the messages of the channels that it
+# subscribes to, with the sender's machine id in front of the extend. A request that crosses a node
+# on its way to or from a guest gets a correlation of its own there. Owned by the loop thread.
+
+cdef int uplink_send(Router router, uint8_t verb, int channel, object data, int reply_channel,
+                     object to, uint64_t correlation, uint32_t milliseconds,
+                     bytes stages) except -1:
+    # The guest's side: a verb for the node to carry out.
+    cdef bytes extend = PyBytes_FromStringAndSize(
+        NULL, RELAY_EXTEND + (0 if stages is None else len(stages)))
+    cdef uint8_t* p = <uint8_t*>PyBytes_AS_STRING(extend)
+    cdef int machine = NO_MACHINE
+    router.require_engine()
+    if to is not None:
+        if not 0 <= to < MAX_MACHINES:
+            raise errors.PeerLost(f"no node {to}: machine ids are 0-1023", channel=channel)
+        machine = to
+    p[0] = verb
+    store16(p + 1, <uint16_t>channel)
+    store16(p + 3, <uint16_t>machine)
+    store16(p + 5, <uint16_t>reply_channel)
+    store64(p + 7, correlation)
+    store32(p + 15, milliseconds)
+    if stages is not None:
+        copy(p + RELAY_EXTEND, PyBytes_AS_STRING(stages), len(stages))
+    router.uplink.put(CH_RELAY, data, p, <uint16_t>len(extend))
+    return 0
+
+
+cdef int handle_relay(Router router, Session guest, RawFrame* frame) except -1:
+    # The node's side: carry out what the guest asks for.
+    cdef const uint8_t* p = frame.extend
+    cdef uint8_t out[REJECT_EXTEND]
+    cdef uint8_t answer[ANSWER_EXTEND]
+    cdef uint8_t verb
+    cdef uint16_t channel
+    if frame.extend_size < RELAY_EXTEND:
+        guest.fail("a malformed relay", True)
+        return 0
+    verb = p[0]
+    channel = load16(p + 1)
+    data = (<object>frame.owner if frame.owner is not NULL
+            else PyBytes_FromStringAndSize(<char*>frame.data, frame.size))
+    try:
+        relay_verb(router, guest, p, frame.extend_size, data)
+    except (errors.DomiError, ValueError) as error:
+        status, text = status_of(error)
+        try:
+            if verb == VERB_REQUEST:
+                copy(answer, p + 7, 8)
+                answer[8] = status
+                guest.put(CH_ANSWER, text, answer, ANSWER_EXTEND)
+            else:
+                out[0] = status
+                store16(out + 1, channel)
+                store16(out + 3, 0)
+                guest.put(CH_REJECT, data, out, REJECT_EXTEND)
+        except (errors.Overloaded, errors.PeerLost):
+            router.count("rejects_lost")
+    return 0
+
+
+cdef int relay_verb(Router router, Session guest, const uint8_t* p, uint16_t size,
+                    object data) except -1:
+    cdef uint8_t verb = p[0]
+    cdef int channel = load16(p + 1)
+    cdef int machine = load16(p + 3)
+    cdef int reply_channel = load16(p + 5)
+    cdef uint64_t correlation = load64(p + 7)
+    cdef uint32_t milliseconds = load32(p + 15)
+    cdef uint8_t extend[REQUEST_EXTEND]
+    cdef Session session
+    cdef Request request
+    to = None if machine == NO_MACHINE else machine
+    if verb == VERB_NOTIFY:
+        router.notify(channel, data, to=to)
+    elif verb == VERB_PUBLISH:
+        router.publish(channel, data, to=to)
+    elif verb == VERB_PIPELINE:
+        router.send_stage(channel, data, p + RELAY_EXTEND, size - RELAY_EXTEND)
+    elif verb == VERB_CALL:
+        session = router.pick(channel, to)
+        if not session.extended:
+            raise errors.DomiError(
+                f"node {session.peer} speaks the plain protocol, which cannot answer a guest",
+                channel=channel, peer=session.peer)
+        extend[0] = TAG_GUEST_CALL
+        store16(extend + 1, <uint16_t>router.id)
+        store16(extend + 3, <uint16_t>reply_channel)
+        store32(extend + 5, guest.token)
+        session.put(channel, data, extend, GUEST_CALL_EXTEND)
+    elif verb == VERB_REQUEST:
+        session = router.pick(channel, to)
+        if not session.extended:
+            raise errors.DomiError(
+                f"node {session.peer} speaks the plain protocol, which has no requests",
+                channel=channel, peer=session.peer)
+        relay_request(router, session, guest, channel, data, correlation, milliseconds)
+    elif verb == VERB_REPLY:
+        if not USER_FIRST <= channel <= USER_LAST:
+            raise ValueError(f"channel {channel}: users have 50-65499")
+        session = router.session_to(machine)
+        if correlation:
+            # The reply is for another guest: its number stands in the low half.
+            extend[0] = TAG_GUEST_REPLY
+            store32(extend + 1, <uint32_t>correlation)
+            session.put(channel, data, extend, GUEST_REPLY_EXTEND)
+        else:
+            session.put(channel, data, NULL, 0)
+    else:
+        raise ValueError(f"verb {verb} is not known")
+    return 0
+
+
+cdef int relay_request(Router router, Session target, Session origin, uint16_t channel,
+                       object data, uint64_t correlation, uint32_t milliseconds) except -1:
+    # A request on its way through this node: to a peer for a guest, or to a guest for a peer.
+    cdef uint8_t extend[2 + REQUEST_EXTEND]
+    cdef int prefix = 2 if target.role == ROLE_GUEST else 0
+    cdef Request request = router.open_request(
+        target, channel, None if milliseconds == NO_DEADLINE else max(1, milliseconds) * 1e-3)
+    request.origin = origin
+    request.origin_correlation = correlation
+    store16(extend, <uint16_t>(origin.peer if origin.peer >= 0 else router.id))
+    extend[prefix] = TAG_REQUEST
+    store64(extend + prefix + 1, request.correlation)
+    store32(extend + prefix + 9, milliseconds)
+    try:
+        target.put(channel, data, extend, <uint16_t>(prefix + REQUEST_EXTEND))
+    except BaseException:
+        request.origin = None
+        request.release()
+        raise
+    return 0
+
+
+cdef int relay_answer(Request request, int state, object value) except -1:
+    # A relayed request has ended: pass its outcome on.
+    cdef Session origin = request.origin
+    cdef uint8_t extend[ANSWER_EXTEND]
+    request.origin = None
+    if origin.state == SESSION_CLOSED or state == REQUEST_CANCELLED:
+        return 0
+    extend[8] = STATUS_OK
+    if state == REQUEST_FAILED:
+        extend[8], value = status_of(value)
+    store64(extend, request.origin_correlation)
+    try:
+        origin.put(CH_ANSWER, value, extend, ANSWER_EXTEND)
+    except (errors.Overloaded, errors.PeerLost):
+        origin.router.count("answers_lost")
+    return 0
+
+
+cdef int relay_reply(Router router, Session session, RawFrame* frame) except -1:
+    # The reply to a guest's call: the number in the extend says which guest's.
+    cdef uint32_t token = load32(frame.extend + 1)
+    cdef Session guest = router.guests.get(token)
+    if guest is None:
+        return router.count("replies_for_lost_guests")
+    return relay_frame(router, guest, session, frame, False)
+
+
+cdef int relay_frame(Router router, Session guest, Session source, RawFrame* frame,
+                     bint with_extend) except -1:
+    # A frame for a guest, with the sender's machine id before its extend.
+    cdef bytes extend = PyBytes_FromStringAndSize(
+        NULL, 2 + (frame.extend_size if with_extend else 0))
+    cdef uint8_t* p = <uint8_t*>PyBytes_AS_STRING(extend)
+    store16(p, <uint16_t>source.peer)
+    if with_extend:
+        if frame.extend_size > 0xFFFD:
+            router.count("dropped_extend_too_long")
+            return 0
+        copy(p + 2, frame.extend, frame.extend_size)
+    try:
+        guest.write(frame.channel, frame.data, frame.size, p, <uint16_t>len(extend), frame.owner)
+    except errors.Overloaded:
+        router.count("refused_guest_queue_full")
+        router.reject(source, STATUS_OVERLOADED, frame)
+    return 0
+
+
+cdef int deliver_shared(Router router, Session session, RawFrame* frame) except -1:
+    # A channel that guests of this node subscribe to, beside or instead of the node itself.
+    cdef ChannelEntry* entry = &router.channels[frame.channel]
+    cdef Session guest
+    cdef uint32_t i, count = entry.guests.count
+    cdef bint own = entry.handler is not NULL
+    if not session.extended:
+        # A plain peer's frame reads the same with a tag that says what it may be.
+        count = count if frame.extend_size == 0 else 0
+    if frame.extend_size == 1 and frame.extend[0] == TAG_PUBLISH:
+        for guest in [<object>entry.guests.members[i] for i in range(count)]:
+            relay_frame(router, guest, session, frame, True)
+        if own and entry.handler is not NULL:
+            router.run_handler(entry, make_context(session, frame))
+        return 0
+    i = entry.guests.cursor
+    if i >= count + own:
+        i = 0
+    entry.guests.cursor = i + 1
+    if i < count:
+        guest = <Session><object>entry.guests.members[i]
+        if frame.extend_size == REQUEST_EXTEND and frame.extend[0] == TAG_REQUEST:
+            data = PyBytes_FromStringAndSize(<char*>frame.data, frame.size)
+            try:
+                relay_request(router, guest, session, frame.channel, data,
+                              load64(frame.extend + 1), load32(frame.extend + 9))
+            except (errors.Overloaded, errors.PeerLost):
+                router.reject(session, STATUS_OVERLOADED, frame)
+            return 0
+        return relay_frame(router, guest, session, frame, True)
+    if not own:
+        router.count("dropped_no_subscriber")
+        return router.reject(session, STATUS_NO_SUBSCRIBER, frame)
+    return router.run_handler(entry, make_context(session, frame))

@@ -1,0 +1,990 @@
+# One router a node: channels, peers, correlation and the verbs, which Node exposes as they are.
+#
+# Invariants: a closed session stands in no route, no peer slot and no request; a route holds
+# borrowed sessions, each of which the peer table, the guest table or `loopback` keeps alive; this
+# node stands in the route of a channel while it, or a guest of it, subscribes. Owned by the loop
+# thread.
+
+cdef enum:
+    SLOT_BITS = 20
+    SLOT_MASK = (1 << SLOT_BITS) - 1
+    STAGE_EXTEND = 256          # extends up to this size are built on the stack
+
+cdef object DEFAULT = object()  # request(timeout=): the node's own setting
+
+
+cdef int route_add(Route** place, Session session) except -1:
+    cdef Route* route = place[0]
+    cdef PyObject** members
+    cdef uint32_t i, capacity
+    if route is NULL:
+        route = <Route*>calloc(1, sizeof(Route))
+        if route is NULL:
+            raise MemoryError
+        place[0] = route
+    for i in range(route.count):
+        if route.members[i] is <PyObject*>session:
+            return 0
+    if route.count == route.capacity:
+        capacity = max(<uint32_t>4, route.capacity * 2)
+        members = <PyObject**>realloc(route.members, capacity * sizeof(PyObject*))
+        if members is NULL:
+            raise MemoryError
+        route.members = members
+        route.capacity = capacity
+    route.members[route.count] = <PyObject*>session
+    route.count += 1
+    return 0
+
+
+cdef void route_remove(Route** place, Session session) noexcept:
+    # An empty route is freed: a channel that is not in use costs nothing.
+    cdef Route* route = place[0]
+    cdef uint32_t i
+    if route is NULL:
+        return
+    for i in range(route.count):
+        if route.members[i] is <PyObject*>session:
+            route.count -= 1
+            memmove(&route.members[i], &route.members[i + 1],
+                    (route.count - i) * sizeof(PyObject*))
+            if route.cursor > i:
+                route.cursor -= 1
+            break
+    if route.count == 0:
+        free(route.members)
+        free(route)
+        place[0] = NULL
+
+
+cdef inline Session route_next(Route* route):
+    cdef uint32_t i = route.cursor
+    if i >= route.count:
+        i = 0
+    route.cursor = i + 1
+    return <Session><object>route.members[i]
+
+
+cdef class Router:
+    """Channels, peers and verbs of one node (or of a guest, which has a node for an uplink).
+
+    :param heartbeat: seconds between heartbeats, 0.1 or more.
+    :param silence: seconds without a byte after which a peer is lost.
+    :param handshake: seconds within which a handshake must be complete.
+    :param timeout: seconds: the default of :meth:`request`.
+    :param queue_limit: bytes that may wait for one peer before sending raises Overloaded.
+    :param frame_limit: largest frame in bytes, header included.
+    """
+
+    def __cinit__(self, *, double heartbeat=5.0, double silence=10.0, double handshake=2.0,
+                  double timeout=5.0, size_t queue_limit=16777216, uint32_t frame_limit=16777216,
+                  on_error=None):
+        self.id = -1
+        self.heartbeat_ns = <uint64_t>(heartbeat * 1e9)
+        self.silence_ns = <uint64_t>(silence * 1e9)
+        self.handshake_ns = <uint64_t>(handshake * 1e9)
+        self.timeout = timeout
+        self.queue_limit = queue_limit
+        self.low_water = queue_limit // 4
+        self.frame_limit = frame_limit
+        self.on_error = on_error
+        self.guests = {}
+        self.totals = {}
+        self.tasks = set()
+        self.channels = <ChannelEntry*>calloc(MAX_CHANNELS, sizeof(ChannelEntry))
+        self.peers = <PyObject**>calloc(MAX_MACHINES, sizeof(PyObject*))
+        if self.channels is NULL or self.peers is NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        if self.channels is not NULL:
+            for i in range(MAX_CHANNELS):
+                Py_XDECREF(self.channels[i].handler)
+                free_route(self.channels[i].route)
+                free_route(self.channels[i].guests)
+            free(self.channels)
+        if self.peers is not NULL:
+            for i in range(MAX_MACHINES):
+                Py_XDECREF(self.peers[i])
+            free(self.peers)
+        for i in range(self.slot_count):
+            Py_XDECREF(self.slots[i])
+        free(self.slots)
+        free(self.generations)
+        free(self.free_slots)
+
+    # ------------------------------------------------------------------------- life, for the mesh
+
+    def start(self, mesh):
+        """Begin on the running loop. ``mesh`` decides about handshakes and hears of losses."""
+        self.engine = engine_of(asyncio.get_running_loop())
+        self.engine.use()
+        self.mesh = mesh
+
+    def identify(self, int machine):
+        """Take (or change) the machine id; the node can talk to itself from now on."""
+        cdef int channel
+        if self.loopback is not None:
+            self.loopback.fail("the node has another machine id now")
+        self.id = machine
+        self.loopback = Session(self, -1, ROLE_LOOPBACK, "itself", peer=machine)
+        self.peers_set(machine, self.loopback)
+        for channel in range(MAX_CHANNELS):
+            if self.is_local(channel):
+                route_add(&self.channels[channel].route, self.loopback)
+
+    def stop(self, str reason not None):
+        """Close every session; what is in flight ends with PeerLost."""
+        cdef Session session
+        if self.engine is None:
+            return
+        for session in self.sessions():
+            session.close(reason)
+        if self.loopback is not None:
+            self.loopback.fail(reason)
+        self.engine.leave_for_good()
+        self.engine = None
+        self.loopback = None
+        self.mesh = None
+
+    def sessions(self):
+        """All sessions with a complete handshake, guests included, without the loop-back."""
+        cdef list found = list(self.guests.values())
+        cdef int i
+        for i in range(MAX_MACHINES):
+            if self.peers[i] is not NULL and i != self.id:
+                found.append(<object>self.peers[i])
+        if self.uplink is not None:
+            found.append(self.uplink)
+        return found
+
+    def session(self, int machine):
+        """The session with this machine, or None."""
+        if 0 <= machine < MAX_MACHINES and self.peers[machine] is not NULL:
+            return <object>self.peers[machine]
+        return None
+
+    def handlers(self):
+        """What is subscribed here, as ``{channel: handler}``."""
+        cdef int channel
+        return {channel: <object>self.channels[channel].handler
+                for channel in range(MAX_CHANNELS) if self.channels[channel].handler is not NULL}
+
+    def subscribers(self, int channel):
+        """Machine ids of the nodes that subscribe to the channel, as far as is known here."""
+        cdef Route* route
+        cdef uint32_t i
+        if not 0 <= channel < MAX_CHANNELS:
+            raise ValueError(f"channel {channel}: a channel is 0-65535")
+        route = self.channels[channel].route
+        if route is NULL:
+            return []
+        return [(<Session><object>route.members[i]).peer for i in range(route.count)]
+
+    def counters(self):
+        """Totals since the start, by name."""
+        cdef Session session
+        cdef dict found = dict(self.totals)
+        cdef uint64_t frames_in = self.frames_in, frames_out = self.frames_out
+        cdef uint64_t bytes_in = self.bytes_in, bytes_out = self.bytes_out
+        for session in self.sessions() + ([] if self.loopback is None else [self.loopback]):
+            frames_in += session.frames_in
+            frames_out += session.frames_out
+            bytes_in += session.bytes_in
+            bytes_out += session.bytes_out
+        found.update(frames_in=frames_in, frames_out=frames_out, bytes_in=bytes_in,
+                     bytes_out=bytes_out, in_flight=self.slot_count - self.free_count)
+        return found
+
+    def handler_tasks(self):
+        """Tasks of ``async def`` handlers that have not finished."""
+        return set(self.tasks)
+
+    def call_later(self, double delay, callback):
+        """Call ``callback()`` on the loop in ``delay`` seconds, by the wheel; a :class:`Timer`."""
+        self.require_engine()
+        cdef TimeWheel wheel = self.engine.wheel
+        timer = wheel.call_at(<double>monotonic_ns() * 1e-9 + max(0.0, delay), callback)
+        self.engine.arm()
+        return timer
+
+    def drained(self, int peer):
+        """A future that is done once there is room to send to ``peer``.
+
+        It fails with PeerLost when the peer goes first, or is not there.
+        """
+        cdef Session session
+        self.require_engine()
+        session = self.uplink if self.uplink is not None else self.session_to(peer)
+        return session.drained()
+
+    # ------------------------------------------------------------------------------- subscriptions
+
+    def subscribe(self, channel, handler=None):
+        """Have ``handler(context)`` called for every message on ``channel``.
+
+        :param channel: 50-65499, or a member of ``LibraryChannel`` that the core does not serve.
+        :param handler: ``def`` (runs at once, inside the read; it must not block) or ``async def``
+            (becomes a task). Without it, this is a decorator.
+        :raises ValueError: the channel is not one that may be subscribed.
+        :raises DomiError: the channel has a handler already.
+        """
+        if handler is None:
+            return lambda function: self.subscribe(channel, function) or function
+        if not callable(handler):
+            raise TypeError(f"handler {handler!r} is not callable")
+        cdef int number = self.check_channel(channel)
+        cdef ChannelEntry* entry = &self.channels[number]
+        if self.engine is not None:
+            self.engine.check_thread()
+        if entry.handler is not NULL:
+            raise errors.DomiError(
+                f"channel {number} has a handler already: unsubscribe({number}) first",
+                channel=number)
+        Py_INCREF(handler)
+        entry.handler = <PyObject*>handler
+        self.now_local(number)
+
+    def unsubscribe(self, channel):
+        """Take the handler off the channel. What is under way to it is refused and counted.
+
+        :raises DomiError: the channel has no handler.
+        """
+        cdef int number = self.check_channel(channel)
+        cdef ChannelEntry* entry = &self.channels[number]
+        cdef PyObject* handler = entry.handler
+        if self.engine is not None:
+            self.engine.check_thread()
+        if handler is NULL:
+            raise errors.DomiError(f"channel {number} has no handler", channel=number)
+        entry.handler = NULL
+        self.maybe_not_local(number)
+        Py_DECREF(<object>handler)
+
+    cdef bint is_local(self, int channel) noexcept:
+        cdef ChannelEntry* entry = &self.channels[channel]
+        return entry.handler is not NULL or entry.guests is not NULL
+
+    cdef int now_local(self, int channel) except -1:
+        # The first of: a handler here, a guest that subscribes.
+        if self.loopback is not None and not self.routed_here(channel):
+            route_add(&self.channels[channel].route, self.loopback)
+            self.announce(SUBSCRIBED_ADD, (channel,))
+            self.mesh.routes_changed()
+        elif self.uplink is not None:
+            self.announce(SUBSCRIBED_ADD, (channel,))
+        return 0
+
+    cdef int maybe_not_local(self, int channel) except -1:
+        if self.is_local(channel):
+            return 0
+        if self.loopback is not None:
+            route_remove(&self.channels[channel].route, self.loopback)
+        self.announce(SUBSCRIBED_REMOVE, (channel,))
+        return 0
+
+    cdef bint routed_here(self, int channel) noexcept:
+        cdef Route* route = self.channels[channel].route
+        cdef uint32_t i
+        if route is not NULL:
+            for i in range(route.count):
+                if route.members[i] is <PyObject*>self.loopback:
+                    return True
+        return False
+
+    cdef int check_channel(self, object channel) except -1:
+        # For the verbs and subscriptions: 50-65499, or a library channel by name.
+        cdef int number
+        if not isinstance(channel, int):
+            raise TypeError(f"channel {channel!r}: a channel is an int")
+        if USER_FIRST <= channel <= USER_LAST:
+            return channel
+        if not isinstance(channel, library_channel):
+            raise ValueError(
+                f"channel {channel}: users have 50-65499; the library's own channels are members "
+                "of LibraryChannel")
+        number = channel
+        if CH_NIL < number <= CH_RELAY:
+            raise ValueError(f"channel {number} ({channel.name}) is served by the core")
+        return number
+
+    cdef object local_channels(self):
+        cdef int channel
+        return [channel for channel in range(MAX_CHANNELS) if self.is_local(channel)]
+
+    cdef int announce(self, uint8_t operation, object channels) except -1:
+        cdef Session session
+        if self.engine is None:
+            return 0
+        for session in self.sessions():
+            if session.extended and session.role != ROLE_GUEST:
+                self.announce_to(session, operation, channels)
+        return 0
+
+    cdef int announce_to(self, Session session, uint8_t operation, object channels) except -1:
+        cdef bytes data = PyBytes_FromStringAndSize(NULL, 2 * len(channels))
+        cdef uint8_t* p = <uint8_t*>PyBytes_AS_STRING(data)
+        for channel in channels:
+            store16(p, channel)
+            p += 2
+        if session.state != SESSION_CLOSED:
+            session.queue.append(CH_SUBSCRIPTIONS, <uint8_t*>PyBytes_AS_STRING(data), len(data),
+                                 &operation, 1, NULL)
+            self.engine.mark_dirty(session)
+        return 0
+
+    cdef int handle_subscriptions(self, Session session, RawFrame* frame) except -1:
+        cdef uint8_t operation
+        cdef uint32_t i
+        cdef set channels = set()
+        cdef bint first = not session.announced
+        if frame.extend_size != 1 or frame.size % 2 or frame.extend[0] > SUBSCRIBED_REMOVE:
+            session.fail("a malformed list of subscriptions", True)
+            return 0
+        operation = frame.extend[0]
+        for i in range(0, frame.size, 2):
+            channels.add(load16(frame.data + i))
+        if operation == SUBSCRIBED_ALL:
+            self.drop_routes(session, session.channels - channels)
+        if operation == SUBSCRIBED_REMOVE:
+            self.drop_routes(session, channels)
+        else:
+            for channel in channels - session.channels:
+                if session.role == ROLE_GUEST:
+                    if CH_NIL <= channel or channel < USER_FIRST:
+                        continue
+                    route_add(&self.channels[<int>channel].guests, session)
+                    session.channels.add(channel)
+                    self.now_local(channel)
+                else:
+                    route_add(&self.channels[<int>channel].route, session)
+                    session.channels.add(channel)
+        session.announced = True
+        if session.role != ROLE_GUEST:
+            if first:
+                self.mesh.listed(session)
+            else:
+                self.mesh.routes_changed()
+        return 0
+
+    cdef int drop_routes(self, Session session, set channels) except -1:
+        for channel in channels & session.channels:
+            session.channels.discard(channel)
+            if session.role == ROLE_GUEST:
+                route_remove(&self.channels[<int>channel].guests, session)
+                self.maybe_not_local(channel)
+            else:
+                route_remove(&self.channels[<int>channel].route, session)
+        return 0
+
+    # ----------------------------------------------------------------------------------- the verbs
+
+    cdef int require_engine(self) except -1:
+        if self.engine is None or (self.loopback is None and self.uplink is None):
+            raise errors.DomiError("not connected: call start() first, and nothing after close()")
+        if PyThread_get_thread_ident() != self.engine.thread:
+            self.engine.check_thread()
+        return 0
+
+    cdef Session session_to(self, int machine):
+        if not 0 <= machine < MAX_MACHINES or self.peers[machine] is NULL:
+            raise errors.PeerLost(f"no session with node {machine}", peer=machine)
+        return <Session><object>self.peers[machine]
+
+    cdef Session pick(self, object channel, object to):
+        # The session that a message on this channel goes to next.
+        cdef int number
+        cdef Route* route
+        cdef Session session
+        self.require_engine()
+        if type(channel) is int and USER_FIRST <= channel <= USER_LAST:
+            number = channel
+        else:
+            number = self.check_channel(channel)
+        if to is None:
+            route = self.channels[number].route
+            if route is NULL:
+                raise errors.NoSubscriber(f"nobody subscribes to channel {number}",
+                                          channel=number)
+            return route_next(route)
+        session = self.session_to(to)
+        if session.extended and number not in session.channels and not (
+                session is self.loopback and self.is_local(number)):
+            raise errors.NoSubscriber(
+                f"node {to} does not subscribe to channel {number}", channel=number, peer=to)
+        return session
+
+    def notify(self, channel, data, *, to=None):
+        """Send to one subscriber, round robin; no answer.
+
+        :param channel: 50-65499.
+        :param data: bytes-like.
+        :param to: machine id of the subscriber that shall get it.
+        :raises NoSubscriber: nobody subscribes (or ``to`` does not).
+        :raises PeerLost: there is no session with ``to``.
+        :raises Overloaded: too much waits for that subscriber already.
+        :raises FrameError: the data is larger than a frame may be.
+        """
+        if self.uplink is not None:
+            uplink_send(self, VERB_NOTIFY, self.check_channel(channel), data, 0, to, 0,
+                              NO_DEADLINE, None)
+        else:
+            self.pick(channel, to).put(channel, data, NULL, 0)
+
+    def publish(self, channel, data, *, to=None):
+        """Send to every subscriber; no answer.
+
+        A subscriber that cannot be sent to (its queue is full) does not hold up the others: it is
+        reported to ``on_error``.
+
+        :param to: machine id: only to the subscribers at that node.
+        :returns: the number of nodes that it was sent to (0 when nobody subscribes; a guest, which
+            leaves the sending to its node, gets 1).
+        :raises FrameError: the data is larger than a frame may be.
+        """
+        cdef uint8_t tag = TAG_PUBLISH
+        cdef Route* route
+        cdef Session session
+        cdef int number = self.check_channel(channel)
+        cdef int sent = 0
+        cdef list targets
+        cdef uint32_t i
+        if self.uplink is not None:
+            uplink_send(self, VERB_PUBLISH, number, data, 0, to, 0, NO_DEADLINE, None)
+            return 1
+        if to is not None:
+            session = self.pick(channel, to)
+            session.put(number, data, &tag, 1 if session.extended else 0)
+            return 1
+        self.require_engine()
+        route = self.channels[number].route
+        if route is NULL:
+            return 0
+        if not isinstance(data, (bytes, str)):
+            data = bytes(memoryview(data))
+        # A session that fails while it is written to leaves the route: go by a copy.
+        targets = [<object>route.members[i] for i in range(route.count)]
+        for session in targets:
+            try:
+                session.put(number, data, &tag, 1 if session.extended else 0)
+                sent += 1
+            except (errors.Overloaded, errors.PeerLost) as error:
+                self.report(error, Frame(number, data))
+        return sent
+
+    def call(self, channel, data, reply_channel, *, to=None):
+        """Send to one subscriber, round robin; its reply arrives here on ``reply_channel``.
+
+        Raises as :meth:`notify` does.
+        """
+        cdef uint8_t extend[4]
+        cdef int number
+        if type(reply_channel) is int and USER_FIRST <= reply_channel <= USER_LAST:
+            number = reply_channel
+        else:
+            number = self.check_channel(reply_channel)
+        if self.uplink is not None:
+            uplink_send(self, VERB_CALL, self.check_channel(channel), data, number, to, 0,
+                              NO_DEADLINE, None)
+            return
+        store16(extend, <uint16_t>self.id)
+        store16(extend + 2, <uint16_t>number)
+        self.pick(channel, to).put(channel, data, extend, 4)
+
+    def request(self, channel, data, timeout=DEFAULT, *, to=None):
+        """Send to one subscriber, round robin, and await its answer.
+
+        A plain function: the message is on its way when it returns. Await what it returns for the
+        answer, bytes. A request has exactly one outcome.
+
+        :param timeout: seconds, None for no deadline; by default the node's ``request_timeout``.
+            The deadline travels with the message.
+        :raises NoSubscriber, PeerLost, Overloaded, FrameError: at once, as :meth:`notify` does;
+            the first three also when awaited.
+        :raises RemoteError: (awaited) the handler raised.
+        :raises DeadlineExceeded: (awaited) no answer in time; at once when ``timeout`` is not
+            above zero.
+        """
+        cdef uint8_t extend[REQUEST_EXTEND]
+        cdef Session session
+        cdef Request request
+        cdef uint32_t milliseconds
+        if self.uplink is not None:
+            self.require_engine()
+            session = self.uplink
+            self.check_channel(channel)
+        else:
+            session = self.pick(channel, to)
+            if not session.extended:
+                raise errors.DomiError(
+                    f"node {session.peer} speaks the plain protocol, which has no requests: "
+                    "use call", channel=channel, peer=session.peer)
+        request = self.open_request(session, channel, timeout)
+        milliseconds = request.milliseconds
+        try:
+            if session is self.uplink:
+                uplink_send(self, VERB_REQUEST, channel, data, 0, to, request.correlation,
+                                  milliseconds, None)
+            else:
+                extend[0] = TAG_REQUEST
+                store64(extend + 1, request.correlation)
+                store32(extend + 9, milliseconds)
+                session.put(channel, data, extend, REQUEST_EXTEND)
+        except BaseException:
+            request.release()
+            raise
+        return request
+
+    cdef Request open_request(self, Session session, uint16_t channel, object timeout):
+        cdef Request request
+        cdef double seconds
+        cdef uint32_t slot
+        cdef uint64_t delay
+        if timeout is DEFAULT:
+            seconds = self.timeout
+        elif timeout is None:
+            seconds = -1.0
+        else:
+            seconds = timeout
+            if not seconds > 0.0:
+                if seconds != seconds:
+                    raise ValueError("timeout is not a number of seconds")
+                raise errors.DeadlineExceeded(
+                    f"the deadline of a request on channel {channel} has passed: timeout={seconds}",
+                    channel=channel, peer=session.peer, limit=seconds)
+        slot = self.take_slot(channel)
+        request = Request.__new__(Request)
+        request.loop = self.engine.loop
+        request.router = self
+        request.session = session
+        request.channel = channel
+        request.correlation = (self.generations[slot] << SLOT_BITS) | slot
+        request.node.kind = TIMER_REQUEST
+        request.node.owner = <PyObject*>request
+        request.timeout = <float>seconds
+        Py_INCREF(request)
+        self.slots[slot] = <PyObject*>request
+        if seconds >= 0.0:
+            seconds = min(seconds, 4e6)
+            delay = <uint64_t>(seconds * 1e9)
+            request.milliseconds = <uint32_t>((delay + 999999ULL) // 1000000ULL)
+            self.engine.schedule(&request.node, delay)
+        else:
+            request.milliseconds = NO_DEADLINE
+        return request
+
+    cdef uint32_t take_slot(self, int channel) except? 0xFFFFFFFF:
+        cdef uint32_t count, i
+        cdef void* memory
+        if self.free_count == 0:
+            if self.slot_count > <uint32_t>SLOT_MASK:
+                raise errors.Overloaded(
+                    f"{self.slot_count} requests are in flight, as many as a node may have",
+                    channel=channel, limit=self.slot_count)
+            count = max(<uint32_t>64, self.slot_count * 2)
+            memory = realloc(self.slots, count * sizeof(PyObject*))
+            if memory is NULL:
+                raise MemoryError
+            self.slots = <PyObject**>memory
+            memory = realloc(self.generations, count * sizeof(uint64_t))
+            if memory is NULL:
+                raise MemoryError
+            self.generations = <uint64_t*>memory
+            memory = realloc(self.free_slots, count * sizeof(uint32_t))
+            if memory is NULL:
+                raise MemoryError
+            self.free_slots = <uint32_t*>memory
+            for i in range(count - self.slot_count):
+                self.slots[self.slot_count + i] = NULL
+                self.generations[self.slot_count + i] = 1
+                self.free_slots[i] = count - 1 - i
+            self.free_count = count - self.slot_count
+            self.slot_count = count
+        self.free_count -= 1
+        return self.free_slots[self.free_count]
+
+    cdef int free_slot(self, uint32_t slot) except -1:
+        cdef PyObject* request = self.slots[slot]
+        self.slots[slot] = NULL
+        self.generations[slot] += 1
+        self.free_slots[self.free_count] = slot
+        self.free_count += 1
+        Py_XDECREF(request)
+        return 0
+
+    def ventilator(self, channels, data):
+        """Start a pipeline: the stages get the message one after the other, each calling ``next``.
+
+        :param channels: the stages, in order; at least one.
+        :raises NoSubscriber: nobody subscribes to the first stage.
+        """
+        cdef list numbers = [self.check_channel(channel) for channel in channels]
+        cdef bytes rest
+        if not numbers:
+            raise ValueError("a pipeline has at least one channel")
+        if len(numbers) > 16384:
+            raise ValueError(f"a pipeline of {len(numbers)} channels: at most 16384 are allowed")
+        rest = b"".join([number.to_bytes(2, "little") for number in numbers[1:]])
+        self.send_stage(numbers[0], data, <uint8_t*>PyBytes_AS_STRING(rest), <uint16_t>len(rest))
+
+    cdef int send_stage(self, object channel, object data, const uint8_t* rest,
+                        uint16_t size) except -1:
+        cdef uint8_t stack[STAGE_EXTEND]
+        cdef uint8_t* extend = stack
+        cdef Session session
+        if self.uplink is not None:
+            uplink_send(self, VERB_PIPELINE, channel, data, 0, None, 0, NO_DEADLINE,
+                              PyBytes_FromStringAndSize(<char*>rest, size))
+            return 0
+        session = self.pick(channel, None)
+        if not session.extended:
+            session.put(channel, data, rest, size)
+            return 0
+        if <size_t>size + 1 > sizeof(stack):
+            extend = <uint8_t*>malloc(<size_t>size + 1)
+            if extend is NULL:
+                raise MemoryError
+        try:
+            extend[0] = TAG_PIPELINE
+            copy(extend + 1, rest, size)
+            session.put(channel, data, extend, size + 1)
+        finally:
+            if extend != stack:
+                free(extend)
+        return 0
+
+    # -------------------------------------------------------------------------------- what arrives
+
+    cdef int deliver(self, Session session, RawFrame* frame) except -1:
+        cdef ChannelEntry* entry = &self.channels[frame.channel]
+        if frame.channel == CH_ANSWER:
+            return self.handle_answer(session, frame)
+        if (entry.handler is NULL or entry.guests is not NULL or frame.channel > USER_LAST
+                or session.role == ROLE_GUEST or frame.extend_size == GUEST_REPLY_EXTEND):
+            return self.deliver_rare(session, frame)
+        return self.run_handler(entry, make_context(session, frame))
+
+    cdef int deliver_rare(self, Session session, RawFrame* frame) except -1:
+        cdef ChannelEntry* entry = &self.channels[frame.channel]
+        cdef bint publish
+        if frame.channel > USER_LAST:
+            if self.handle_library(session, frame) and entry.handler is not NULL:
+                return self.run_handler(entry, make_context(session, frame))
+            return 0
+        if session.role == ROLE_GUEST:
+            return self.count("dropped_not_negotiated")
+        if (frame.extend_size == GUEST_REPLY_EXTEND and session.extended
+                and frame.extend[0] == TAG_GUEST_REPLY):
+            return relay_reply(self, session, frame)
+        if entry.guests is not NULL:
+            return deliver_shared(self, session, frame)
+        if entry.handler is not NULL:
+            return self.run_handler(entry, make_context(session, frame))
+        self.count("dropped_no_subscriber")
+        return self.reject(session, STATUS_NO_SUBSCRIBER, frame)
+
+    cdef int run_handler(self, ChannelEntry* entry, Context context) except -1:
+        cdef PyObject* handler = entry.handler
+        cdef PyObject* result
+        Py_INCREF(<object>handler)      # it may unsubscribe itself
+        result = call_one(handler, <PyObject*>context)
+        Py_DECREF(<object>handler)
+        if result is NULL:
+            return self.handler_raised(context)
+        if result is not <PyObject*>None and PyCoro_CheckExact(result):
+            try:
+                self.start_task(<object>result, context)
+            finally:
+                Py_DECREF(<object>result)
+            return 0
+        Py_DECREF(<object>result)
+        if context.kind == KIND_REQUEST and not context.answered:
+            self.check_answered(context)
+        return 0
+
+    cdef int handler_raised(self, Context context) except -1:
+        # An exception is set.
+        try:
+            reraise()
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            self.handler_failed(context, error)
+        return 0
+
+    cdef int start_task(self, object coroutine, Context context) except -1:
+        if EAGER_TASKS:
+            task = asyncio.Task(coroutine, loop=self.engine.loop, eager_start=True)
+        else:
+            task = self.engine.loop.create_task(coroutine)
+        if task.done():
+            self.task_ended(task, context)
+        else:
+            self.tasks.add(task)
+            completion = TaskCompletion.__new__(TaskCompletion)
+            (<TaskCompletion>completion).router = self
+            (<TaskCompletion>completion).context = context
+            task.add_done_callback(completion)
+        return 0
+
+    cdef int task_ended(self, object task, Context context) except -1:
+        # An `async def` handler has finished; only the caller holds the context for us.
+        self.tasks.discard(task)
+        error = CancelledError("the handler was cancelled") if task.cancelled() \
+            else task.exception()
+        if error is not None:
+            self.handler_failed(context, error)
+        else:
+            self.check_answered(context)
+        return 0
+
+    cdef int check_answered(self, Context context) except -1:
+        # The handler is done. If nobody keeps the context, an answer can no longer come.
+        if (context.kind == KIND_REQUEST and not context.answered and not context.posted
+                and Py_REFCNT(<PyObject*>context) == 1):
+            self.count("handlers_without_answer")
+            self.answer_failure(context, STATUS_REMOTE_ERROR,
+                                b"NoAnswer\0the handler returned without an answer")
+        return 0
+
+    cdef int handler_failed(self, Context context, object error) except -1:
+        cdef bytes text
+        if isinstance(error, errors.Overloaded):
+            self.count("handlers_overloaded")
+            if context.kind == KIND_REQUEST and not context.answered:
+                self.answer_failure(context, STATUS_OVERLOADED, str(error).encode())
+            return 0
+        self.count("handler_errors")
+        log.error("the handler of channel %d failed on a message from node %d", context.channel,
+                  context.sender, exc_info=error)
+        if context.kind == KIND_REQUEST and not context.answered:
+            text = f"{type(error).__name__}\0{error}".encode(errors="replace")[:65536]
+            self.answer_failure(context, STATUS_REMOTE_ERROR, text)
+        return 0
+
+    cdef int answer_failure(self, Context context, uint8_t status, bytes text) except -1:
+        context.answered = True
+        try:
+            context.answer(status, text)
+        except (errors.PeerLost, errors.Overloaded):
+            self.count("answers_lost")
+        return 0
+
+    cdef int handle_answer(self, Session session, RawFrame* frame) except -1:
+        cdef uint64_t correlation
+        cdef uint32_t slot
+        cdef Request request
+        cdef object value
+        if frame.extend_size != ANSWER_EXTEND or not session.extended:
+            return self.count("dropped_not_negotiated")
+        correlation = load64(frame.extend)
+        slot = <uint32_t>(correlation & SLOT_MASK)
+        if slot >= self.slot_count or self.slots[slot] is NULL:
+            return self.count("late_answers")
+        request = <Request><object>self.slots[slot]
+        if request.correlation != correlation or request.session is not session:
+            return self.count("late_answers")
+        if frame.owner is not NULL:
+            value = <object>frame.owner
+        else:
+            value = PyBytes_FromStringAndSize(<char*>frame.data, frame.size)
+        if frame.extend[8] == STATUS_OK:
+            return request.settle(REQUEST_DONE, value, self.engine.depth == 1)
+        return request.settle(REQUEST_FAILED, failure(
+            frame.extend[8], value, request.channel, session.peer), False)
+
+    cdef bint handle_library(self, Session session, RawFrame* frame) except -1:
+        # Whether a handler on this channel may see the frame too.
+        cdef uint16_t channel = frame.channel
+        if channel == CH_HEARTBEAT:
+            session.control(CH_HEARTBEAT_REPLY, b"")
+        elif channel == CH_HEARTBEAT_REPLY or channel == CH_PONG:
+            pass
+        elif channel == CH_PING:
+            session.control(CH_PONG, b"pong")
+        elif channel == CH_EXIT:
+            text = PyBytes_FromStringAndSize(<char*>frame.data, frame.size)
+            session.fail(f"the peer said goodbye: {text.decode(errors='replace')}" if text
+                         else "the peer said goodbye")
+        elif channel == CH_NODE_NAME:
+            session.fail("a second node name", True)
+        elif not session.extended:
+            self.count("dropped_not_negotiated")
+        elif channel == CH_SUBSCRIPTIONS:
+            self.handle_subscriptions(session, frame)
+        elif channel == CH_REJECT:
+            self.handle_reject(session, frame)
+        elif channel == CH_RELAY and session.role == ROLE_GUEST:
+            handle_relay(self, session, frame)
+        elif channel == CH_NIL or self.channels[channel].handler is not NULL:
+            return True
+        else:
+            self.count("dropped_not_negotiated")
+        return False
+
+    cdef int reject(self, Session session, uint8_t status, RawFrame* frame) except -1:
+        # Tell the sender of a frame that nobody took it. A publish is nobody's in particular.
+        cdef uint8_t out[REJECT_EXTEND]
+        cdef uint8_t answer[ANSWER_EXTEND]
+        cdef uint8_t tag = frame.extend[0] if frame.extend_size else 0
+        if not session.extended or session.state == SESSION_CLOSED or (
+                frame.extend_size == 1 and tag == TAG_PUBLISH):
+            return 0
+        try:
+            if frame.extend_size == REQUEST_EXTEND and tag == TAG_REQUEST:
+                copy(answer, frame.extend + 1, 8)
+                answer[8] = status
+                session.write(CH_ANSWER, NULL, 0, answer, ANSWER_EXTEND, NULL)
+            else:
+                out[0] = status
+                store16(out + 1, frame.channel)
+                store16(out + 3, frame.extend_size)
+                joined = (PyBytes_FromStringAndSize(<char*>frame.extend, frame.extend_size)
+                          + PyBytes_FromStringAndSize(<char*>frame.data, frame.size))
+                session.put(CH_REJECT, joined, out, REJECT_EXTEND)
+        except (errors.Overloaded, errors.FrameError):
+            self.count("rejects_lost")
+        return 0
+
+    cdef int handle_reject(self, Session session, RawFrame* frame) except -1:
+        cdef uint16_t channel, extend_size
+        if frame.extend_size != REJECT_EXTEND:
+            return self.count("dropped_not_negotiated")
+        channel = load16(frame.extend + 1)
+        extend_size = load16(frame.extend + 3)
+        if extend_size > frame.size:
+            return self.count("dropped_not_negotiated")
+        data = PyBytes_FromStringAndSize(<char*>frame.data, frame.size)
+        self.count("rejected")
+        return self.report(
+            failure(frame.extend[0], b"", channel, session.peer),
+            Frame(channel, data[extend_size:], data[:extend_size]))
+
+    cdef int report(self, object error, object frame) except -1:
+        # What was refused after the verb had returned.
+        if self.on_error is None:
+            log.warning("lost: %s (channel %d, %d bytes)", error, frame.channel, len(frame.data))
+            return 0
+        try:
+            self.on_error(error, frame)
+        except Exception as raised:
+            log.error("on_error failed", exc_info=raised)
+        return 0
+
+    cdef int count(self, str name) except -1:
+        self.totals[name] = self.totals.get(name, 0) + 1
+        return 0
+
+    # -------------------------------------------------------------------------------------- peers
+
+    cdef int peers_set(self, int machine, Session session) except -1:
+        Py_INCREF(session)
+        self.peers[machine] = <PyObject*>session
+        return 0
+
+    cdef int peers_clear(self, Session session) except -1:
+        if session.peer >= 0 and self.peers[session.peer] is <PyObject*>session:
+            self.peers[session.peer] = NULL
+            Py_DECREF(session)
+        return 0
+
+    cdef int attach(self, Session session) except -1:
+        # The handshake is complete: the session takes its place.
+        if session.role == ROLE_GUEST:
+            self.next_token += 1
+            session.token = self.next_token
+            self.guests[session.token] = session
+        elif session.role == ROLE_UPLINK:
+            self.uplink = session
+            self.announce_to(session, SUBSCRIBED_ALL, self.local_channels())
+        else:
+            if self.peers[session.peer] is not NULL:
+                (<Session><object>self.peers[session.peer]).fail("replaced by a newer session")
+            self.peers_set(session.peer, session)
+            if session.extended:
+                self.announce_to(session, SUBSCRIBED_ALL, self.local_channels())
+        self.mesh.joined(session)
+        if not session.extended:
+            self.mesh.listed(session)
+        return 0
+
+    cdef int session_lost(self, Session session, bint was_up, bint protocol,
+                          list unsent) except -1:
+        cdef uint32_t slot
+        cdef Request request
+        if protocol:
+            self.count("protocol_errors")
+            log.warning("closed the session with %s: %s", session.address, session.reason)
+        self.drop_routes(session, set(session.channels))
+        if session is self.loopback:
+            for channel in range(MAX_CHANNELS):
+                route_remove(&self.channels[<int>channel].route, session)
+        self.peers_clear(session)
+        self.guests.pop(session.token, None)
+        if self.uplink is session:
+            self.uplink = None
+        self.frames_in += session.frames_in
+        self.frames_out += session.frames_out
+        self.bytes_in += session.bytes_in
+        self.bytes_out += session.bytes_out
+        if was_up:
+            error = session.lost_error()
+            for slot in range(self.slot_count):
+                if self.slots[slot] is not NULL:
+                    request = <Request><object>self.slots[slot]
+                    if request.session is session:
+                        request.settle(REQUEST_FAILED, errors.PeerLost(
+                            str(error), channel=request.channel, peer=session.peer), False)
+        for frame in unsent:
+            if frame.channel <= USER_LAST and not (
+                    len(frame.extend) == REQUEST_EXTEND and frame.extend[0] == TAG_REQUEST):
+                self.report(errors.PeerLost(
+                    f"node {session.peer} went before the frame was sent",
+                    channel=frame.channel, peer=session.peer), frame)
+        if self.mesh is not None and session.role != ROLE_LOOPBACK:
+            self.mesh.lost(session, was_up)
+        return 0
+
+
+@cython.final
+cdef class TaskCompletion:
+    # The done callback of a handler's task.
+    def __call__(self, task):
+        cdef Context context = self.context
+        self.context = None
+        self.router.task_ended(task, context)
+
+
+cdef void free_route(Route* route) noexcept:
+    if route is not NULL:
+        free(route.members)
+        free(route)
+
+
+cdef object failure(uint8_t status, bytes data, int channel, int peer):
+    # The exception that a status stands for.
+    if status == STATUS_REMOTE_ERROR:
+        kind, _, message = data.decode(errors="replace").partition("\0")
+        return errors.RemoteError(kind or "Error", message, channel=channel, peer=peer)
+    kind, default = {
+        STATUS_NO_SUBSCRIBER: (errors.NoSubscriber, "nobody subscribes to channel {channel}"),
+        STATUS_OVERLOADED: (errors.Overloaded, "the receiver of channel {channel} is overloaded"),
+        STATUS_PEER_LOST: (errors.PeerLost, "the receiver of channel {channel} is gone"),
+        STATUS_DEADLINE: (errors.DeadlineExceeded, "no answer on channel {channel} in time"),
+    }.get(status, (errors.DomiError, "the receiver refused a message on channel {channel}"))
+    text = data.decode(errors="replace") or default.format(channel=channel)
+    return kind(text, channel=channel, peer=peer if peer >= 0 else None)
+
+
+cdef tuple status_of(object error):
+    # The status and text that stand for an exception: the reverse of failure().
+    if isinstance(error, errors.RemoteError):
+        return STATUS_REMOTE_ERROR, f"{error.type}\0{error.message}".encode()
+    for status, kind in ((STATUS_NO_SUBSCRIBER, errors.NoSubscriber),
+                         (STATUS_OVERLOADED, errors.Overloaded),
+                         (STATUS_PEER_LOST, errors.PeerLost),
+                         (STATUS_DEADLINE, errors.DeadlineExceeded)):
+        if isinstance(error, kind):
+            return status, str(error).encode()
+    return STATUS_REFUSED, str(error).encode()

@@ -1,0 +1,497 @@
+# One connection: handshake, heartbeats, reading in slices, flushing.
+#
+# Invariants: every wake-up ends in EAGAIN, the end of the stream, an error, or a call_soon
+# continuation (libuv stops polling after an error, so a reader that stops early would never hear
+# of the peer's death); `state` is checked after each handler; fail() is the one way down. Owned by
+# the loop thread.
+
+cdef class Session:
+    """A live connection to one peer. The mesh makes them; a program sees them as peers.
+
+    :param router: the node that it belongs to.
+    :param fd: a connected, non-blocking, detached descriptor; -1 for the node's own loop-back.
+    :param role: one of the ``ROLE_*`` numbers.
+    :param address: where it leads, for people.
+    """
+
+    def __cinit__(self, Router router, int fd, int role, str address, *, int peer=-1, info=None):
+        live(LIVE_SESSION, 1)
+        self.router = router
+        self.engine = router.engine
+        self.role = role
+        self.address = address
+        self.peer = peer
+        self.info = info
+        self.channels = set()
+        self.room_waiters = []
+        self.queue = WriteQueue()
+        self.heartbeat.kind = TIMER_SESSION
+        self.heartbeat.owner = <PyObject*>self
+        self.opened = self.last_heard = monotonic_ns()
+        if role == ROLE_LOOPBACK:
+            self.state = SESSION_UP
+            self.extended = True
+            return
+        self.reader = FrameReader(
+            HANDSHAKE_LIMIT if role == ROLE_ACCEPTOR else router.frame_limit,
+            magic=role == ROLE_ACCEPTOR)
+        self.driver = SocketDriver(self.engine, fd)
+        self.state = SESSION_MAGIC if role == ROLE_ACCEPTOR else SESSION_DIALLED
+        self.on_readable = self.readable
+        self.on_writable = self.writable
+
+    def __dealloc__(self):
+        live(LIVE_SESSION, -1)
+
+    # ------------------------------------------------------------------------- life, for the mesh
+
+    def start(self):
+        """Begin to read; the handshake has to be complete within the handshake timeout."""
+        self.engine.check_thread()
+        self.driver.want_read(self.on_readable)
+        self.engine.schedule(&self.heartbeat, self.router.handshake_ns)
+
+    def dial(self, uint16_t channel, bytes name, bytes offer):
+        """Say the magic and who dials: ``name`` as data, ``offer`` as extend."""
+        cdef uint8_t magic[4]
+        store32(magic, MAGIC)
+        self.engine.enter()
+        try:
+            self.send_raw(PyBytes_FromStringAndSize(<char*>magic, 4))
+            self.put(channel, name, <uint8_t*>PyBytes_AS_STRING(offer), <uint16_t>len(offer))
+        finally:
+            self.engine.leave()
+
+    def close(self, str reason not None):
+        """Say goodbye and close. What the kernel does not take at once is not sent.
+
+        To send everything first, await :meth:`drained` with ``everything=True``.
+        """
+        if self.state == SESSION_CLOSED:
+            return
+        if self.state != SESSION_MAGIC and self.driver is not None:
+            self.goodbye(reason)
+        self.fail(reason)
+
+    cdef int goodbye(self, str reason) except -1:
+        cdef bytes text = reason.encode()[:1024] if self.extended else b""
+        self.queue.append(CH_EXIT, <uint8_t*>PyBytes_AS_STRING(text), len(text), NULL, 0, NULL)
+        self.flush()
+        return 0
+
+    @property
+    def up(self):
+        """Whether the handshake is complete and the session is alive."""
+        return self.state == SESSION_UP
+
+    @property
+    def closed(self):
+        return self.state == SESSION_CLOSED
+
+    @property
+    def queued(self):
+        """Bytes that wait to be sent."""
+        return self.queue.queued
+
+    @property
+    def subscribed(self):
+        """The channels that the peer subscribes to, as a frozenset."""
+        return frozenset(self.channels)
+
+    @property
+    def is_extended(self):
+        """Whether the peer understands what the original protocol lacks."""
+        return self.extended
+
+    @property
+    def is_guest(self):
+        return self.role == ROLE_GUEST
+
+    @property
+    def descriptor(self):
+        """The descriptor, for tests and diagnosis; -1 once closed."""
+        return -1 if self.driver is None else self.driver.fd
+
+    def drained(self, *, bint everything=False):
+        """A future that is done once the queue is below the low water mark (or empty).
+
+        It fails with PeerLost when the session goes first.
+        """
+        future = self.engine.loop.create_future()
+        limit = 0 if everything else self.router.low_water
+        if self.state == SESSION_CLOSED:
+            future.set_exception(self.lost_error())
+        elif self.queue.queued <= limit:
+            future.set_result(None)
+        else:
+            self.draining = True
+            self.room_waiters.append((limit, future))
+        return future
+
+    cdef int wake_drained(self) except -1:
+        cdef list waiting = self.room_waiters
+        self.room_waiters = []
+        for limit, future in waiting:
+            if future.done():
+                continue
+            if self.state == SESSION_CLOSED:
+                future.set_exception(self.lost_error())
+            elif self.queue.queued <= limit:
+                future.set_result(None)
+            else:
+                self.room_waiters.append((limit, future))
+        self.draining = bool(self.room_waiters)
+        return 0
+
+    cdef object lost_error(self):
+        return errors.PeerLost(
+            f"node {self.peer} ({self.address}) is gone: {self.reason or 'closed'}",
+            peer=self.peer)
+
+    # ------------------------------------------------------------------------------------- sending
+
+    cdef int write(self, uint16_t channel, const uint8_t* data, size_t size,
+                   const uint8_t* extend, uint16_t extend_size, PyObject* owner) except -1:
+        cdef size_t length = HEADER + size + extend_size
+        if self.state == SESSION_CLOSED:
+            raise self.lost_error()
+        if length > self.router.frame_limit:
+            raise errors.FrameError(
+                f"a frame of {length} bytes on channel {channel}: at most "
+                f"{self.router.frame_limit} (frame_limit) are allowed",
+                channel=channel, limit=self.router.frame_limit)
+        if self.queue.queued >= self.router.queue_limit:
+            self.router.count("refused_queue_full")
+            raise errors.Overloaded(
+                f"{self.queue.queued} bytes wait for node {self.peer}, as many as a session may "
+                f"queue: await node.drained({self.peer}) or send less",
+                channel=channel, peer=self.peer, limit=self.router.queue_limit)
+        self.queue.append(channel, data, size, extend, extend_size, owner)
+        self.frames_out += 1
+        if not self.dirty:
+            self.engine.mark_dirty(self)
+        elif self.queue.queued >= FLUSH_AT and self.driver is not None:
+            self.flush()
+        return 0
+
+    cdef int put(self, uint16_t channel, object data, const uint8_t* extend,
+                 uint16_t extend_size) except -1:
+        # write() for any bytes-like object.
+        cdef Py_buffer view
+        if PyBytes_CheckExact(data):
+            return self.write(channel, <uint8_t*>PyBytes_AS_STRING(data),
+                              <size_t>PyBytes_GET_SIZE(data), extend, extend_size,
+                              <PyObject*>data)
+        if isinstance(data, str):
+            raise TypeError("data must be bytes-like, not str: encode it first")
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            return self.write(channel, <uint8_t*>view.buf, <size_t>view.len, extend, extend_size,
+                              NULL)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef int control(self, uint16_t channel, bytes data) except -1:
+        # The library's own small frames are not held up by a full queue.
+        if self.state != SESSION_CLOSED:
+            self.queue.append(channel, <uint8_t*>PyBytes_AS_STRING(data), len(data), NULL, 0, NULL)
+            self.engine.mark_dirty(self)
+        return 0
+
+    cdef int send_raw(self, bytes data) except -1:
+        # The magic goes before any frame, on an empty socket: the kernel has room for four bytes.
+        if c_send(self.driver.fd, PyBytes_AS_STRING(data), len(data), MSG_NOSIGNAL) != len(data):
+            self.fail(f"cannot send: {os.strerror(errno)}")
+        return 0
+
+    cdef int flush(self) except -1:
+        cdef Py_ssize_t n
+        cdef size_t budget = 1048576
+        if self.driver is None:
+            return self.flush_local()
+        if self.driver.writing or self.state == SESSION_CLOSED:
+            return 0
+        while self.queue.queued:
+            n = self.driver.send(self.queue)
+            if n < 0:
+                if n == -EAGAIN:
+                    self.driver.want_write(self.on_writable)
+                else:
+                    self.send_failed(-n)
+                return 0
+            self.bytes_out += n
+            self.queue.consume(n)
+            if <size_t>n >= budget:
+                self.driver.want_write(self.on_writable)
+                break
+            budget -= n
+        if self.draining:
+            self.wake_drained()
+        return 0
+
+    cdef int send_failed(self, int error) except -1:
+        # Answers that arrived before the failure are still in the kernel: read them first, then
+        # the end of the stream ends the session.
+        if self.broken == 0:
+            self.broken = error
+            self.engine.call_soon(self.on_readable)
+        return 0
+
+    cdef int flush_local(self) except -1:
+        # The node's frames to itself take the same way as all others, without a socket.
+        cdef RawFrame frame
+        cdef size_t length
+        cdef uint64_t until = self.engine.now + self.engine.slice_ns
+        if self.continuing:
+            return 0
+        self.continuing = True
+        try:
+            while self.queue.head is not NULL and self.state == SESSION_UP:
+                length = frame_at(self.queue.head, self.queue.head.sent, &frame)
+                try:
+                    self.frames_in += 1
+                    self.router.deliver(self, &frame)
+                finally:
+                    Py_XDECREF(frame.owner)
+                    self.queue.consume(length)
+                if monotonic_ns() > until:
+                    break
+        finally:
+            self.continuing = False
+            if self.queue.head is not NULL and self.state == SESSION_UP:
+                self.engine.mark_dirty(self)
+        if self.draining:
+            self.wake_drained()
+        return 0
+
+    def writable(self):
+        # May be called spuriously.
+        if self.state == SESSION_CLOSED:
+            return
+        self.engine.enter()
+        try:
+            self.driver.writing = False
+            self.flush()
+            if not self.driver.writing:
+                self.driver.stop_write()
+        finally:
+            self.engine.leave()
+
+    # ------------------------------------------------------------------------------------- reading
+
+    def readable(self):
+        if self.state == SESSION_CLOSED or self.continuing:
+            return
+        if self.engine.depth:
+            self.go_on()
+            return
+        self.engine.enter()
+        try:
+            self.read_some()
+        finally:
+            self.engine.leave()
+
+    def continue_reading(self):
+        self.continuing = False
+        self.readable()
+
+    cdef int go_on(self) except -1:
+        if not self.continuing:
+            self.continuing = True
+            self.engine.call_soon(self.continue_reading)
+        return 0
+
+    cdef int read_some(self) except -1:
+        # One slice of reading, in a batch.
+        cdef uint64_t until = monotonic_ns() + self.engine.slice_ns
+        cdef uint8_t* where
+        cdef size_t size
+        cdef Py_ssize_t n
+        cdef bint finished = False
+        try:
+            if self.sliced:
+                self.reader.open_tail()
+                self.parse(until)
+            while not self.sliced and self.state != SESSION_CLOSED:
+                self.reader.room(self.engine.buffer, RECEIVE_BUFFER, &where, &size)
+                n = self.driver.recv(where, size)
+                if n <= 0:
+                    finished = True
+                    if n == -EAGAIN:
+                        if self.broken:
+                            self.fail(f"cannot send: {os.strerror(self.broken)}")
+                    elif n == 0:
+                        self.fail("the peer closed the connection")
+                    else:
+                        self.fail(f"the connection broke: {os.strerror(-n)}")
+                    break
+                self.last_heard = self.engine.now
+                self.bytes_in += n
+                self.reader.received(self.engine.buffer, n)
+                self.parse(until)
+                if <size_t>n < size:
+                    # Probably all there was: answers go out before the kernel is asked again.
+                    self.engine.flush_dirty()
+                elif monotonic_ns() > until:
+                    break
+        finally:
+            if not finished and self.state != SESSION_CLOSED:
+                self.go_on()
+        return 0
+
+    cdef int parse(self, uint64_t until) except -1:
+        # Deliver the whole frames of the open window, until the time is up.
+        cdef RawFrame frame
+        cdef FrameReader reader = self.reader
+        cdef uint64_t before = 0, now
+        cdef int left = CLOCK_EVERY, stride = CLOCK_EVERY
+        self.sliced = True
+        try:
+            while reader.next(&frame):
+                self.frames_in += 1
+                try:
+                    if self.state == SESSION_UP:
+                        self.router.deliver(self, &frame)
+                    else:
+                        self.handshake_frame(&frame)
+                finally:
+                    Py_XDECREF(frame.owner)
+                if self.state == SESSION_CLOSED:
+                    break
+                left -= 1
+                if left == 0:
+                    now = monotonic_ns()
+                    if now > until:
+                        return 0
+                    # Slow handlers: look at the clock after each.
+                    if before and now - before > 20000:
+                        stride = 1
+                    before = now
+                    left = stride
+            self.sliced = False
+        finally:
+            if self.state == SESSION_CLOSED:
+                reader.position = reader.end
+                reader.close_window()
+                reader.drop()
+            else:
+                reader.close_window()
+        if reader.fault is not NULL and self.state != SESSION_CLOSED:
+            self.fail(reader.fault.decode(), True)
+        return 0
+
+    # ----------------------------------------------------------------------------------- handshake
+
+    cdef int handshake_frame(self, RawFrame* frame) except -1:
+        cdef bytes data = PyBytes_FromStringAndSize(<char*>frame.data, frame.size)
+        cdef bytes extend = PyBytes_FromStringAndSize(<char*>frame.extend, frame.extend_size)
+        cdef int peer
+        try:
+            if frame.channel == CH_EXIT and self.state != SESSION_MAGIC:
+                self.fail(f"refused: {data.decode(errors='replace')}" if data else "refused")
+            elif self.state == SESSION_MAGIC and frame.channel == CH_NODE_NAME:
+                if frame.size != 2:
+                    raise errors.FrameError("a node name that is not two bytes")
+                peer = load16(frame.data)
+                if peer >= MAX_MACHINES:
+                    raise errors.FrameError(f"machine id {peer}: ids are 0-1023")
+                welcome = self.router.mesh.admit(self, peer, extend)
+                self.peer = peer
+                self.reader.limit = self.router.frame_limit
+                if welcome is None:
+                    self.rise()
+                else:
+                    self.extended = True
+                    self.state = SESSION_NAMED
+                    self.control(CH_WELCOME, welcome)
+            elif self.state == SESSION_MAGIC and frame.channel == CH_GUEST_NAME:
+                welcome = self.router.mesh.admit_guest(self, data)
+                self.role = ROLE_GUEST
+                self.extended = True
+                self.reader.limit = self.router.frame_limit
+                self.control(CH_WELCOME, welcome)
+                self.rise()
+            elif self.state == SESSION_NAMED and frame.channel == CH_SUBSCRIPTIONS:
+                self.router.mesh.confirm(self)
+                self.rise()
+                self.router.deliver(self, frame)
+            elif self.state == SESSION_DIALLED and frame.channel == CH_WELCOME:
+                self.extended = True
+                self.peer = self.router.mesh.welcomed(self, data)
+                self.rise()
+            else:
+                raise errors.FrameError(
+                    f"a frame on channel {frame.channel} before the handshake is complete",
+                    channel=frame.channel)
+        except Exception as error:
+            if self.state == SESSION_CLOSED:
+                return 0
+            if not isinstance(error, errors.DomiError):
+                log.error("the handshake with %s failed", self.address, exc_info=error)
+            if self.state == SESSION_NAMED or (self.state == SESSION_MAGIC and extend):
+                self.extended = True
+                self.goodbye(str(error))
+            self.fail(str(error), True)
+        return 0
+
+    cdef int rise(self) except -1:
+        # The handshake is complete.
+        self.state = SESSION_UP
+        self.engine.wheel.remove(&self.heartbeat)
+        self.last_heard = self.engine.now
+        self.beat_due = self.engine.now + self.router.heartbeat_ns
+        self.schedule_beat(self.engine.now)
+        self.router.attach(self)
+        return 0
+
+    # ------------------------------------------------------------------------------ life and death
+
+    cdef int schedule_beat(self, uint64_t now) except -1:
+        cdef uint64_t silent_at = self.last_heard + self.router.silence_ns
+        cdef uint64_t when = min(self.beat_due, silent_at)
+        self.engine.schedule(&self.heartbeat, when - now if when > now else 1000000)
+        return 0
+
+    cdef int beat(self) except -1:
+        # The session's timer, in a batch.
+        cdef uint64_t now = monotonic_ns()
+        if self.state == SESSION_CLOSED:
+            return 0
+        if self.state != SESSION_UP:
+            self.fail("no complete handshake in time", True)
+            return 0
+        if now - self.last_heard >= self.router.silence_ns:
+            # Perhaps it was this process that stood still: look before judging.
+            if not self.continuing:
+                self.read_some()
+            if self.state == SESSION_CLOSED:
+                return 0
+            if now - self.last_heard >= self.router.silence_ns:
+                self.router.count("peers_silent")
+                self.fail(f"silent for {(now - self.last_heard) * 1e-9:.1f} s")
+                return 0
+        if now >= self.beat_due:
+            self.beat_due = now + self.router.heartbeat_ns
+            self.control(CH_HEARTBEAT, b"")
+        self.schedule_beat(now)
+        return 0
+
+    cdef int fail(self, object reason, bint protocol=False) except -1:
+        cdef int state = self.state
+        cdef list unsent
+        if state == SESSION_CLOSED:
+            return 0
+        self.state = SESSION_CLOSED
+        self.reason = reason
+        self.engine.wheel.remove(&self.heartbeat)
+        if self.driver is not None:
+            self.driver.close()
+            if self.reader.window is NULL:
+                self.reader.drop()
+        unsent = self.queue.unsent() if self.queue.queued else []
+        self.queue.clear()
+        self.on_readable = self.on_writable = None
+        if self.room_waiters:
+            self.wake_drained()
+        self.router.session_lost(self, state == SESSION_UP, protocol, unsent)
+        return 0

@@ -1,0 +1,283 @@
+# Timers: a hierarchical wheel (Varghese and Lauck, 1987), without I/O and without a clock.
+#
+# Eight levels of 64 slots; a slot of level n spans 64**n ticks. schedule and cancel are O(1): an
+# entry is linked into the slot that its expiry selects and moves down a level each time the slot
+# above comes due, at most seven times. A word of bits a level finds the next occupied slot.
+# Invariant: an entry never fires before its expiry. Owned by the loop thread.
+
+cdef enum:
+    WHEEL_LEVELS = 8
+    WHEEL_BITS = 6
+    WHEEL_SLOTS = 64
+
+cdef extern from *:
+    """
+    static inline int domi_lowest_bit(uint64_t v) { return __builtin_ctzll(v); }
+    """
+    int lowest_bit "domi_lowest_bit"(uint64_t v) noexcept
+
+
+cdef inline void unlink_node(TimerNode* node) noexcept:
+    node.prev.next = node.next
+    node.next.prev = node.prev
+    node.next = NULL
+
+
+cdef inline void link_before(TimerNode* head, TimerNode* node) noexcept:
+    node.prev = head.prev
+    node.next = head
+    head.prev.next = node
+    head.prev = node
+
+
+cdef class TimeWheel:
+    """Timers in O(1), on whatever clock it is advanced by.
+
+    :param resolution: seconds a tick, 10 microseconds to 1 second. A timer fires at the first
+        tick at or after its time: never early, at most one tick late.
+    :param start: the time now, in seconds, on the clock that :meth:`advance` is given.
+    """
+
+    def __cinit__(self, double resolution=0.001, *, double start=0.0):
+        cdef int i
+        if not 0.00001 <= resolution <= 1.0:
+            raise ValueError(f"resolution {resolution}: a tick lasts 0.00001 to 1 second")
+        if not 0.0 <= start <= 1e9:
+            raise ValueError(f"start {start}: a time in seconds, 0 to 1e9")
+        self.slots = <TimerNode*>malloc(sizeof(TimerNode) * WHEEL_LEVELS * WHEEL_SLOTS)
+        if self.slots is NULL:
+            raise MemoryError
+        for i in range(WHEEL_LEVELS * WHEEL_SLOTS):
+            self.slots[i].next = &self.slots[i]
+            self.slots[i].prev = &self.slots[i]
+        self.due.next = &self.due
+        self.due.prev = &self.due
+        self.resolution = <uint64_t>(resolution * 1e9 + 0.5)
+        self.origin = <uint64_t>(start * 1e9)
+        self.last = self.origin
+
+    def __dealloc__(self):
+        if self.slots is not NULL:
+            self.clear()
+            free(self.slots)
+
+    def __len__(self):
+        return self.pending
+
+    def call_at(self, double when, callback):
+        """Have ``callback()`` called by the :meth:`advance` that reaches ``when`` (seconds)."""
+        if not callable(callback):
+            raise TypeError(f"callback {callback!r} is not callable")
+        if not when == when or when > 1e10:
+            raise ValueError(f"when {when}: a time in seconds, up to 1e10")
+        cdef Timer timer = Timer.__new__(Timer)
+        Py_INCREF(callback)
+        timer.callback = <PyObject*>callback
+        timer.wheel = <PyObject*>self
+        timer.node.kind = TIMER_USER
+        timer.node.owner = <PyObject*>timer
+        Py_INCREF(timer)
+        self.add(&timer.node, self.ticks_at(<uint64_t>(max(when, 0.0) * 1e9 + 0.5)))
+        return timer
+
+    def call_later(self, double delay, callback):
+        """:meth:`call_at`, ``delay`` seconds after the time of the last :meth:`advance`."""
+        return self.call_at(<double>self.last * 1e-9 + delay, callback)
+
+    def clear(self):
+        """Drop every pending timer without calling it."""
+        cdef int i
+        for i in range(WHEEL_LEVELS * WHEEL_SLOTS):
+            abandon(self, &self.slots[i])
+        abandon(self, &self.due)
+
+    def next_deadline(self):
+        """A time (seconds) at which :meth:`advance` is worth calling, or None when empty.
+
+        Never later than the earliest timer.
+        """
+        cdef uint64_t when = self.next_ns()
+        return None if when == NEVER else <double>when * 1e-9
+
+    def advance(self, double now):
+        """Fire what is due at ``now`` (seconds), in the order of time; the number fired.
+
+        A time before the last one changes nothing. A callback that raises stops the round: the
+        rest fires with the next call. Timers scheduled for the past by a callback fire with the
+        next call.
+        """
+        return self.advance_to(<uint64_t>(max(now, 0.0) * 1e9 + 0.5))
+
+    cdef uint64_t ticks_at(self, uint64_t when_ns) noexcept:
+        # The first tick at or after the time.
+        if when_ns <= self.origin:
+            return 0
+        return (when_ns - self.origin + self.resolution - 1) // self.resolution
+
+    cdef void add(self, TimerNode* node, uint64_t expiry) noexcept:
+        node.expiry = max(expiry, self.tick + 1)
+        self.place(node)
+        self.pending += 1
+
+    cdef void place(self, TimerNode* node) noexcept:
+        # The level is that of the highest digit (base 64) in which expiry and tick differ.
+        cdef uint64_t differs = node.expiry ^ self.tick
+        cdef int level = 0
+        cdef int index
+        while level < WHEEL_LEVELS - 1 and differs >> (WHEEL_BITS * (level + 1)):
+            level += 1
+        index = <int>((node.expiry >> (WHEEL_BITS * level)) & (WHEEL_SLOTS - 1))
+        node.slot = <uint16_t>(level * WHEEL_SLOTS + index)
+        self.occupied[level] |= <uint64_t>1 << index
+        link_before(&self.slots[node.slot], node)
+
+    cdef void remove(self, TimerNode* node) noexcept:
+        cdef TimerNode* head
+        if node.next is NULL:
+            return
+        unlink_node(node)
+        self.pending -= 1
+        if node.slot < WHEEL_LEVELS * WHEEL_SLOTS:
+            head = &self.slots[node.slot]
+            if head.next is head:
+                self.occupied[node.slot >> WHEEL_BITS] &= ~(
+                    <uint64_t>1 << (node.slot & (WHEEL_SLOTS - 1)))
+
+    cdef void cascade(self, int level) noexcept:
+        # The slot of this level that `tick` has just entered: its entries move down.
+        cdef int index = <int>((self.tick >> (WHEEL_BITS * level)) & (WHEEL_SLOTS - 1))
+        cdef TimerNode* head = &self.slots[level * WHEEL_SLOTS + index]
+        cdef TimerNode* node
+        self.occupied[level] &= ~(<uint64_t>1 << index)
+        while head.next is not head:
+            node = head.next
+            unlink_node(node)
+            self.place(node)
+
+    cdef uint64_t next_tick(self) noexcept:
+        # The next tick at which an entry fires or moves down; NEVER when there is none. Entries of
+        # a level lie ahead of the tick within the level's present round.
+        cdef int level, shift, index
+        cdef uint64_t ahead
+        for level in range(WHEEL_LEVELS):
+            shift = WHEEL_BITS * level
+            index = <int>((self.tick >> shift) & (WHEEL_SLOTS - 1))
+            ahead = self.occupied[level] & ~((<uint64_t>2 << index) - 1)
+            if ahead:
+                return ((self.tick >> (shift + WHEEL_BITS) << WHEEL_BITS)
+                        + <uint64_t>lowest_bit(ahead)) << shift
+        return NEVER
+
+    cdef uint64_t next_ns(self) noexcept:
+        cdef uint64_t tick
+        if self.due.next is not &self.due:
+            return self.origin + self.tick * self.resolution
+        tick = self.next_tick()
+        return NEVER if tick == NEVER else self.origin + tick * self.resolution
+
+    cdef int advance_to(self, uint64_t now_ns) except -1:
+        cdef uint64_t target, next_stop
+        cdef TimerNode* node
+        cdef TimerNode* head
+        cdef int level, fired = 0
+        if self.advancing or now_ns < self.last:
+            return 0
+        self.last = now_ns
+        target = (now_ns - self.origin) // self.resolution
+        self.advancing = True
+        try:
+            fired = self.fire_due(0)
+            while self.tick < target:
+                next_stop = self.next_tick()
+                if next_stop > target:
+                    self.tick = target
+                    break
+                self.tick = next_stop
+                level = 1
+                while level < WHEEL_LEVELS and not (
+                        self.tick & ((<uint64_t>1 << (WHEEL_BITS * level)) - 1)):
+                    level += 1
+                while level > 1:
+                    level -= 1
+                    self.cascade(level)
+                head = &self.slots[self.tick & (WHEEL_SLOTS - 1)]
+                if head.next is not head:
+                    self.occupied[0] &= ~(<uint64_t>1 << (self.tick & (WHEEL_SLOTS - 1)))
+                    while head.next is not head:
+                        node = head.next
+                        unlink_node(node)
+                        node.slot = 0xFFFF
+                        link_before(&self.due, node)
+                    fired = self.fire_due(fired)
+        finally:
+            self.advancing = False
+        return fired
+
+    cdef int fire_due(self, int fired) except -1:
+        cdef TimerNode* node
+        while self.due.next is not &self.due:
+            node = self.due.next
+            unlink_node(node)
+            self.pending -= 1
+            fired += 1
+            fire(node)
+        return fired
+
+
+cdef void abandon(TimeWheel wheel, TimerNode* head) noexcept:
+    cdef TimerNode* node
+    while head.next is not head:
+        node = head.next
+        wheel.remove(node)
+        if node.kind == TIMER_USER:
+            (<Timer><object>node.owner).forget()
+
+
+cdef int fire(TimerNode* node) except -1:
+    cdef Timer timer
+    cdef object callback
+    if node.kind == TIMER_REQUEST:
+        (<Request><object>node.owner).expire()
+    elif node.kind == TIMER_SESSION:
+        (<Session><object>node.owner).beat()
+    else:
+        timer = <Timer><object>node.owner
+        callback = <object>timer.callback
+        timer.forget()
+        callback()
+    return 0
+
+
+@cython.no_gc
+@cython.final
+cdef class Timer:
+    """A pending call of a :class:`TimeWheel`."""
+
+    def __cinit__(self):
+        live(LIVE_TIMER, 1)
+
+    def __dealloc__(self):
+        live(LIVE_TIMER, -1)
+
+    cdef void forget(self) noexcept:
+        # Drops what the timer holds, and the wheel's reference to it.
+        cdef PyObject* callback = self.callback
+        cdef PyObject* wheel = self.wheel
+        self.callback = NULL
+        self.wheel = NULL
+        if wheel is not NULL:
+            Py_XDECREF(callback)
+            Py_DECREF(self)
+
+    def cancel(self):
+        """Take the timer out; whether it was still pending. Also allowed in a callback."""
+        if self.wheel is NULL:
+            return False
+        (<TimeWheel>self.wheel).remove(&self.node)
+        self.forget()
+        return True
+
+    @property
+    def active(self):
+        """Whether it has neither fired nor been cancelled."""
+        return self.wheel is not NULL

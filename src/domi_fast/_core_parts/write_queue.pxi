@@ -1,0 +1,227 @@
+# Frames that wait to be sent, without I/O.
+#
+# Invariants: a segment holds whole frames and begins with one, so that what was never sent can be
+# handed to on_error. Small frames are copied into chunks; a large bytes object is sent from where
+# it is. An empty queue owns no memory: chunks go back to the pool. Owned by the loop thread.
+
+cdef Segment* chunk_pool = NULL     # free chunks of CHUNK bytes; the GIL guards it
+cdef int chunk_count = 0
+
+
+cdef Segment* take_segment(size_t capacity) except NULL:
+    global chunk_pool, chunk_count
+    cdef Segment* segment
+    if capacity <= CHUNK:
+        capacity = CHUNK
+        if chunk_pool is not NULL:
+            segment = chunk_pool
+            chunk_pool = segment.next
+            chunk_count -= 1
+            live(LIVE_SEGMENT, 1)
+            reset_segment(segment)
+            return segment
+    segment = <Segment*>malloc(sizeof(Segment) + capacity)
+    if segment is NULL:
+        raise MemoryError
+    live(LIVE_SEGMENT, 1)
+    segment.memory = <uint8_t*>(segment + 1)
+    segment.capacity = capacity
+    reset_segment(segment)
+    return segment
+
+
+cdef inline void reset_segment(Segment* segment) noexcept:
+    segment.next = NULL
+    segment.owner = NULL
+    segment.size = 0
+    segment.sent = 0
+
+
+cdef void give_segment(Segment* segment) noexcept:
+    global chunk_pool, chunk_count
+    live(LIVE_SEGMENT, -1)
+    Py_XDECREF(segment.owner)
+    segment.owner = NULL
+    if segment.capacity == CHUNK and chunk_count < CHUNKS_KEPT:
+        segment.next = chunk_pool
+        chunk_pool = segment
+        chunk_count += 1
+    else:
+        free(segment)
+
+
+cdef class WriteQueue:
+    """Frames in the order in which they will be sent. Pure: it never touches a socket.
+
+    :ivar queued: bytes that are still to be sent.
+    """
+
+    def __dealloc__(self):
+        self.clear()
+
+    cdef int append(self, uint16_t channel, const uint8_t* data, size_t size,
+                    const uint8_t* extend, uint16_t extend_size, PyObject* owner) except -1:
+        # `owner`: the bytes object that `data` is the memory of, or NULL when it is not one.
+        cdef size_t length = HEADER + size + extend_size
+        cdef Segment* segment = self.last
+        cdef uint8_t* p
+        cdef bint in_place = owner is not NULL and size >= BY_REFERENCE
+        if in_place:
+            segment = self.link(HEADER + <size_t>extend_size, True)
+            Py_INCREF(<object>owner)
+            segment.owner = owner
+        elif segment is NULL or segment.owner is not NULL or (
+                segment.capacity - segment.size < length):
+            segment = self.link(length, False)
+        p = segment.memory + (0 if in_place else segment.size)
+        write_header(p, <uint32_t>length, extend_size, channel)
+        p += HEADER
+        if not in_place:
+            copy(p, data, size)
+            p += size
+        copy(p, extend, extend_size)
+        segment.size += length
+        self.queued += length
+        return 0
+
+    cdef Segment* link(self, size_t capacity, bint exact) except NULL:
+        cdef Segment* segment
+        if exact and capacity < CHUNK:
+            segment = <Segment*>malloc(sizeof(Segment) + capacity)
+            if segment is NULL:
+                raise MemoryError
+            live(LIVE_SEGMENT, 1)
+            segment.memory = <uint8_t*>(segment + 1)
+            segment.capacity = capacity
+            reset_segment(segment)
+        else:
+            segment = take_segment(capacity)
+        if self.last is NULL:
+            self.head = segment
+        else:
+            self.last.next = segment
+        self.last = segment
+        return segment
+
+    cdef int gather(self, iovec* vectors, int most) noexcept:
+        # The bytes still to be sent, oldest first; the number of vectors filled.
+        cdef Segment* segment = self.head
+        cdef int n = 0
+        cdef size_t skip, part
+        while segment is not NULL and n + 3 <= most:
+            skip = segment.sent
+            if segment.owner is NULL:
+                vectors[n].iov_base = segment.memory + skip
+                vectors[n].iov_len = segment.size - skip
+                n += 1
+            else:
+                if skip < HEADER:
+                    vectors[n].iov_base = segment.memory + skip
+                    vectors[n].iov_len = HEADER - skip
+                    n += 1
+                    skip = 0
+                else:
+                    skip -= HEADER
+                part = <size_t>load32(segment.memory) - HEADER - load16(segment.memory + 4)
+                if skip < part:
+                    vectors[n].iov_base = PyBytes_AS_STRING(<object>segment.owner) + skip
+                    vectors[n].iov_len = part - skip
+                    n += 1
+                    skip = 0
+                else:
+                    skip -= part
+                part = load16(segment.memory + 4)
+                if skip < part:
+                    vectors[n].iov_base = segment.memory + HEADER + skip
+                    vectors[n].iov_len = part - skip
+                    n += 1
+            segment = segment.next
+        return n
+
+    cdef void consume(self, size_t size) noexcept:
+        # `size` more bytes were sent.
+        cdef Segment* segment
+        cdef size_t left
+        self.queued -= size
+        while self.head is not NULL:
+            segment = self.head
+            left = segment.size - segment.sent
+            if size < left:
+                segment.sent += size
+                return
+            size -= left
+            self.head = segment.next
+            if self.head is NULL:
+                self.last = NULL
+            give_segment(segment)
+
+    cdef void clear(self) noexcept:
+        cdef Segment* segment
+        while self.head is not NULL:
+            segment = self.head
+            self.head = segment.next
+            give_segment(segment)
+        self.last = NULL
+        self.queued = 0
+
+    cdef list unsent(self):
+        # The frames of which the peer cannot have got the whole, oldest first.
+        cdef list frames = []
+        cdef Segment* segment = self.head
+        cdef RawFrame frame
+        cdef size_t offset
+        while segment is not NULL:
+            offset = 0
+            while offset < segment.size:
+                offset += frame_at(segment, offset, &frame)
+                if offset > segment.sent:
+                    frames.append(frame_object(&frame))
+                Py_XDECREF(frame.owner)
+            segment = segment.next
+        return frames
+
+    def push(self, channel, bytes data, bytes extend=b""):
+        """Queue a frame (for tests; the verbs do it in C)."""
+        if not 0 <= channel < MAX_CHANNELS or len(extend) > 0xFFFF:
+            raise errors.FrameError("a channel is 0-65535 and an extend at most 65535 bytes")
+        self.append(channel, <uint8_t*>PyBytes_AS_STRING(data), len(data),
+                    <uint8_t*>PyBytes_AS_STRING(extend), <uint16_t>len(extend), <PyObject*>data)
+
+    def pull(self, Py_ssize_t most):
+        """Take up to ``most`` bytes off the front, as a socket would (for tests)."""
+        cdef iovec vectors[MAX_VECTORS]
+        cdef int n = self.gather(vectors, MAX_VECTORS)
+        cdef list parts = []
+        cdef size_t left = <size_t>most
+        cdef size_t take
+        cdef int i
+        for i in range(n):
+            take = min(left, vectors[i].iov_len)
+            parts.append(PyBytes_FromStringAndSize(<char*>vectors[i].iov_base, take))
+            left -= take
+        taken = b"".join(parts)
+        self.consume(len(taken))
+        return taken
+
+    def frames(self):
+        """The frames of which not every byte has been taken, as a list of :class:`Frame`."""
+        return self.unsent()
+
+
+cdef size_t frame_at(Segment* segment, size_t offset, RawFrame* frame) noexcept:
+    # The frame that begins at `offset` of a segment; returns its length. Takes a reference to the
+    # segment's owner for the frame.
+    cdef uint8_t* p = segment.memory + offset
+    cdef uint32_t length = load32(p)
+    frame.extend_size = load16(p + 4)
+    frame.channel = load16(p + 6)
+    frame.size = length - HEADER - frame.extend_size
+    frame.owner = segment.owner
+    if segment.owner is not NULL:
+        Py_INCREF(<object>segment.owner)
+        frame.data = <const uint8_t*>PyBytes_AS_STRING(<object>segment.owner)
+        frame.extend = p + HEADER
+    else:
+        frame.data = p + HEADER
+        frame.extend = frame.data + frame.size
+    return length

@@ -1,0 +1,582 @@
+"""The mesh: whom to dial and when, who may come in, and one live session to each peer.
+
+Frames, heartbeats and routing are the core's. The rules that keep two nodes at one session though
+both dial (docs/protocol.md, "One session a pair"): while a node dials a peer and the peer's own
+connection arrives, the lower machine id's connection is the one that stays; and a connection
+counts, or replaces an older one, only once its dialler has confirmed it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from . import transport
+from ._core import ROLE_ACCEPTOR, ROLE_DIALLER, Router, Session
+from .channels import LibraryChannel
+from .config import NodeConfig, is_loopback, parse_version
+from .errors import AuthError, ClusterFull, DomiError, FrameError, PeerLost, VersionTooOld
+from .handshake import Offer, decode_welcome, encode_welcome
+from .registry.base import Claim, Delete, LeaseLost, NoKeyFree, Put, Registry, Reset, Snapshot
+
+log = logging.getLogger("domi_fast")
+
+MACHINES = 1024
+DIAL_BACKOFF = (0.02, 1.0)
+NEWCOMER_GRACE = 0.1
+
+
+def _machine_key() -> str:
+    """What two processes of one machine have in common, and others have not."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+@dataclass(frozen=True)
+class NodeInfo:
+    """What the registry says of a node."""
+
+    id: int
+    epoch: int
+    name: str
+    version: str
+    host: str
+    port: int
+    unix_path: str | None
+    instance: bytes
+    machine: str
+
+    def encode(self) -> bytes:
+        return json.dumps(
+            {
+                "name": self.name,
+                "version": self.version,
+                "host": self.host,
+                "port": self.port,
+                "unix_path": self.unix_path,
+                "instance": self.instance.hex(),
+                "machine": self.machine,
+            }
+        ).encode()
+
+    @classmethod
+    def decode(cls, key: str, epoch: int, value: bytes) -> NodeInfo:
+        """Raises ValueError, KeyError or TypeError for an entry that no node wrote."""
+        fields = json.loads(value)
+        return cls(
+            id=int(key.rsplit("/", 1)[1]),
+            epoch=epoch,
+            name=fields["name"],
+            version=fields["version"],
+            host=fields["host"],
+            port=int(fields["port"]),
+            unix_path=fields["unix_path"],
+            instance=bytes.fromhex(fields["instance"]),
+            machine=fields["machine"],
+        )
+
+
+class Peer:
+    """A connected node, as ``node.peers`` shows it. Read-only; belongs to the loop's thread."""
+
+    __slots__ = ("_offer", "_session", "id")
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._offer: Offer | None = session.info
+        self.id = session.peer
+
+    @property
+    def name(self) -> str:
+        """Its name; empty for a peer that speaks the plain protocol."""
+        return self._offer.name if self._offer else ""
+
+    @property
+    def version(self) -> str:
+        return self._offer.version if self._offer else ""
+
+    @property
+    def address(self) -> str:
+        return self._session.address
+
+    @property
+    def channels(self) -> frozenset[int]:
+        """The channels that it subscribes to, as far as it has said."""
+        return self._session.subscribed
+
+    @property
+    def plain(self) -> bool:
+        """Whether it speaks the plain protocol, without requests and subscriptions."""
+        return not self._session.is_extended
+
+    @property
+    def queued(self) -> int:
+        """Bytes that wait to be sent to it."""
+        return self._session.queued
+
+    def __repr__(self) -> str:
+        return f"<Peer {self.id} {self.name!r} {self.address}>"
+
+
+class Mesh:
+    """Everything of a node that concerns other nodes. Belongs to the loop's thread.
+
+    The core's router calls ``admit`` to ``lost``; a node calls ``start`` and ``close``.
+    """
+
+    def __init__(self, router: Router, config: NodeConfig, registry: Registry) -> None:
+        self._router = router
+        self._config = config
+        self._registry = registry
+        self._instance = os.urandom(16)
+        self._machine = _machine_key()
+        self._prefix = f"domi/{config.cluster}/nodes/"
+        self._claim: Claim | None = None
+        self._listeners: list[transport.Listener] = []
+        self._port = 0
+        self._view: dict[int, NodeInfo] = {}
+        self._peers: dict[int, Peer] = {}
+        self._dials: dict[int, Session] = {}
+        self._dialled: dict[Session, asyncio.Future[None]] = {}
+        self._accepting: dict[Session, int] = {}
+        self._sessions: set[Session] = set()
+        self._diallers: dict[int, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+        self._closing = False
+        self.peers: Mapping[int, Peer] = MappingProxyType(self._peers)
+
+    # ------------------------------------------------------------------------------ start and stop
+
+    @property
+    def id(self) -> int:
+        return self._router.id
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    async def start(self) -> None:
+        """Listen, take a machine id, and connect to everybody who is registered.
+
+        Returns when they are connected, or after ``start_timeout`` with the missing logged.
+        """
+        loop = asyncio.get_running_loop()
+        self._listeners.append(
+            transport.Listener(
+                loop, transport.listen_tcp(self._config.host, self._config.port), self._accepted
+            )
+        )
+        self._port = self._listeners[0].port or 0
+        if self._config.unix_path is not None:
+            self._listeners.append(
+                transport.Listener(
+                    loop, transport.listen_unix(self._config.unix_path), self._accepted
+                )
+            )
+        await self._registry.open()
+        self._check_version(await self._registry.list(self._prefix))
+        await self._register([f"{self._prefix}{machine:04d}" for machine in range(MACHINES)])
+        snapshot = await self._registry.list(self._prefix)
+        self._apply(snapshot)
+        self._spawn(self._follow(snapshot))
+        self._spawn(self._keep_lease())
+        expected = set(self._view) - {self.id}
+        for machine in expected:
+            self._want(machine)
+        try:
+            await self.wait_for(
+                lambda: all(m in self._peers or m not in self._view for m in expected),
+                self._config.start_timeout,
+            )
+        except asyncio.TimeoutError:
+            missing = sorted(m for m in expected if m not in self._peers and m in self._view)
+            log.warning(
+                "node %d started without nodes %s, which are registered but did not answer "
+                "within %g s",
+                self.id,
+                missing,
+                self._config.start_timeout,
+            )
+
+    async def close(self) -> None:
+        """Leave the registry, stop listening, say goodbye to every peer."""
+        self._closing = True
+        for task in [*self._diallers.values(), *self._tasks]:
+            task.cancel()
+        await asyncio.gather(*self._diallers.values(), *self._tasks, return_exceptions=True)
+        for listener in self._listeners:
+            listener.close()
+        if self._claim is not None:
+            with contextlib.suppress(DomiError):
+                await self._claim.lease.revoke()
+        sessions = [s for s in self._router.sessions() if s.queued]
+        if sessions:
+            await asyncio.wait(
+                [s.drained(everything=True) for s in sessions], timeout=self._config.drain_timeout
+            )
+        for session in list(self._sessions):
+            session.close("the node is closing")
+        self._router.stop("the node is closing")
+        await self._registry.close()
+        for _, future in self._waiters:
+            future.cancel()
+
+    def _spawn(self, work: object) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a task of the mesh failed", exc_info=task.exception())
+
+    # ------------------------------------------------------------------------------------ registry
+
+    def _check_version(self, snapshot: Snapshot) -> None:
+        mine = parse_version(self._config.version)
+        for info in self._decode(snapshot).values():
+            if info.name == self._config.name and parse_version(info.version) > mine:
+                raise VersionTooOld(
+                    f"{self._config.name} {info.version} is in the cluster as node {info.id}: "
+                    f"version {self._config.version} may not join any more",
+                    peer=info.id,
+                )
+
+    async def _register(self, keys: list[str]) -> None:
+        lease = await self._registry.grant(
+            max(self._config.lease_ttl, self._registry.limits.min_ttl)
+        )
+        info = NodeInfo(
+            id=-1,
+            epoch=0,
+            name=self._config.name,
+            version=self._config.version,
+            host=self._config.host,
+            port=self._port,
+            unix_path=self._config.unix_path and os.path.abspath(self._config.unix_path),
+            instance=self._instance,
+            machine=self._machine,
+        )
+        try:
+            claim = await self._registry.claim(keys, info.encode(), lease)
+        except NoKeyFree:
+            await lease.revoke()
+            raise ClusterFull(
+                f"all machine ids of cluster {self._config.cluster!r} are taken", limit=MACHINES
+            ) from None
+        self._claim = claim
+        machine = int(claim.key.rsplit("/", 1)[1])
+        if machine != self.id:
+            self._router.start(self) if self.id < 0 else None
+            self._router.identify(machine)
+        log.info("node %d: %s listens on %s:%d", self.id, self._config.name, self._config.host,
+                 self._port)
+
+    async def _keep_lease(self) -> None:
+        # After a lost lease (this process stood still for longer than it) the node takes its id
+        # again; when another node has it, this one starts anew under another id.
+        while True:
+            claim = self._claim
+            assert claim is not None
+            await claim.lease.lost.wait()
+            log.warning("node %d: the lease on its machine id was lost", self.id)
+            try:
+                await self._register([claim.key])
+            except ClusterFull:
+                for session in self._router.sessions():
+                    session.close("the machine id went to another node")
+                await self._register([f"{self._prefix}{m:04d}" for m in range(MACHINES)])
+            except LeaseLost:
+                continue
+
+    async def _follow(self, snapshot: Snapshot) -> None:
+        async for event in self._registry.watch(self._prefix, since=snapshot.cursor):
+            before = set(self._view)
+            if isinstance(event, Reset):
+                self._apply(event.snapshot)
+            elif isinstance(event, Put):
+                entry = event.entry
+                self._put(self._decode(Snapshot((entry,), event.cursor)))
+            elif isinstance(event, Delete):
+                self._view.pop(int(event.key.rsplit("/", 1)[1]), None)
+            for machine in set(self._view) - before:
+                self._want(machine, grace=NEWCOMER_GRACE)
+            self._changed()
+
+    def _apply(self, snapshot: Snapshot) -> None:
+        self._view.clear()
+        self._put(self._decode(snapshot))
+
+    def _decode(self, snapshot: Snapshot) -> dict[int, NodeInfo]:
+        found = {}
+        for entry in snapshot.entries:
+            try:
+                info = NodeInfo.decode(entry.key, entry.epoch, entry.value)
+                parse_version(info.version)
+            except (ValueError, KeyError, TypeError) as error:
+                log.warning("registry entry %s is not a node's: %r", entry.key, error)
+                continue
+            found[info.id] = info
+        return found
+
+    def _put(self, infos: dict[int, NodeInfo]) -> None:
+        self._view.update(infos)
+        for machine, info in infos.items():
+            session = self._router.session(machine)
+            if machine == self.id or session is None:
+                continue
+            offer: Offer | None = session.info
+            if offer is None:
+                session.close("the machine id is leased to another node")
+            elif offer.epoch < info.epoch and offer.instance != info.instance:
+                session.close("a newer node has this machine id")
+
+    # ------------------------------------------------------------------------------------- dialling
+
+    def _want(self, machine: int, *, grace: float = 0.0) -> None:
+        """Have a task dial the machine until there is a session, unless one does already."""
+        if machine == self.id or machine in self._diallers or self._closing:
+            return
+        task = asyncio.ensure_future(self._keep_dialling(machine, grace))
+        self._diallers[machine] = task
+        task.add_done_callback(lambda task: self._dialler_ended(machine, task))
+
+    def _dialler_ended(self, machine: int, task: asyncio.Task[None]) -> None:
+        self._diallers.pop(machine, None)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("dialling node %d failed", machine, exc_info=task.exception())
+        elif machine in self._view and self._router.session(machine) is None:
+            self._want(machine, grace=DIAL_BACKOFF[0])
+
+    async def _keep_dialling(self, machine: int, grace: float) -> None:
+        # Both ends of a lost session come here at once: the jitter lets one of them be first.
+        pause = grace * random.uniform(0.5, 1.5)
+        attempts = 0
+        while True:
+            if pause:
+                await self._pause(machine, pause)
+            info = self._view.get(machine)
+            if info is None or self._router.session(machine) is not None:
+                return
+            if machine not in self._accepting.values():
+                try:
+                    await self._dial(info)
+                    return
+                except (OSError, asyncio.TimeoutError, DomiError) as error:
+                    log.debug("node %d: dialling node %d: %s", self.id, machine, error)
+            pause = min(DIAL_BACKOFF[1], DIAL_BACKOFF[0] * 2**attempts) * random.uniform(0.5, 1.5)
+            attempts = min(attempts + 1, 10)
+
+    async def _pause(self, machine: int, seconds: float) -> None:
+        """Sleep, but no longer than until the machine has a session or is not registered."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await self.wait_for(
+                lambda: machine not in self._view or self._router.session(machine) is not None,
+                seconds,
+            )
+
+    async def _dial(self, info: NodeInfo) -> None:
+        path = info.unix_path if self._machine and info.machine == self._machine else None
+        fd = await asyncio.wait_for(
+            transport.dial(info.host, info.port, path), self._config.handshake_timeout
+        )
+        if (
+            info.id in self._accepting.values()
+            or self._router.session(info.id) is not None
+            or self._view.get(info.id) != info
+        ):
+            os.close(fd)
+            return
+        session = Session(
+            self._router,
+            fd,
+            ROLE_DIALLER,
+            f"unix:{path}" if path else f"{info.host}:{info.port}",
+            peer=info.id,
+        )
+        welcome = asyncio.get_running_loop().create_future()
+        self._dials[info.id] = session
+        self._dialled[session] = welcome
+        self._sessions.add(session)
+        try:
+            session.start()
+            session.dial(
+                LibraryChannel.NODE_NAME, self.id.to_bytes(2, "little"), self._offer().encode()
+            )
+            await welcome
+        finally:
+            if not session.up:
+                session.close("dialling was given up")
+            self._dialled.pop(session, None)
+            if self._dials.get(info.id) is session:
+                del self._dials[info.id]
+
+    def _offer(self) -> Offer:
+        return Offer(
+            name=self._config.name,
+            version=self._config.version,
+            cluster=self._config.cluster,
+            epoch=self._claim.epoch if self._claim else 0,
+            instance=self._instance,
+        )
+
+    # ----------------------------------------------------------------- what the core's router calls
+
+    def _accepted(self, fd: int, address: str) -> None:
+        session = Session(self._router, fd, ROLE_ACCEPTOR, address)
+        self._sessions.add(session)
+        session.start()
+
+    def admit(self, session: Session, machine: int, extend: bytes) -> bytes | None:
+        """A dialler has named itself: the welcome for it, or None for the plain protocol.
+
+        Raises :class:`~domi_fast.errors.DomiError` to refuse it.
+        """
+        if machine == self.id or self.id < 0:
+            raise AuthError(f"machine id {machine} is this node's own", peer=machine)
+        known = self._view.get(machine)
+        if not extend:
+            if not (is_loopback(self._config.host) or self._config.insecure):
+                raise AuthError("the plain protocol is not served here", peer=machine)
+            if known is not None or self._router.session(machine) is not None:
+                raise AuthError(f"machine id {machine} is held by a live node", peer=machine)
+            return None
+        offer = Offer.decode(extend)
+        if offer.cluster != self._config.cluster:
+            raise AuthError(
+                f"node {machine} belongs to cluster {offer.cluster!r}, this node to "
+                f"{self._config.cluster!r}",
+                peer=machine,
+            )
+        self._check_holder(machine, offer)
+        own = self._dials.get(machine)
+        if own is not None:
+            if self.id < machine:
+                raise DomiError(f"node {self.id} is dialling node {machine} itself", peer=machine)
+            own.close("the peer's own connection stays")
+        session.info = offer
+        self._accepting[session] = machine
+        return encode_welcome(self.id, self._offer())
+
+    def _check_holder(self, machine: int, offer: Offer) -> None:
+        known = self._view.get(machine)
+        if known is not None and (
+            offer.epoch < known.epoch
+            or (offer.epoch == known.epoch and offer.instance != known.instance)
+        ):
+            raise AuthError(f"machine id {machine} is leased to another node", peer=machine)
+        session = self._router.session(machine)
+        if (
+            session is not None
+            and session.info is not None
+            and session.info.epoch >= offer.epoch
+            and session.info.instance != offer.instance
+        ):
+            raise AuthError(f"machine id {machine} is held by a live node", peer=machine)
+
+    def admit_guest(self, session: Session, data: bytes) -> bytes:
+        """A guest has named itself: the welcome for it. Raises DomiError to refuse it."""
+        session.info = Offer.decode(data)
+        if session.info.cluster not in ("", self._config.cluster):
+            raise AuthError(
+                f"the guest wants cluster {session.info.cluster!r}, this node belongs to "
+                f"{self._config.cluster!r}"
+            )
+        return encode_welcome(self.id, self._offer())
+
+    def confirm(self, session: Session) -> None:
+        """The dialler has chosen this connection. Raises DomiError to refuse it still."""
+        machine = self._accepting.pop(session)
+        offer: Offer = session.info
+        self._check_holder(machine, offer)
+        known = self._view.get(machine)
+        if known is None or known.epoch < offer.epoch:
+            # The watch may be behind the newcomer: ask the registry itself.
+            self._spawn(self._verify(session, machine, offer))
+
+    async def _verify(self, session: Session, machine: int, offer: Offer) -> None:
+        entry = await self._registry.get(f"{self._prefix}{machine:04d}")
+        if entry is None or entry.epoch != offer.epoch:
+            session.close("the registry does not know this node")
+
+    def welcomed(self, session: Session, data: bytes) -> int:
+        """The dialled node has answered: its machine id. Raises DomiError to refuse it."""
+        machine, offer = decode_welcome(data)
+        if machine != session.peer or offer.cluster != self._config.cluster:
+            raise FrameError(f"dialled node {session.peer} and reached node {machine}")
+        known = self._view.get(machine)
+        if known is not None and offer.instance != known.instance:
+            raise AuthError(f"node {machine} is not the one that is registered", peer=machine)
+        session.info = offer
+        return machine
+
+    def joined(self, session: Session) -> None:
+        """The handshake of this session is complete."""
+        welcome = self._dialled.get(session)
+        if welcome is not None and not welcome.done():
+            welcome.set_result(None)
+        self._changed()
+
+    def listed(self, session: Session) -> None:
+        """The channels of this session's peer are known."""
+        self._peers[session.peer] = Peer(session)
+        self._changed()
+
+    def routes_changed(self) -> None:
+        """Subscriptions of a peer or of this node have changed."""
+        self._changed()
+
+    def lost(self, session: Session, was_up: bool) -> None:
+        """The session is closed; it stands in no routing table any more."""
+        self._sessions.discard(session)
+        self._accepting.pop(session, None)
+        welcome = self._dialled.get(session)
+        if welcome is not None and not welcome.done():
+            welcome.set_exception(
+                PeerLost(f"node {session.peer}: {session.reason}", peer=session.peer)
+            )
+        if not was_up or session.is_guest:
+            return
+        peer = self._peers.get(session.peer)
+        if peer is not None and self._router.session(session.peer) is None:
+            del self._peers[session.peer]
+        if not self._closing:
+            log.info("node %d: lost node %d: %s", self.id, session.peer, session.reason)
+            if session.peer in self._view:
+                self._want(session.peer, grace=DIAL_BACKOFF[0])
+        self._changed()
+
+    # ------------------------------------------------------------------------------------- waiting
+
+    def _changed(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for condition, future in waiters:
+            if future.done():
+                continue
+            if condition():
+                future.set_result(None)
+            else:
+                self._waiters.append((condition, future))
+
+    async def wait_for(self, condition: Callable[[], bool], timeout: float | None) -> None:
+        """Wait until the condition of peers and subscriptions holds.
+
+        Raises asyncio.TimeoutError.
+        """
+        if condition():
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append((condition, future))
+        await asyncio.wait_for(future, timeout)

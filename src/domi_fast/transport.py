@@ -1,0 +1,147 @@
+"""Sockets: listening and dialling. What comes out is a detached, non-blocking descriptor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Callable
+
+ACCEPTS_A_TURN = 64
+BACKLOG = 1024
+
+
+def tune(sock: socket.socket) -> socket.socket:
+    """Non-blocking, and small frames are not held back."""
+    sock.setblocking(False)
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+class Listener:
+    """A listening socket that hands each connection on. Belongs to the loop's thread.
+
+    :param sock: bound and listening, non-blocking.
+    :param connected: called with (descriptor, address) for each connection; owns the descriptor.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        connected: Callable[[int, str], None],
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._connected = connected
+        self._retry: asyncio.TimerHandle | None = None
+        self._path: str | None = sock.getsockname() if sock.family == socket.AF_UNIX else None
+        loop.add_reader(sock.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTS_A_TURN):
+            try:
+                sock, address = self._sock.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    raise
+                # Out of descriptors: the socket stays readable, so look away for a moment.
+                self._loop.remove_reader(self._sock.fileno())
+                self._retry = self._loop.call_later(0.1, self._resume)
+                return
+            tune(sock)
+            name = f"unix:{self._path}" if self._path else f"{address[0]}:{address[1]}"
+            self._connected(sock.detach(), name)
+
+    def _resume(self) -> None:
+        self._retry = None
+        self._loop.add_reader(self._sock.fileno(), self._accept)
+
+    @property
+    def port(self) -> int | None:
+        return None if self._path else int(self._sock.getsockname()[1])
+
+    def close(self) -> None:
+        """Stop listening; a UNIX socket's file goes too."""
+        if self._retry is not None:
+            self._retry.cancel()
+        self._loop.remove_reader(self._sock.fileno())
+        self._sock.close()
+        if self._path:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+
+
+def listen_tcp(host: str, port: int) -> socket.socket:
+    """A listening TCP socket. Raises OSError."""
+    info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, address = info[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise OSError(
+            error.errno, f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}"
+        ) from None
+    sock.setblocking(False)
+    return sock
+
+
+def listen_unix(path: str) -> socket.socket:
+    """A listening UNIX socket; a file that a dead process left is replaced. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(os.stat(path).st_mode) and not _is_served(path):
+            os.unlink(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(path)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise OSError(
+            error.errno, f"cannot listen on {path}: {os.strerror(error.errno or 0)}"
+        ) from None
+    sock.setblocking(False)
+    return sock
+
+
+def _is_served(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return True
+
+
+async def dial(host: str, port: int, unix_path: str | None) -> int:
+    """Connect, over the UNIX socket if there is one; a descriptor. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    address: object
+    if unix_path is not None:
+        family, address = socket.AF_UNIX, unix_path
+    else:
+        info = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, address = socket.AddressFamily(info[0][0]), info[0][4]
+    sock = tune(socket.socket(family, socket.SOCK_STREAM))
+    try:
+        await loop.sock_connect(sock, address)  # type: ignore[arg-type]
+        if family != socket.AF_UNIX and sock.getsockname() == sock.getpeername():
+            # The kernel may connect a dialler of an ephemeral port to itself.
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "nobody listens")
+        return sock.detach()
+    except BaseException:
+        sock.close()
+        raise

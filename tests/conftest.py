@@ -1,0 +1,95 @@
+"""Fixtures of every test: coroutine tests run on both loops, and must leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+from hypothesis import HealthCheck, settings
+
+from domi_fast import _core
+
+SOAK = os.environ.get("DOMI_SOAK") == "1"
+LOOP_DEBUG = os.environ.get("DOMI_LOOP_DEBUG") == "1"
+DEADLINE = 600.0 if SOAK else 60.0
+
+settings.register_profile(
+    "default", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=200
+)
+settings.register_profile("soak", parent=settings.get_profile("default"), max_examples=10_000)
+settings.load_profile("soak" if SOAK else "default")
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.SelectorEventLoop,
+    "uvloop": uvloop.new_event_loop,
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if inspect.iscoroutinefunction(metafunc.function):
+        metafunc.fixturenames.append("loop_kind")
+        metafunc.parametrize("loop_kind", list(LOOPS))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    kind = pyfuncitem.callspec.params["loop_kind"]
+    names = inspect.signature(pyfuncitem.obj).parameters
+    arguments = {name: pyfuncitem.funcargs[name] for name in names if name in pyfuncitem.funcargs}
+    run_on(kind, pyfuncitem.obj(**arguments))
+    return True
+
+
+def run_on(kind: str, work: Any) -> Any:
+    """Run a coroutine on a new loop of this kind; fail when it hangs or leaves tasks behind."""
+    loop = LOOPS[kind]()
+    loop.set_debug(LOOP_DEBUG)
+    problems: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: problems.append(context))
+    try:
+        result = loop.run_until_complete(asyncio.wait_for(work, DEADLINE))
+        # Callbacks that the test's last steps have scheduled still belong to it.
+        loop.run_until_complete(asyncio.sleep(0))
+        left = [task for task in asyncio.all_tasks(loop) if not task.done()]
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+    finally:
+        loop.close()
+    assert not problems, f"the loop's exception handler was called: {problems}"
+    assert not left, f"tasks left behind: {left}"
+    return result
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_in_the_core() -> Iterator[None]:
+    """A debug build counts the core's live objects: after each test there are no new ones."""
+    gc.collect()
+    before = _core.live_objects()
+    yield
+    gc.collect()
+    assert _core.live_objects() == before
+
+
+@pytest.fixture
+def registry_url() -> str:
+    """A registry of this test alone, inside this process."""
+    return f"memory://{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """A registry file of this test alone, for several processes."""
+    return f"sqlite://{tmp_path}/registry.db"
