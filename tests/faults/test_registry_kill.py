@@ -34,22 +34,8 @@ KEYS = [f"id/{i}" for i in range(64)]
 
 
 def test_kill_9_at_any_point_of_registration(tmp_path: Path) -> None:
-    path, log = tmp_path / "registry.sqlite", tmp_path / "log"
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    nurseries = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(path), str(log), str(KILLS // NURSERIES), str(seed + n)]
-        )
-        for n in range(NURSERIES)
-    ]
-    try:
-        assert [nursery.wait(KILLS) for nursery in nurseries] == [0] * NURSERIES
-    finally:
-        for nursery in nurseries:
-            nursery.kill()
-            nursery.wait()
-    records = [json.loads(line) for line in log.read_text().splitlines()]
+    path = str(tmp_path / "registry.sqlite")
+    records = run_nurseries(path, tmp_path / "log", KILLS)
     deaths = {r["pid"]: r["at"] for r in records if r["event"] == "death"}
     holds = [r for r in records if r["event"] == "hold"]
     returns = {r["claim"]: r["at"] for r in records if r["event"] == "return"}
@@ -60,7 +46,45 @@ def test_kill_9_at_any_point_of_registration(tmp_path: Path) -> None:
     assert unreturned
     check_holds(holds, returns, deaths)
 
-    asyncio.run(asyncio.wait_for(check_all_are_free(str(path)), 30))
+    asyncio.run(asyncio.wait_for(check_all_are_free(path), 30))
+    check_file(path)
+
+
+def test_kill_9_while_the_file_is_made(tmp_path: Path) -> None:
+    kills = KILLS // 2
+    pattern = str(tmp_path / "registry-{}.sqlite")
+    run_nurseries(pattern, tmp_path / "log", kills)
+    paths = [pattern.format(n) for n in range(kills // NURSERIES)]
+
+    async def main() -> None:
+        for start in range(0, len(paths), 25):
+            await asyncio.gather(*map(check_all_are_free, paths[start : start + 25]))
+
+    asyncio.run(asyncio.wait_for(main(), 120))
+    for path in paths:
+        check_file(path)
+
+
+def run_nurseries(path: str, log: Path, kills: int) -> list[dict[str, Any]]:
+    """What the log says after so many kills; a path with ``{}`` is a file of its own each round."""
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    nurseries = [
+        subprocess.Popen(
+            [sys.executable, __file__, path, str(log), str(kills // NURSERIES), str(seed + n)]
+        )
+        for n in range(NURSERIES)
+    ]
+    try:
+        assert [nursery.wait(KILLS) for nursery in nurseries] == [0] * NURSERIES
+    finally:
+        for nursery in nurseries:
+            nursery.kill()
+            nursery.wait()
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def check_file(path: str) -> None:
     with sqlite3.connect(path) as db:
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         # Those who held nothing may have a lease left, but none that would not end by itself.
@@ -116,11 +140,11 @@ async def check_all_are_free(path: str) -> None:
 def nursery(path: str, log: str, kills: int, seed: int) -> None:
     chance = random.Random(seed)
     out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    for _ in range(kills):
+    for n in range(kills):
         ready, begun = os.pipe()
         pid = os.fork()
         if pid == 0:
-            child(path, out, begun)
+            child(path.format(n), out, begun)
         os.close(begun)
         # Empty if the child ended before it began, which is then found out below.
         assert os.read(ready, 1) == b"!"

@@ -307,6 +307,11 @@ class _Worker(threading.Thread):
                 error = exc if isinstance(exc, _Away) else self._locked(exc)
             except RegistryError as exc:
                 error = exc
+            except Exception as exc:
+                # A fault of ours: whoever waits must hear of it, or else the thread ends with it.
+                if job.future is None:
+                    raise
+                error = exc
         jobs.popleft()
         if job.future is not None:
             self._tell(job.finish, result, error)
