@@ -200,7 +200,7 @@ cdef class SocketDriver:
 cdef class Session:
     cdef:
         Engine engine
-        Router router
+        Router router           # None once closed: what still holds the session holds no node
         FrameReader reader
         WriteQueue queue
         SocketDriver driver     # None: this is the node's session with itself
@@ -268,6 +268,7 @@ cdef class Context:
         uint64_t expires        # nanoseconds, monotonic; 0: no deadline
 
     cdef const uint8_t* extend_bytes(self) noexcept
+    cdef Router router(self)
     cdef int claim(self) except -1
     cdef bint is_foreign(self) except -1
     cdef object foreign(self, str name, object argument)
@@ -353,11 +354,11 @@ cdef class Router:
     cdef int require_engine(self) except -1
     cdef int check_channel(self, object channel) except -1
     cdef Session session_to(self, int machine)
-    cdef Session pick(self, object channel, object to)
+    cdef Session pick(self, int number, object to)
     cdef Request open_request(self, Session session, uint16_t channel, object timeout)
     cdef uint32_t take_slot(self, int channel) except? 0xFFFFFFFF
     cdef int free_slot(self, uint32_t slot) except -1
-    cdef int send_stage(self, object channel, object data, const uint8_t* rest,
+    cdef int send_stage(self, int channel, object data, const uint8_t* rest,
                         uint16_t size) except -1
 
     cdef bint is_local(self, int channel) noexcept

@@ -32,8 +32,7 @@ cdef extern from *:
     }
 
     /* Live objects of the core, counted in debug builds only. */
-    enum { LIVE_SESSION, LIVE_REQUEST, LIVE_CONTEXT, LIVE_SEGMENT, LIVE_TAIL, LIVE_BIG,
-           LIVE_TIMER, LIVE_KINDS };
+    enum { LIVE_SESSION, LIVE_SEGMENT, LIVE_TAIL, LIVE_BIG, LIVE_TIMER, LIVE_KINDS };
     #ifdef DOMI_DEBUG
     static int64_t domi_live[LIVE_KINDS];
     #define DOMI_LIVE(kind, change) (domi_live[kind] += (change))
@@ -55,8 +54,6 @@ cdef extern from *:
     uint64_t monotonic_ns "domi_monotonic"() noexcept
     enum:
         LIVE_SESSION
-        LIVE_REQUEST
-        LIVE_CONTEXT
         LIVE_SEGMENT
         LIVE_TAIL
         LIVE_BIG

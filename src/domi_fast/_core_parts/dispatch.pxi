@@ -7,7 +7,10 @@
 cdef dict status_errors = {}        # STATUS_* -> exception class, filled by bind_errors
 
 
+# Not tracked by the collector: a context leads to a session, which lets go of its router when it
+# closes, so that no cycle through a context outlives its node.
 @cython.final
+@cython.no_gc
 @cython.freelist(1024)
 cdef class Context:
     """A message that arrived, and the ways to answer it.
@@ -18,12 +21,6 @@ cdef class Context:
     :ivar data: the message, bytes.
     :ivar channel: the channel on which it came.
     """
-
-    def __cinit__(self):
-        live(LIVE_CONTEXT, 1)
-
-    def __dealloc__(self):
-        live(LIVE_CONTEXT, -1)
 
     @property
     def sender(self):
@@ -59,6 +56,11 @@ cdef class Context:
             return <const uint8_t*>PyBytes_AS_STRING(self.long_extend)
         return self.extend
 
+    cdef Router router(self):
+        if self.session.router is None:
+            raise self.session.lost_error()
+        return self.session.router
+
     cdef int claim(self) except -1:
         # There is one answer to a message.
         if self.answered:
@@ -81,8 +83,12 @@ cdef class Context:
         try:
             getattr(self, name)(argument)
         except errors.DomiError as error:
-            self.session.router.report(error, Frame(
-                self.channel, argument.encode() if isinstance(argument, str) else argument))
+            frame = Frame(self.channel,
+                          argument.encode() if isinstance(argument, str) else argument)
+            if self.session.router is not None:
+                self.session.router.report(error, frame)
+            else:
+                log.warning("lost: %s", error)
 
     cdef bint is_foreign(self) except -1:
         if PyThread_get_thread_ident() == self.session.engine.thread:
@@ -129,7 +135,7 @@ cdef class Context:
         cdef uint16_t machine = load16(p)
         cdef uint16_t channel = load16(p + 2)
         cdef Session target = self.session
-        cdef Router router = self.session.router
+        cdef Router router = self.router()
         if router.uplink is not None:
             uplink_send(router, VERB_REPLY, channel, data, 0, machine, 0, NO_DEADLINE, None)
             return 0
@@ -142,7 +148,7 @@ cdef class Context:
         # The extend: tag, u16 machine id, u16 reply channel, u32 guest.
         cdef const uint8_t* p = self.extend
         cdef uint8_t out[GUEST_REPLY_EXTEND]
-        cdef Router router = self.session.router
+        cdef Router router = self.router()
         if router.uplink is not None:
             uplink_send(router, VERB_REPLY, load16(p + 3), data, 0, load16(p + 1),
                                 <uint64_t>load32(p + 5) | (<uint64_t>1 << 32), NO_DEADLINE, None)
@@ -194,7 +200,7 @@ cdef class Context:
                 f"the extend of {size} bytes on channel {self.channel} is not a list of channels",
                 channel=self.channel, peer=self.sender)
         channel = load16(p)
-        self.session.router.send_stage(channel, data, p + 2, size - 2)
+        self.router().send_stage(channel, data, p + 2, size - 2)
         self.answered = True
 
     def error(self, message):
@@ -211,7 +217,7 @@ cdef class Context:
         if self.kind == KIND_REQUEST:
             self.answer(STATUS_REMOTE_ERROR, b"Error\0" + str(message).encode())
         elif self.kind in (KIND_CALL, KIND_GUEST_CALL, KIND_PLAIN):
-            self.session.router.count("call_errors")
+            self.router().count("call_errors")
             log.warning("channel %d: a call from node %d failed: %s", self.channel, self.sender,
                         message)
         else:
@@ -274,12 +280,6 @@ cdef class Request:
     cancellation work, but a coroutine that awaits it directly is resumed without a future, and
     within the batch that brought the answer.
     """
-
-    def __cinit__(self):
-        live(LIVE_REQUEST, 1)
-
-    def __dealloc__(self):
-        live(LIVE_REQUEST, -1)
 
     # ------------------------------------------------------------------------------ the awaitable
 
@@ -406,6 +406,7 @@ cdef class Request:
         cdef object context = self.context
         cdef list more = self.more
         cdef PyObject* outcome
+        cdef Router router = self.router
         if self.state != REQUEST_PENDING:
             return 0
         self.release()
@@ -413,7 +414,7 @@ cdef class Request:
         self.result_value = value
         self.blocking = False
         if self.origin is not None:
-            relay_answer(self, state, value)
+            relay_answer(router, self, state, value)
             return 0
         if callback is None:
             return 0

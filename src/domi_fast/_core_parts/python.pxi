@@ -12,6 +12,8 @@ cdef extern from "Python.h":
     object PyContext_CopyCurrent()
     int PyContext_Enter(object context) except -1
     int PyContext_Exit(object context) except -1
+    bint PyLong_Check(object value) noexcept
+    long PyLong_AsLongAndOverflow(object value, int* overflow) except? -1
     bint PyCoro_CheckExact(PyObject* value) noexcept
     Py_ssize_t Py_REFCNT(PyObject* value) noexcept
     # Declared without an exception clause: the caller looks at the result.
@@ -61,8 +63,6 @@ def live_objects():
     """Live objects of the core by name; all zero in a release build, which does not count."""
     return {
         "sessions": live_count(LIVE_SESSION),
-        "requests": live_count(LIVE_REQUEST),
-        "contexts": live_count(LIVE_CONTEXT),
         "segments": live_count(LIVE_SEGMENT),
         "tails": live_count(LIVE_TAIL),
         "large_frames": live_count(LIVE_BIG),

@@ -136,7 +136,7 @@ cdef int relay_request(Router router, Session target, Session origin, uint16_t c
     return 0
 
 
-cdef int relay_answer(Request request, int state, object value) except -1:
+cdef int relay_answer(Router router, Request request, int state, object value) except -1:
     # A relayed request has ended: pass its outcome on.
     cdef Session origin = request.origin
     cdef uint8_t extend[ANSWER_EXTEND]
@@ -150,7 +150,7 @@ cdef int relay_answer(Request request, int state, object value) except -1:
     try:
         origin.put(CH_ANSWER, value, extend, ANSWER_EXTEND)
     except (errors.Overloaded, errors.PeerLost):
-        origin.router.count("answers_lost")
+        router.count("answers_lost")
     return 0
 
 

@@ -99,13 +99,13 @@ cdef class Router:
     def __dealloc__(self):
         cdef uint32_t i
         if self.channels is not NULL:
-            for i in range(MAX_CHANNELS):
+            for i in range(<uint32_t>MAX_CHANNELS):
                 Py_XDECREF(self.channels[i].handler)
                 free_route(self.channels[i].route)
                 free_route(self.channels[i].guests)
             free(self.channels)
         if self.peers is not NULL:
-            for i in range(MAX_MACHINES):
+            for i in range(<uint32_t>MAX_MACHINES):
                 Py_XDECREF(self.peers[i])
             free(self.peers)
         for i in range(self.slot_count):
@@ -295,19 +295,20 @@ cdef class Router:
 
     cdef int check_channel(self, object channel) except -1:
         # For the verbs and subscriptions: 50-65499, or a library channel by name.
-        cdef int number
-        if not isinstance(channel, int):
+        cdef long number
+        cdef int overflow = 0
+        if not PyLong_Check(channel):
             raise TypeError(f"channel {channel!r}: a channel is an int")
-        if USER_FIRST <= channel <= USER_LAST:
-            return channel
+        number = PyLong_AsLongAndOverflow(channel, &overflow)
+        if not overflow and USER_FIRST <= number <= USER_LAST:
+            return <int>number
         if not isinstance(channel, library_channel):
             raise ValueError(
                 f"channel {channel}: users have 50-65499; the library's own channels are members "
                 "of LibraryChannel")
-        number = channel
         if CH_NIL < number <= CH_RELAY:
             raise ValueError(f"channel {number} ({channel.name}) is served by the core")
-        return number
+        return <int>number
 
     cdef object local_channels(self):
         cdef int channel
@@ -392,16 +393,11 @@ cdef class Router:
             raise errors.PeerLost(f"no session with node {machine}", peer=machine)
         return <Session><object>self.peers[machine]
 
-    cdef Session pick(self, object channel, object to):
+    cdef Session pick(self, int number, object to):
         # The session that a message on this channel goes to next.
-        cdef int number
         cdef Route* route
         cdef Session session
         self.require_engine()
-        if type(channel) is int and USER_FIRST <= channel <= USER_LAST:
-            number = channel
-        else:
-            number = self.check_channel(channel)
         if to is None:
             route = self.channels[number].route
             if route is NULL:
@@ -426,11 +422,11 @@ cdef class Router:
         :raises Overloaded: too much waits for that subscriber already.
         :raises FrameError: the data is larger than a frame may be.
         """
+        cdef int number = self.check_channel(channel)
         if self.uplink is not None:
-            uplink_send(self, VERB_NOTIFY, self.check_channel(channel), data, 0, to, 0,
-                              NO_DEADLINE, None)
+            uplink_send(self, VERB_NOTIFY, number, data, 0, to, 0, NO_DEADLINE, None)
         else:
-            self.pick(channel, to).put(channel, data, NULL, 0)
+            self.pick(number, to).put(<uint16_t>number, data, NULL, 0)
 
     def publish(self, channel, data, *, to=None):
         """Send to every subscriber; no answer.
@@ -454,8 +450,8 @@ cdef class Router:
             uplink_send(self, VERB_PUBLISH, number, data, 0, to, 0, NO_DEADLINE, None)
             return 1
         if to is not None:
-            session = self.pick(channel, to)
-            session.put(number, data, &tag, 1 if session.extended else 0)
+            session = self.pick(number, to)
+            session.put(<uint16_t>number, data, &tag, 1 if session.extended else 0)
             return 1
         self.require_engine()
         route = self.channels[number].route
@@ -479,18 +475,14 @@ cdef class Router:
         Raises as :meth:`notify` does.
         """
         cdef uint8_t extend[4]
-        cdef int number
-        if type(reply_channel) is int and USER_FIRST <= reply_channel <= USER_LAST:
-            number = reply_channel
-        else:
-            number = self.check_channel(reply_channel)
+        cdef int number = self.check_channel(channel)
+        cdef int reply = self.check_channel(reply_channel)
         if self.uplink is not None:
-            uplink_send(self, VERB_CALL, self.check_channel(channel), data, number, to, 0,
-                              NO_DEADLINE, None)
+            uplink_send(self, VERB_CALL, number, data, reply, to, 0, NO_DEADLINE, None)
             return
         store16(extend, <uint16_t>self.id)
-        store16(extend + 2, <uint16_t>number)
-        self.pick(channel, to).put(channel, data, extend, 4)
+        store16(extend + 2, <uint16_t>reply)
+        self.pick(number, to).put(<uint16_t>number, data, extend, 4)
 
     def request(self, channel, data, timeout=DEFAULT, *, to=None):
         """Send to one subscriber, round robin, and await its answer.
@@ -510,27 +502,27 @@ cdef class Router:
         cdef Session session
         cdef Request request
         cdef uint32_t milliseconds
+        cdef int number = self.check_channel(channel)
         if self.uplink is not None:
             self.require_engine()
             session = self.uplink
-            self.check_channel(channel)
         else:
-            session = self.pick(channel, to)
+            session = self.pick(number, to)
             if not session.extended:
                 raise errors.DomiError(
                     f"node {session.peer} speaks the plain protocol, which has no requests: "
                     "use call", channel=channel, peer=session.peer)
-        request = self.open_request(session, channel, timeout)
+        request = self.open_request(session, <uint16_t>number, timeout)
         milliseconds = request.milliseconds
         try:
             if session is self.uplink:
-                uplink_send(self, VERB_REQUEST, channel, data, 0, to, request.correlation,
-                                  milliseconds, None)
+                uplink_send(self, VERB_REQUEST, number, data, 0, to, request.correlation,
+                            milliseconds, None)
             else:
                 extend[0] = TAG_REQUEST
                 store64(extend + 1, request.correlation)
                 store32(extend + 9, milliseconds)
-                session.put(channel, data, extend, REQUEST_EXTEND)
+                session.put(<uint16_t>number, data, extend, REQUEST_EXTEND)
         except BaseException:
             request.release()
             raise
@@ -628,18 +620,18 @@ cdef class Router:
         rest = b"".join([number.to_bytes(2, "little") for number in numbers[1:]])
         self.send_stage(numbers[0], data, <uint8_t*>PyBytes_AS_STRING(rest), <uint16_t>len(rest))
 
-    cdef int send_stage(self, object channel, object data, const uint8_t* rest,
+    cdef int send_stage(self, int channel, object data, const uint8_t* rest,
                         uint16_t size) except -1:
         cdef uint8_t stack[STAGE_EXTEND]
         cdef uint8_t* extend = stack
         cdef Session session
         if self.uplink is not None:
             uplink_send(self, VERB_PIPELINE, channel, data, 0, None, 0, NO_DEADLINE,
-                              PyBytes_FromStringAndSize(<char*>rest, size))
+                        PyBytes_FromStringAndSize(<char*>rest, size))
             return 0
         session = self.pick(channel, None)
         if not session.extended:
-            session.put(channel, data, rest, size)
+            session.put(<uint16_t>channel, data, rest, size)
             return 0
         if <size_t>size + 1 > sizeof(stack):
             extend = <uint8_t*>malloc(<size_t>size + 1)
@@ -648,7 +640,7 @@ cdef class Router:
         try:
             extend[0] = TAG_PIPELINE
             copy(extend + 1, rest, size)
-            session.put(channel, data, extend, size + 1)
+            session.put(<uint16_t>channel, data, extend, size + 1)
         finally:
             if extend != stack:
                 free(extend)
@@ -714,10 +706,11 @@ cdef class Router:
         return 0
 
     cdef int start_task(self, object coroutine, Context context) except -1:
+        cdef object loop = context.session.engine.loop
         if EAGER_TASKS:
-            task = asyncio.Task(coroutine, loop=self.engine.loop, eager_start=True)
+            task = asyncio.Task(coroutine, loop=loop, eager_start=True)
         else:
-            task = self.engine.loop.create_task(coroutine)
+            task = loop.create_task(coroutine)
         if task.done():
             self.task_ended(task, context)
         else:

@@ -118,10 +118,11 @@ cdef class Session:
         It fails with PeerLost when the session goes first.
         """
         future = self.engine.loop.create_future()
-        limit = 0 if everything else self.router.low_water
         if self.state == SESSION_CLOSED:
             future.set_exception(self.lost_error())
-        elif self.queue.queued <= limit:
+            return future
+        limit = 0 if everything else self.router.low_water
+        if self.queue.queued <= limit:
             future.set_result(None)
         else:
             self.draining = True
@@ -414,7 +415,8 @@ cdef class Session:
             elif self.state == SESSION_NAMED and frame.channel == CH_SUBSCRIPTIONS:
                 self.router.mesh.confirm(self)
                 self.rise()
-                self.router.deliver(self, frame)
+                if self.state == SESSION_UP:
+                    self.router.deliver(self, frame)
             elif self.state == SESSION_DIALLED and frame.channel == CH_WELCOME:
                 self.extended = True
                 self.peer = self.router.mesh.welcomed(self, data)
@@ -494,4 +496,5 @@ cdef class Session:
         if self.room_waiters:
             self.wake_drained()
         self.router.session_lost(self, state == SESSION_UP, protocol, unsent)
+        self.router = None
         return 0
