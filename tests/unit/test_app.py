@@ -162,6 +162,11 @@ def wait_for(master: Master, loop: str) -> None:
         asyncio.run(master.wait())
 
 
+def stop_when_told(master: Master) -> None:
+    sys.stdin.readline()
+    master.stop()
+
+
 def case_orderly(loop: str, timeout: str) -> None:
     master = Master(timeout=float(timeout))
     for part in (Part("a"), Slow("b"), Last("c")):
@@ -200,7 +205,7 @@ def case_stop_from_thread(loop: str) -> None:
     master = Master(timeout=PATIENCE)
     part = Last("a")
     master.add(part)
-    thread = threading.Thread(target=lambda: (sys.stdin.readline(), master.stop()))
+    thread = threading.Thread(target=stop_when_told, args=(master,))
     thread.start()
     wait_for(master, loop)
     thread.join()
@@ -216,7 +221,7 @@ def case_blocked_and_stopped_from_thread(loop: str) -> None:
 
     master = Master(timeout=0.3)
     master.add(BlocksWhenRunning("a"))
-    threading.Thread(target=lambda: (sys.stdin.readline(), master.stop()), daemon=True).start()
+    threading.Thread(target=stop_when_told, args=(master,), daemon=True).start()
     wait_for(master, loop)
     say("came back")
 
@@ -228,8 +233,7 @@ def case_off_the_main_thread(loop: str) -> None:
     thread = threading.Thread(target=wait_for, args=(master, loop))
     thread.start()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    sys.stdin.readline()
-    master.stop()
+    stop_when_told(master)
     thread.join()
     say("done")
 
