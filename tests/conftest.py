@@ -7,7 +7,7 @@ import gc
 import inspect
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
-    kind = pyfuncitem.callspec.params["loop_kind"]
+    kind = str(pyfuncitem.callspec.params["loop_kind"])
     names = inspect.signature(pyfuncitem.obj).parameters
     arguments = {name: pyfuncitem.funcargs[name] for name in names if name in pyfuncitem.funcargs}
     run_on(kind, pyfuncitem.obj(**arguments))
     return True
 
 
-def run_on(kind: str, work: Any) -> Any:
+def run_on(kind: str, work: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine on a new loop of this kind; fail when it hangs or leaves tasks behind."""
     loop = LOOPS[kind]()
     loop.set_debug(LOOP_DEBUG)
@@ -63,7 +63,8 @@ def run_on(kind: str, work: Any) -> Any:
         left = [task for task in asyncio.all_tasks(loop) if not task.done()]
         for task in left:
             task.cancel()
-        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        if left:
+            loop.run_until_complete(asyncio.wait(left))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
     finally:

@@ -155,9 +155,9 @@ cdef class Engine:
         object call_soon_threadsafe
         readonly TimeWheel wheel
         uint8_t* buffer         # owned (malloc): the one receive buffer of all sessions here
-        list dirty              # sessions that have something to flush; swapped, never iterated
-                                # while it grows
-        list spare              # the other list of that pair
+        Session first_dirty     # a chain by next_dirty: the sessions that have something to flush
+        Session last_dirty
+        object finished         # a future that is done, with the result None
         object timer            # the loop's timer handle for the wheel, or None
         uint64_t timer_ns       # when that handle fires; 2**64-1 when there is none
         uint64_t now            # nanoseconds, monotonic, refreshed at each wake-up
@@ -173,6 +173,7 @@ cdef class Engine:
     cdef int leave(self) except -1
     cdef int flush_dirty(self) except -1
     cdef int mark_dirty(self, Session session) except -1
+    cdef void queue_flush(self, Session session) noexcept
     cdef int arm(self) except -1
     cdef uint64_t schedule(self, TimerNode* node, uint64_t delay_ns) except 0
     cdef int check_thread(self) except -1
@@ -211,7 +212,8 @@ cdef class Session:
         uint64_t opened         # nanoseconds
         int state               # SESSION_*
         int role                # ROLE_*
-        bint dirty              # stands in engine.dirty
+        bint dirty              # stands in the engine's chain of sessions to flush
+        Session next_dirty
         bint continuing         # a call_soon continuation of reading is under way
         bint sliced             # the reader's tail holds whole frames: the time was up
         int broken              # errno of a failed send, until the stream has been read to its end
@@ -280,7 +282,7 @@ cdef class Context:
 
 cdef class Request:
     cdef:
-        object loop
+        Engine engine
         Router router           # None once settled
         Session session         # whom it was sent to; None once settled
         TimerNode node          # TIMER_REQUEST

@@ -271,6 +271,63 @@ cdef inline Context make_context(Session session, RawFrame* frame):
     return context
 
 
+cdef class WakeupProbe:
+    # Both the loop and the awaitable of a task that is never seen by anyone: what the task wants
+    # called when the awaitable is done is its wake-up, of whose kind all tasks' wake-ups are.
+    cdef object wakeup
+    cdef public bint _asyncio_future_blocking
+
+    def call_soon(self, callback, *arguments, context=None):
+        callback(*arguments)
+
+    def get_debug(self):
+        return False
+
+    def get_loop(self):
+        return self
+
+    def add_done_callback(self, callback, *, context=None):
+        self.wakeup = callback
+
+    def result(self):
+        return None
+
+    def __await__(self):
+        self._asyncio_future_blocking = True
+        yield self
+
+
+async def await_probe(probe):
+    await probe
+
+
+cdef object wakeup_type = None      # of the callback by which a task is resumed
+cdef void* wakeup_function = NULL   # with 3.12 and later, where that type is a common one
+
+
+cdef int find_wakeup() except -1:
+    global wakeup_type, wakeup_function
+    cdef WakeupProbe probe = WakeupProbe()
+    task = asyncio.Task(await_probe(probe), loop=probe)
+    wakeup = probe.wakeup
+    wakeup(probe)
+    if task.done() and type(wakeup).__module__ != "builtins":
+        wakeup_type = type(wakeup)
+    elif task.done() and PyCFunction_CheckExact(<PyObject*>wakeup):
+        wakeup_type = type(wakeup)
+        wakeup_function = PyCFunction_GetFunction(<PyObject*>wakeup)
+    return 0
+
+
+find_wakeup()
+
+
+cdef inline bint is_task_wakeup(object callback) noexcept:
+    return type(callback) is wakeup_type and (
+        wakeup_function is NULL
+        or PyCFunction_GetFunction(<PyObject*>callback) is wakeup_function)
+
+
 @cython.final
 @cython.freelist(1024)
 cdef class Request:
@@ -308,7 +365,7 @@ cdef class Request:
     # --------------------------------------------------------------------- asyncio's future protocol
 
     def get_loop(self):
-        return self.loop
+        return self.engine.loop
 
     def done(self):
         """Whether it ended: answered, failed or cancelled."""
@@ -353,7 +410,7 @@ cdef class Request:
         if self.state != REQUEST_PENDING:
             if context is None:
                 context = PyContext_CopyCurrent()
-            self.loop.call_soon(callback, self, context=context)
+            self.engine.loop.call_soon(callback, self, context=context)
             return
         if context is None:
             context = PyContext_CopyCurrent()
@@ -423,12 +480,15 @@ cdef class Request:
         self.more = None
         if more is not None:
             for other in more:
-                self.loop.call_soon(other[0], self, context=other[1])
+                self.engine.loop.call_soon(other[0], self, context=other[1])
         if not inline_wake:
-            self.loop.call_soon(callback, self, context=context)
+            self.engine.loop.call_soon(callback, self, context=context)
             return 0
         PyContext_Enter(context)
-        outcome = call_one(<PyObject*>callback, <PyObject*>self)
+        # A task's own wake-up looks at its argument only to see whether it failed, by way of three
+        # slow calls unless it is a plain future; the task asks this request itself when it resumes.
+        outcome = call_one(<PyObject*>callback, <PyObject*>(
+            self.engine.finished if is_task_wakeup(callback) else self))
         PyContext_Exit(context)
         if outcome is NULL:
             return self.callback_raised(callback)
@@ -442,7 +502,7 @@ cdef class Request:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            self.loop.call_exception_handler({
+            self.engine.loop.call_exception_handler({
                 "message": f"the done callback {callback!r} of a request raised",
                 "exception": error, "future": self})
         return 0

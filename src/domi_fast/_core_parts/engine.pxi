@@ -23,11 +23,11 @@ cdef class Engine:
         self.now = monotonic_ns()
         self.wheel = TimeWheel(0.001, start=<double>self.now * 1e-9)
         self.wheel.origin = self.wheel.last = self.now
-        self.dirty = []
-        self.spare = []
         self.timer_ns = NEVER
         self.slice_ns = <uint64_t>(slice * 1e9)
         self.thread = PyThread_get_thread_ident()
+        self.finished = loop.create_future()
+        self.finished.set_result(None)
 
     def __dealloc__(self):
         free(self.buffer)
@@ -59,37 +59,47 @@ cdef class Engine:
     cdef int mark_dirty(self, Session session) except -1:
         if not session.dirty:
             session.dirty = True
-            self.dirty.append(session)
-            if self.depth == 0:
-                if not self.burst:
-                    self.burst = True
-                    self.call_soon(self.end_burst)
-                    if session.role != ROLE_LOOPBACK:
-                        session.flush()
+            self.queue_flush(session)
+            if self.depth == 0 and not self.burst:
+                self.burst = True
+                self.call_soon(self.end_burst)
+                if session.role != ROLE_LOOPBACK:
+                    session.flush()
         return 0
 
+    cdef void queue_flush(self, Session session) noexcept:
+        if self.last_dirty is None:
+            self.first_dirty = session
+        else:
+            self.last_dirty.next_dirty = session
+        self.last_dirty = session
+
     cdef int flush_dirty(self) except -1:
-        cdef list sessions
-        cdef Session session
-        cdef Py_ssize_t flushed = 0
-        if not self.dirty:
+        cdef Session session = self.first_dirty
+        cdef Session following
+        if session is None:
             return 0
-        sessions = self.dirty
-        self.dirty = self.spare
-        self.spare = sessions
+        self.first_dirty = self.last_dirty = None
         try:
-            while flushed < len(sessions):
-                session = <Session>sessions[flushed]
-                flushed += 1
+            while session is not None:
+                following = session.next_dirty
+                session.next_dirty = None
                 session.dirty = False
                 session.flush()
+                session = following
+        except BaseException:
+            # A handler of the node's own frames raised what ends the loop: keep the rest.
+            while following is not None:
+                session = following
+                following = session.next_dirty
+                session.next_dirty = None
+                self.queue_flush(session)
+            raise
         finally:
-            self.dirty.extend(sessions[flushed:])
-            sessions.clear()
-        if self.dirty and not self.burst:
-            # Written by what the flush itself ran (the node's frames to itself).
-            self.burst = True
-            self.call_soon(self.end_burst)
+            if self.first_dirty is not None and not self.burst:
+                # Written by what the flush itself ran (the node's frames to itself).
+                self.burst = True
+                self.call_soon(self.end_burst)
         return 0
 
     def end_burst(self):

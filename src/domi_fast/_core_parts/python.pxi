@@ -14,6 +14,8 @@ cdef extern from "Python.h":
     int PyContext_Exit(object context) except -1
     bint PyLong_Check(object value) noexcept
     long PyLong_AsLongAndOverflow(object value, int* overflow) except? -1
+    bint PyCFunction_CheckExact(PyObject* value) noexcept
+    void* PyCFunction_GetFunction(PyObject* function) noexcept
     bint PyCoro_CheckExact(PyObject* value) noexcept
     Py_ssize_t Py_REFCNT(PyObject* value) noexcept
     # Declared without an exception clause: the caller looks at the result.

@@ -547,7 +547,7 @@ cdef class Router:
                     channel=channel, peer=session.peer, limit=seconds)
         slot = self.take_slot(channel)
         request = Request.__new__(Request)
-        request.loop = self.engine.loop
+        request.engine = self.engine
         request.router = self
         request.session = session
         request.channel = channel

@@ -10,6 +10,8 @@ cdef enum:
     WHEEL_BITS = 6
     WHEEL_SLOTS = 64
 
+cdef uint64_t WHEEL_TICKS = <uint64_t>1 << (WHEEL_LEVELS * WHEEL_BITS)
+
 cdef extern from *:
     """
     static inline int domi_lowest_bit(uint64_t v) { return __builtin_ctzll(v); }
@@ -28,6 +30,19 @@ cdef inline void link_before(TimerNode* head, TimerNode* node) noexcept:
     node.next = head
     head.prev.next = node
     head.prev = node
+
+
+cdef uint64_t wheel_time(TimeWheel wheel, double when) except? 0:
+    # In nanoseconds. Beyond 64**8 ticks the wheel would take a time for one of an earlier round.
+    cdef uint64_t ns
+    if when == when and when <= 1e10:
+        ns = <uint64_t>(max(when, 0.0) * 1e9 + 0.5)
+        if wheel.ticks_at(ns) < WHEEL_TICKS - 1:
+            return ns
+    raise ValueError(
+        f"{when} s: times up to "
+        f"{min(1e10, (wheel.origin + <double>WHEEL_TICKS * wheel.resolution) * 1e-9):g} s are "
+        "allowed")
 
 
 cdef class TimeWheel:
@@ -65,11 +80,13 @@ cdef class TimeWheel:
         return self.pending
 
     def call_at(self, double when, callback):
-        """Have ``callback()`` called by the :meth:`advance` that reaches ``when`` (seconds)."""
+        """Have ``callback()`` called by the :meth:`advance` that reaches ``when`` (seconds).
+
+        :raises ValueError: ``when`` is more than 1e10 seconds, or 2**48 ticks after the start.
+        """
         if not callable(callback):
             raise TypeError(f"callback {callback!r} is not callable")
-        if not when == when or when > 1e10:
-            raise ValueError(f"when {when}: a time in seconds, up to 1e10")
+        cdef uint64_t expiry = self.ticks_at(wheel_time(self, when))
         cdef Timer timer = Timer.__new__(Timer)
         Py_INCREF(callback)
         timer.callback = <PyObject*>callback
@@ -77,7 +94,7 @@ cdef class TimeWheel:
         timer.node.kind = TIMER_USER
         timer.node.owner = <PyObject*>timer
         Py_INCREF(timer)
-        self.add(&timer.node, self.ticks_at(<uint64_t>(max(when, 0.0) * 1e9 + 0.5)))
+        self.add(&timer.node, expiry)
         return timer
 
     def call_later(self, double delay, callback):
@@ -103,10 +120,12 @@ cdef class TimeWheel:
         """Fire what is due at ``now`` (seconds), in the order of time; the number fired.
 
         A time before the last one changes nothing. A callback that raises stops the round: the
-        rest fires with the next call. Timers scheduled for the past by a callback fire with the
-        next call.
+        rest fires with the next call. What a callback schedules for the past fires at the
+        following tick: with this call when ``now`` lies beyond it, otherwise with a later one.
+
+        :raises ValueError: ``now`` is not a time that the wheel can count to.
         """
-        return self.advance_to(<uint64_t>(max(now, 0.0) * 1e9 + 0.5))
+        return self.advance_to(wheel_time(self, now))
 
     cdef uint64_t ticks_at(self, uint64_t when_ns) noexcept:
         # The first tick at or after the time.
