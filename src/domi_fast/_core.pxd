@@ -338,6 +338,7 @@ cdef class Router:
         uint32_t free_count
         Session loopback        # this node's session with itself
         Session uplink          # a guest's session with its node, otherwise None
+        str uplink_lost         # why that session is gone
         dict guests             # token -> Session
         uint32_t next_token
         object mesh             # what decides about handshakes and hears of losses

@@ -15,6 +15,7 @@ from ._core import ROLE_UPLINK, Context, Router, Session
 from .channels import LibraryChannel
 from .errors import DomiError, PeerLost
 from .handshake import Offer, decode_welcome
+from .mesh import drain
 from .node import watch
 
 
@@ -126,8 +127,7 @@ class Client:
         if session is None:
             return
         self._session = None
-        if session.up and session.queued:
-            await asyncio.wait([session.drained(everything=True)], timeout=2.0)
+        await drain([session], 2.0)
         session.close("the guest is closing")
         self._router.stop("the guest is closing")
 

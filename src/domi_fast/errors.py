@@ -78,6 +78,10 @@ class AuthError(DomiError):
     """A peer could not show that it belongs to the cluster."""
 
 
+class DuplicateSession(DomiError):
+    """There is, or will be, another session with this peer; this connection is given up."""
+
+
 class RegistryError(DomiError):
     """The registry refused an operation or cannot be reached."""
 

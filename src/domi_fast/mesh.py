@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -23,7 +23,15 @@ from . import transport
 from ._core import ROLE_ACCEPTOR, ROLE_DIALLER, Router, Session
 from .channels import LibraryChannel
 from .config import NodeConfig, is_loopback, parse_version
-from .errors import AuthError, ClusterFull, DomiError, FrameError, PeerLost, VersionTooOld
+from .errors import (
+    AuthError,
+    ClusterFull,
+    DomiError,
+    DuplicateSession,
+    FrameError,
+    PeerLost,
+    VersionTooOld,
+)
 from .handshake import Offer, decode_welcome, encode_welcome
 from .registry.base import Claim, Delete, LeaseLost, NoKeyFree, Put, Registry, Reset, Snapshot
 
@@ -172,6 +180,7 @@ class Mesh:
         Returns when they are connected, or after ``start_timeout`` with the missing logged.
         """
         loop = asyncio.get_running_loop()
+        self._router.start(self)
         self._listeners.append(
             transport.Listener(
                 loop, transport.listen_tcp(self._config.host, self._config.port), self._accepted
@@ -220,11 +229,7 @@ class Mesh:
         if self._claim is not None:
             with contextlib.suppress(DomiError):
                 await self._claim.lease.revoke()
-        sessions = [s for s in self._router.sessions() if s.queued]
-        if sessions:
-            await asyncio.wait(
-                [s.drained(everything=True) for s in sessions], timeout=self._config.drain_timeout
-            )
+        await drain(self._router.sessions(), self._config.drain_timeout)
         for session in list(self._sessions):
             session.close("the node is closing")
         self._router.stop("the node is closing")
@@ -279,7 +284,6 @@ class Mesh:
         self._claim = claim
         machine = int(claim.key.rsplit("/", 1)[1])
         if machine != self.id:
-            self._router.start(self) if self.id < 0 else None
             self._router.identify(machine)
         log.info("node %d: %s listens on %s:%d", self.id, self._config.name, self._config.host,
                  self._port)
@@ -464,7 +468,9 @@ class Mesh:
         own = self._dials.get(machine)
         if own is not None:
             if self.id < machine:
-                raise DomiError(f"node {self.id} is dialling node {machine} itself", peer=machine)
+                raise DuplicateSession(
+                    f"node {self.id} is dialling node {machine} itself", peer=machine
+                )
             own.close("the peer's own connection stays")
         session.info = offer
         self._accepting[session] = machine
@@ -579,4 +585,18 @@ class Mesh:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append((condition, future))
-        await asyncio.wait_for(future, timeout)
+        try:
+            await asyncio.wait_for(future, timeout)
+        finally:
+            self._waiters = [waiter for waiter in self._waiters if waiter[1] is not future]
+
+
+async def drain(sessions: Iterable[Session], timeout: float) -> None:
+    """Wait until everything queued is sent, for up to ``timeout`` seconds."""
+    waiting = [session.drained(everything=True) for session in sessions if session.queued]
+    if waiting:
+        await asyncio.wait(waiting, timeout=timeout)
+        for future in waiting:
+            # A session that went meanwhile has nothing left to send.
+            if not future.cancel():
+                future.exception()

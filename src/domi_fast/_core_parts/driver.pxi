@@ -18,6 +18,10 @@ cdef class SocketDriver:
         self.fd = fd
         open_drivers.add(self)
 
+    def __dealloc__(self):
+        if self.fd >= 0:
+            c_close(self.fd)
+
     cdef Py_ssize_t recv(self, uint8_t* where, size_t size) noexcept:
         # Bytes received, 0 at the end of the stream, or -errno.
         cdef Py_ssize_t n

@@ -177,7 +177,7 @@ cdef int relay_frame(Router router, Session guest, Session source, RawFrame* fra
         copy(p + 2, frame.extend, frame.extend_size)
     try:
         guest.write(frame.channel, frame.data, frame.size, p, <uint16_t>len(extend), frame.owner)
-    except errors.Overloaded:
+    except (errors.Overloaded, errors.FrameError):
         router.count("refused_guest_queue_full")
         router.reject(source, STATUS_OVERLOADED, frame)
     return 0

@@ -383,6 +383,8 @@ cdef class Router:
 
     cdef int require_engine(self) except -1:
         if self.engine is None or (self.loopback is None and self.uplink is None):
+            if self.uplink_lost is not None:
+                raise errors.PeerLost(f"this guest has lost its node: {self.uplink_lost}")
             raise errors.DomiError("not connected: call start() first, and nothing after close()")
         if PyThread_get_thread_ident() != self.engine.thread:
             self.engine.check_thread()
@@ -917,6 +919,7 @@ cdef class Router:
         self.guests.pop(session.token, None)
         if self.uplink is session:
             self.uplink = None
+            self.uplink_lost = session.reason
         self.frames_in += session.frames_in
         self.frames_out += session.frames_out
         self.bytes_in += session.bytes_in

@@ -433,7 +433,8 @@ cdef class Session:
             if self.state == SESSION_NAMED or (self.state == SESSION_MAGIC and extend):
                 self.extended = True
                 self.goodbye(str(error))
-            self.fail(str(error), True)
+            # Two nodes that dial each other at once is nobody's fault.
+            self.fail(str(error), not isinstance(error, errors.DuplicateSession))
         return 0
 
     cdef int rise(self) except -1:
