@@ -253,12 +253,17 @@ cdef void abandon(TimeWheel wheel, TimerNode* head) noexcept:
 
 
 cdef int fire(TimerNode* node) except -1:
+    # The locals hold the owners: what fires may take the last other reference to them away.
     cdef Timer timer
+    cdef Request request
+    cdef Session session
     cdef object callback
     if node.kind == TIMER_REQUEST:
-        (<Request><object>node.owner).expire()
+        request = <Request><object>node.owner
+        request.expire()
     elif node.kind == TIMER_SESSION:
-        (<Session><object>node.owner).beat()
+        session = <Session><object>node.owner
+        session.beat()
     else:
         timer = <Timer><object>node.owner
         callback = <object>timer.callback
