@@ -52,6 +52,7 @@ def round_trip(
     unix: bool = False,
     *,
     warm_up: int = 5_000,
+    window: int = 1,
     timeout: float = 120.0,
 ) -> dict[str, Any]:
     """Measures ``count`` round trips of a 12-byte frame between two processes.
@@ -60,8 +61,9 @@ def round_trip(
     :param cpu_client: the same for the client.
     :param busy: both sides poll instead of sleeping in epoll.
     :param unix: over a UNIX socket instead of TCP on the loopback address.
-    :returns: ``mean_ns``, ``min_ns``, ``p50_ns``, ``p99_ns``, ``p999_ns``, ``max_ns``, and what was
-        measured.
+    :param window: frames under way at a time; with more than one a rate is measured.
+    :returns: ``rate`` (frames a second) with a window, otherwise ``mean_ns``, ``min_ns``, ``p50_ns``,
+        ``p99_ns``, ``p999_ns``, ``max_ns``; and what was measured.
     """
     usable = os.sched_getaffinity(0)
     if busy and (len(usable) < 2 or (cpu_server is not None and cpu_server == cpu_client)):
@@ -89,7 +91,7 @@ def round_trip(
         if not unix:
             where = ["--port", str(json.loads(hello)["port"])]
         command = [program, "--client", *where, *shared, *_cpu(cpu_client)]
-        command += ["--count", str(count), "--warm-up", str(warm_up)]
+        command += ["--count", str(count), "--warm-up", str(warm_up), "--window", str(window)]
         done = subprocess.run(
             command, check=True, stdout=subprocess.PIPE, text=True, timeout=timeout
         )
@@ -120,6 +122,7 @@ def main() -> None:
     parser.add_argument("--cpu-client", type=int, metavar="N", help="pin the client to this CPU")
     parser.add_argument("--count", type=int, default=100_000, help="round trips to measure")
     parser.add_argument("--warm-up", type=int, default=5_000, help="round trips before them")
+    parser.add_argument("--window", type=int, default=1, help="frames under way: for a rate")
     parser.add_argument("--busy", action="store_true", help="poll instead of sleeping in epoll")
     parser.add_argument("--unix", action="store_true", help="a UNIX socket instead of TCP")
     given = parser.parse_args()
@@ -131,6 +134,7 @@ def main() -> None:
             given.busy,
             given.unix,
             warm_up=given.warm_up,
+            window=given.window,
         )
     except ValueError as error:
         parser.error(str(error))

@@ -1,11 +1,13 @@
 /* The least that a round trip can cost here: a C echo server and its client, over the same sockets,
  * frames and waiting that the library uses, and nothing else. Every other figure is read against it.
  *
- * One frame is under way at a time. Both sides wait in epoll, as an event loop does, or poll the
- * socket without ever sleeping (--busy).
+ * One frame is under way at a time, or as many as --window says, which measures a rate instead of
+ * round trips. Both sides wait in epoll, as an event loop does, or poll the socket without ever
+ * sleeping (--busy).
  *
  *   epoll_echo --server [--port N | --unix PATH] [--cpu N] [--busy] [--once]
  *   epoll_echo --client (--port N | --unix PATH) [--cpu N] [--busy] [--count N] [--warm-up N]
+ *              [--window N]
  *
  * The server prints {"port": N} once it listens. The client prints its result on one line.
  */
@@ -28,14 +30,14 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { FRAME = 12, BUFFER = 65536, EVENTS = 64, SPINS = 1024 };
+enum { FRAME = 12, BUFFER = 65536, EVENTS = 64, SPINS = 1024, WINDOW = BUFFER / FRAME };
 
 static struct {
     bool server, client, busy, once;
     int port, cpu;
-    long count, warm_up;
+    long count, warm_up, window;
     const char *unix_path;
-} options = {.cpu = -1, .count = 100000, .warm_up = 5000};
+} options = {.cpu = -1, .count = 100000, .warm_up = 5000, .window = 1};
 
 _Noreturn static void die(const char *what) {
     perror(what);
@@ -91,7 +93,7 @@ static void watch(int epoll, int fd) {
     if (epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) < 0) die("epoll_ctl");
 }
 
-/* A frame is far smaller than any socket buffer and only one is under way: a short send is a fault. */
+/* What is under way at a time is smaller than any socket buffer: a short send is a fault. */
 static bool send_all(int fd, const char *data, size_t size) {
     ssize_t sent = send(fd, data, size, MSG_NOSIGNAL);
     return sent == (ssize_t)size;
@@ -188,6 +190,40 @@ static void receive_frame(int fd, int epoll) {
     }
 }
 
+/* u32 length, u16 extend_size, u16 channel, four bytes of data */
+static const char frame[FRAME] = {FRAME, 0, 0, 0, 0, 0, 50, 0, 'p', 'i', 'n', 'g'};
+
+/* Sends `count` frames, `window` of them under way, in as few calls as that takes. Seconds. */
+static double stream(int fd, int epoll, long count) {
+    static char out[BUFFER], in[BUFFER];
+    for (size_t i = 0; i < WINDOW; i++) memcpy(out + i * FRAME, frame, FRAME);
+    uint64_t start = now_ns();
+    size_t got = 0, total = (size_t)count * FRAME;
+    for (long sent = 0; got < total;) {
+        long room = options.window - (sent - (long)(got / FRAME));
+        if (room > count - sent) room = count - sent;
+        if (room > 0) {
+            if (!send_all(fd, out, (size_t)room * FRAME)) die("send");
+            sent += room;
+        }
+        struct epoll_event event;
+        if (!options.busy && epoll_wait(epoll, &event, 1, -1) < 0 && errno != EINTR)
+            die("epoll_wait");
+        ssize_t size = recv(fd, in, sizeof in, MSG_DONTWAIT);
+        if (size < 0 && errno != EAGAIN && errno != EINTR) die("recv");
+        if (size == 0) {
+            fputs("the server closed the connection\n", stderr);
+            exit(1);
+        }
+        for (ssize_t i = 0; i < size; i++, got++) {
+            if (in[i] == frame[got % FRAME]) continue;
+            fputs("the echo is not what was sent\n", stderr);
+            exit(1);
+        }
+    }
+    return (double)(now_ns() - start) / 1e9;
+}
+
 static void measure(void) {
     struct sockaddr_storage address;
     socklen_t length;
@@ -198,8 +234,16 @@ static void measure(void) {
     if (epoll < 0) die("epoll_create1");
     watch(epoll, fd);
 
-    /* u32 length, u16 extend_size, u16 channel, four bytes of data */
-    static const char frame[FRAME] = {FRAME, 0, 0, 0, 0, 0, 50, 0, 'p', 'i', 'n', 'g'};
+    if (options.window > 1) {
+        if (options.warm_up) stream(fd, epoll, options.warm_up);
+        double seconds = stream(fd, epoll, options.count);
+        printf("{\"transport\": \"%s\", \"busy\": %s, \"frame_bytes\": %d, \"count\": %ld, "
+               "\"warm_up\": %ld, \"window\": %ld, \"rate\": %.0f}\n",
+               options.unix_path ? "unix" : "tcp", options.busy ? "true" : "false", FRAME,
+               options.count, options.warm_up, options.window, (double)options.count / seconds);
+        close(fd);
+        return;
+    }
     uint64_t *taken = calloc((size_t)options.count, sizeof *taken);
     if (!taken) die("calloc");
     double sum = 0;
@@ -227,14 +271,16 @@ static void measure(void) {
 static void usage(FILE *out) {
     fputs("epoll_echo --server [--port N | --unix PATH] [--cpu N] [--busy] [--once]\n"
           "epoll_echo --client (--port N | --unix PATH) [--cpu N] [--busy]"
-          " [--count N] [--warm-up N]\n\n"
+          " [--count N] [--warm-up N]\n"
+          "           [--window N]\n\n"
           "  --port N      TCP on the loopback address (server: 0, the default, takes a free one)\n"
           "  --unix PATH   a UNIX socket instead\n"
           "  --cpu N       stay on this CPU\n"
           "  --busy        poll without ever sleeping\n"
           "  --once        the server ends with its first connection\n"
           "  --count N     round trips to measure (100000)\n"
-          "  --warm-up N   round trips before them (5000)\n",
+          "  --warm-up N   round trips before them (5000)\n"
+          "  --window N    measure a rate instead, with N frames under way (1)\n",
           out);
 }
 
@@ -255,7 +301,8 @@ int main(int argc, char **argv) {
         {"port", required_argument, 0, 'p'}, {"unix", required_argument, 0, 'u'},
         {"cpu", required_argument, 0, 'a'}, {"busy", no_argument, 0, 'b'},
         {"once", no_argument, 0, 'o'},      {"count", required_argument, 0, 'n'},
-        {"warm-up", required_argument, 0, 'w'}, {"help", no_argument, 0, 'h'}, {0, 0, 0, 0},
+        {"warm-up", required_argument, 0, 'w'}, {"window", required_argument, 0, 'm'},
+        {"help", no_argument, 0, 'h'},      {0, 0, 0, 0},
     };
     for (int option; (option = getopt_long(argc, argv, "", known, NULL)) != -1;) {
         switch (option) {
@@ -268,6 +315,7 @@ int main(int argc, char **argv) {
         case 'a': options.cpu = (int)number(optarg, "cpu", 0, CPU_SETSIZE - 1); break;
         case 'n': options.count = number(optarg, "count", 1, 1000000000); break;
         case 'w': options.warm_up = number(optarg, "warm-up", 0, 1000000000); break;
+        case 'm': options.window = number(optarg, "window", 1, WINDOW); break;
         case 'h': usage(stdout); return 0;
         default: usage(stderr); return 2;
         }

@@ -1,0 +1,50 @@
+"""How long the micro benchmarks run, and where."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import uvloop
+from pytest_benchmark.fixture import BenchmarkFixture
+
+SMOKE = os.environ.get("DOMI_BENCH_SMOKE") == "1"
+ROUNDS = 3 if SMOKE else 30
+SCALE = 50 if SMOKE else 1
+
+Measure = Callable[[Callable[[], object], int], None]
+
+
+def pytest_configure() -> None:
+    cpu = os.environ.get("DOMI_BENCH_CPU")
+    if cpu:
+        os.sched_setaffinity(0, {int(cpu)})
+
+
+@pytest.fixture
+def measure(benchmark: BenchmarkFixture) -> Measure:
+    """``measure(work, items)``: time ``work()``, which does something ``items`` times."""
+
+    def times(work: Callable[[], object], items: int) -> None:
+        benchmark.extra_info["items"] = items
+        benchmark.pedantic(work, rounds=ROUNDS, iterations=1, warmup_rounds=1 if SMOKE else 3)
+
+    return times
+
+
+@pytest.fixture
+def items() -> int:
+    """How often a round does what is measured, so that a round takes milliseconds."""
+    return 20_000 // SCALE
+
+
+@pytest.fixture
+def loop() -> Iterator[Any]:
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield loop
+    asyncio.set_event_loop(None)
+    loop.close()

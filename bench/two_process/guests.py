@@ -1,0 +1,40 @@
+"""Opens sessions with a node and leaves them idle: what they cost is the node's affair."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import resource
+from typing import Any
+
+from bench.two_process.commands import pin, run, serve
+from domi_fast import Client, connect
+
+# So that none of them says a word while the other side weighs them.
+CALM = {"heartbeat_interval": 600.0, "heartbeat_timeout": 1800.0}
+
+
+async def main(given: argparse.Namespace) -> None:
+    pin(given.cpu)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    guests: list[Client] = []
+
+    async def open_more(count: int) -> dict[str, Any]:
+        # A few at a time: a listener's backlog is finite.
+        for first in range(0, count, 20):
+            some = range(first, min(first + 20, count))
+            guests.extend(await asyncio.gather(*[connect(given.url, **CALM) for _ in some]))
+        return {"open": sum(guest.connected for guest in guests)}
+
+    try:
+        await serve({"open": open_more}, files=most)
+    finally:
+        await asyncio.gather(*[guest.close() for guest in guests])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--cpu", type=int)
+    run(main(parser.parse_args()))
