@@ -21,7 +21,9 @@ async def main() -> None:
     parser.add_argument("texts", nargs="+", metavar="TEXT", help="what to send")
     texts = parser.parse_args().texts
 
-    async with Node("sender") as node, node.watch_channel(RESULT) as results:
+    node = Node("sender")
+    # Subscribed before the start, so that whoever has this node for a peer knows of it.
+    async with node.watch_channel(RESULT) as results, node:
         print("waiting for the stages ...", flush=True)
         for stage in STAGES:
             await node.wait_subscribed(stage)
