@@ -11,12 +11,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from . import transport
-from ._core import ROLE_UPLINK, Context, Router, Session
+from ._core import ROLE_UPLINK, Router, Session
 from .channels import LibraryChannel
 from .errors import DomiError, PeerLost
 from .handshake import Offer, decode_welcome
 from .mesh import drain
-from .node import watch
+from .node import Messages, watch
 
 
 async def connect(
@@ -158,7 +158,7 @@ class Client:
     @asynccontextmanager
     async def watch_channel(
         self, channel: int, maxsize: int = 1024
-    ) -> AsyncIterator[AsyncIterator[Context]]:
+    ) -> AsyncIterator[Messages]:
         """As :meth:`Node.watch_channel <domi_fast.Node.watch_channel>`."""
         async with watch(self._router, channel, maxsize) as messages:
             yield messages

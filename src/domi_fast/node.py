@@ -166,7 +166,7 @@ class Node:
     @asynccontextmanager
     async def watch_channel(
         self, channel: int, maxsize: int = 1024
-    ) -> AsyncIterator[AsyncIterator[Context]]:
+    ) -> AsyncIterator[Messages]:
         """Subscribe for the length of a block; iterate over the contexts that arrive.
 
         :param maxsize: how many wait at most. When so many do, the newest is refused: a request is
@@ -177,10 +177,29 @@ class Node:
             yield messages
 
 
+class Messages:
+    """What ``watch_channel`` gives: an iterator without an end, of which a cancelled wait loses
+    nothing.
+    """
+
+    def __init__(self, queue: asyncio.Queue[Context]) -> None:
+        self._queue = queue
+
+    def __aiter__(self) -> Messages:
+        return self
+
+    async def __anext__(self) -> Context:
+        return await self._queue.get()
+
+    def __len__(self) -> int:
+        """How many messages wait."""
+        return self._queue.qsize()
+
+
 @asynccontextmanager
 async def watch(
     router: Router, channel: int, maxsize: int
-) -> AsyncIterator[AsyncIterator[Context]]:
+) -> AsyncIterator[Messages]:
     """What ``watch_channel`` of nodes and guests does."""
     if maxsize < 1:
         raise ValueError(f"maxsize {maxsize}: at least 1 message must have room")
@@ -196,15 +215,9 @@ async def watch(
                 limit=maxsize,
             ) from None
 
-    async def messages() -> AsyncIterator[Context]:
-        while True:
-            yield await queue.get()
-
     router.subscribe(channel, arrived)
-    iterator = messages()
     try:
-        yield iterator
+        yield Messages(queue)
     finally:
         with contextlib.suppress(DomiError):
             router.unsubscribe(channel)
-        await iterator.aclose()  # type: ignore[attr-defined]

@@ -399,6 +399,9 @@ cdef class Request:
             return CancelledError()
         return CancelledError(self.result_value)
 
+    def _make_cancelled_error(self):
+        return self.cancelled_error()
+
     def cancel(self, msg=None):
         """Stop waiting; the work at the other node is not stopped. False when it had ended."""
         if self.state != REQUEST_PENDING:

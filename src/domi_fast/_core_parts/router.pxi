@@ -321,6 +321,8 @@ cdef class Router:
         for session in self.sessions():
             if session.extended and session.role != ROLE_GUEST:
                 self.announce_to(session, operation, channels)
+                # At once: a message that is sent next may be quicker at its last receiver.
+                session.flush()
         return 0
 
     cdef int announce_to(self, Session session, uint8_t operation, object channels) except -1:
@@ -886,6 +888,7 @@ cdef class Router:
 
     cdef int attach(self, Session session) except -1:
         # The handshake is complete: the session takes its place.
+        cdef Session older
         if session.role == ROLE_GUEST:
             self.next_token += 1
             session.token = self.next_token
@@ -895,7 +898,8 @@ cdef class Router:
             self.announce_to(session, SUBSCRIBED_ALL, self.local_channels())
         else:
             if self.peers[session.peer] is not NULL:
-                (<Session><object>self.peers[session.peer]).fail("replaced by a newer session")
+                older = <Session><object>self.peers[session.peer]      # the slot may hold the last
+                older.fail("replaced by a newer session")
             self.peers_set(session.peer, session)
             if session.extended:
                 self.announce_to(session, SUBSCRIBED_ALL, self.local_channels())
