@@ -62,8 +62,8 @@ def round_trip(
     :param busy: both sides poll instead of sleeping in epoll.
     :param unix: over a UNIX socket instead of TCP on the loopback address.
     :param window: frames under way at a time; with more than one a rate is measured.
-    :returns: ``rate`` (frames a second) with a window, otherwise ``mean_ns``, ``min_ns``, ``p50_ns``,
-        ``p99_ns``, ``p999_ns``, ``max_ns``; and what was measured.
+    :returns: ``rate`` (frames a second) with a window, otherwise ``mean_ns``, ``min_ns``,
+        ``p50_ns``, ``p99_ns``, ``p999_ns``, ``max_ns``; and what was measured.
     """
     usable = os.sched_getaffinity(0)
     if busy and (len(usable) < 2 or (cpu_server is not None and cpu_server == cpu_client)):

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import time
+from contextlib import suppress
 from typing import Any
 
 from bench.two_process.channels import (
@@ -166,18 +167,24 @@ class Client:
         return {"rate": count / taken, "bytes_per_s": count * size / taken, "count": count}
 
     async def _notify(self, data: bytes, count: int) -> None:
-        notify = self.node.notify
         left = count
         while left:
-            try:
-                for _ in range(min(left, 1024)):
-                    notify(SINK, data)
-                    left -= 1
-            except Overloaded:
-                await self.node.drained(self.server)
-            else:
-                await asyncio.sleep(0)
+            left -= await self._send(data, min(left, 1024))
         await self.node.drained(self.server)
+
+    async def _send(self, data: bytes, most: int) -> int:
+        """Send some notifies, and give the loop its turn; how many there was room for."""
+        notify = self.node.notify
+        sent = 0
+        with suppress(Overloaded):
+            for _ in range(most):
+                notify(SINK, data)
+                sent += 1
+        if sent < most:
+            await self.node.drained(self.server)
+        else:
+            await asyncio.sleep(0)
+        return sent
 
     async def flood(self, size: int) -> dict[str, Any]:
         """Begin to send notifies as fast as the server takes them, below everybody else."""
@@ -190,17 +197,9 @@ class Client:
         return {}
 
     async def _keep_flooding(self) -> int:
-        notify, data = self.node.notify, self._flood_data
         sent = 0
         while self._flooding:
-            try:
-                for _ in range(256):
-                    notify(SINK, data)
-                    sent += 1
-            except Overloaded:
-                await self.node.drained(self.server)
-            else:
-                await asyncio.sleep(0)
+            sent += await self._send(self._flood_data, 256)
         return sent
 
     async def stop_flood(self) -> dict[str, Any]:

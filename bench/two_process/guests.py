@@ -11,7 +11,7 @@ from bench.two_process.commands import pin, run, serve
 from domi_fast import Client, connect
 
 # So that none of them says a word while the other side weighs them.
-CALM = {"heartbeat_interval": 600.0, "heartbeat_timeout": 1800.0}
+CALM: dict[str, Any] = {"heartbeat_interval": 600.0, "heartbeat_timeout": 1800.0}
 
 
 async def main(given: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from domi_fast import Context, Node
 
 WAIT = 120.0
 # Not a second apart, so that thousands of sessions in one process are idle when they should be.
-CALM = {"heartbeat_interval": 60.0, "heartbeat_timeout": 180.0}
+CALM: dict[str, Any] = {"heartbeat_interval": 60.0, "heartbeat_timeout": 180.0}
 
 
 async def subscribe(given: argparse.Namespace) -> None:

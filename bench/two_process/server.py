@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,8 @@ def resident() -> int:
 def trim() -> None:
     """Have unreferenced cycles freed and free memory given back to the system."""
     gc.collect()
-    try:
+    with suppress(AttributeError):  # not the GNU libc
         ctypes.CDLL(None).malloc_trim(0)
-    except AttributeError:  # not the GNU libc
-        pass
 
 
 class Server:

@@ -1,0 +1,154 @@
+"""Measures domi_fast, each figure beside an anchor that was measured in turn with it."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from bench import report
+from bench.figures import Figure
+from bench.machine import machine
+from bench.suite import BENCHMARKS, Benchmark, Settings, Skip, choose_cpus
+from bench.two_process.processes import ROOT, BenchError
+
+OUT = ROOT / "bench" / "out"
+PAGE = ROOT / "docs" / "benchmarks.md"
+EXAMPLES = """\
+examples:
+  python -m bench                               everything, a few minutes
+  python -m bench --only call-reply --rounds 15
+  python -m bench --only round-trip --only flood
+  python -m bench --check                       exit code 1 also for a target that was missed
+  python -m bench --smoke                       only that the benchmarks run; seconds
+  python -m bench --write-docs                  everything, into docs/benchmarks.md
+  python -m bench --write-docs --from bench/out/latest.json
+
+benchmarks:
+"""
+
+
+def arguments() -> argparse.ArgumentParser:
+    listed = "".join(f"  {each.name:22}{each.title}\n" for each in BENCHMARKS)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=(__doc__ or "").splitlines()[0],
+        epilog=EXAMPLES + listed,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="see that all of it runs; no judgement"
+    )
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="benchmarks whose name has NAME in it"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="instead of bench/out/...json")
+    parser.add_argument("--rounds", type=int, metavar="N", help="rounds of each (7)")
+    parser.add_argument(
+        "--cpus", metavar="A,B", help="the processors for servers and clients; chosen otherwise"
+    )
+    parser.add_argument("--check", action="store_true", help="fail when a target was missed")
+    parser.add_argument("--write-docs", action="store_true", help="put the results into the docs")
+    parser.add_argument(
+        "--from", type=Path, dest="source", metavar="FILE", help="show this run; measure nothing"
+    )
+    return parser
+
+
+def settings_of(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Settings:
+    usable = os.sched_getaffinity(0)
+    cpus = choose_cpus()
+    if given.cpus:
+        try:
+            cpus = tuple(int(cpu) for cpu in given.cpus.split(","))
+        except ValueError:
+            parser.error(f"--cpus {given.cpus}: one or two numbers are allowed, for example 2,3")
+        if not 1 <= len(cpus) <= 2 or len(set(cpus)) != len(cpus) or not usable.issuperset(cpus):
+            parser.error(f"--cpus {given.cpus}: one or two of {sorted(usable)} are allowed")
+    rounds = given.rounds if given.rounds is not None else 1 if given.smoke else 7
+    if rounds < 1:
+        parser.error(f"--rounds {rounds}: at least 1")
+    return Settings(rounds, given.smoke, cpus)
+
+
+def chosen(parser: argparse.ArgumentParser, only: list[str] | None) -> list[Benchmark]:
+    for name in only or ():
+        if not any(name in each.name for each in BENCHMARKS):
+            names = ", ".join(each.name for each in BENCHMARKS)
+            parser.error(f"--only {name}: there are {names}")
+    return [each for each in BENCHMARKS if not only or any(name in each.name for name in only)]
+
+
+def measure(benchmarks: list[Benchmark], settings: Settings) -> report.Report:
+    """Run them one after the other; what breaks does not hold up the rest."""
+    began = time.monotonic()
+    found = report.Report(
+        machine(),
+        {
+            "when": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+            "rounds": settings.rounds,
+            "smoke": settings.smoke,
+            "cpus": list(settings.cpus),
+            "load_before": os.getloadavg()[0],
+        },
+    )
+    console = Console(stderr=True, highlight=False)
+    for number, each in enumerate(benchmarks, 1):
+        console.print(f"[{number}/{len(benchmarks)}] {each.name}", style="dim", markup=False)
+        figures: list[Figure] = []
+        try:
+            figures = each.run(settings)
+        except Skip as reason:
+            found.skipped[each.name] = str(reason)
+        except BenchError as error:
+            found.broken[each.name] = str(error)
+        except Exception:
+            found.broken[each.name] = traceback.format_exc()
+        found.figures += figures
+    found.circumstances["seconds"] = round(time.monotonic() - began, 1)
+    return found
+
+
+def terminated(number: int, frame: FrameType | None) -> None:
+    # So that the workers are ended by those who started them.
+    sys.exit(128 + number)
+
+
+def main() -> int:
+    parser = arguments()
+    given = parser.parse_args()
+    if given.write_docs and not given.source and (given.smoke or given.only):
+        parser.error("--write-docs wants a whole run: neither --smoke nor --only")
+    signal.signal(signal.SIGTERM, terminated)
+    if given.source:
+        found = report.read(given.source)
+    else:
+        settings = settings_of(parser, given)
+        found = measure(chosen(parser, given.only), settings)
+        path = given.json or OUT / ("smoke.json" if given.smoke else "latest.json")
+        report.save(found, path)
+    smoke = bool(found.circumstances["smoke"])
+    report.show(found, judge=not smoke)
+    if not given.source:
+        print(f"{found.circumstances['seconds']:g} s; {path}")
+    if found.broken:
+        return 1
+    if given.write_docs:
+        report.write_docs(found, PAGE)
+        print(f"wrote the results into {PAGE.relative_to(ROOT)}")
+    return int(given.check and not smoke and bool(found.missed))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

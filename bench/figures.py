@@ -1,0 +1,129 @@
+"""What is measured: a figure, its rounds, its anchor and its target; and how it is written."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = ["Figure", "Target", "write"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a figure is to be.
+
+    :ivar of: ``value`` or ``ratio`` (to the anchor): whose median over the rounds is judged.
+    """
+
+    of: str
+    bound: float
+    at_most: bool
+
+    def is_met(self, figure: Figure) -> bool:
+        measured = statistics.median(figure.values if self.of == "value" else figure.ratios)
+        return measured <= self.bound if self.at_most else measured >= self.bound
+
+
+@dataclass
+class Figure:
+    """One line of the table. Times are in seconds, sizes in bytes.
+
+    :ivar unit: of the values: ``s``, ``/s``, ``B/s`` or ``B``.
+    :ivar values: a round's p50, or its rate.
+    :ivar anchor: what the anchor is; ``anchor_values`` stand beside ``values``, round by round.
+    :ivar samples: how many single measurements a round has, where that is what it has.
+    """
+
+    name: str
+    title: str
+    unit: str
+    values: list[float] = field(default_factory=list)
+    p99: list[float] = field(default_factory=list)
+    p999: list[float] = field(default_factory=list)
+    samples: int = 0
+    anchor: str = ""
+    anchor_values: list[float] = field(default_factory=list)
+    target: Target | None = None
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ratios(self) -> list[float]:
+        """To the anchor of the same round."""
+        if not self.anchor_values:
+            return []
+        pairs = zip(self.values, self.anchor_values, strict=True)
+        return [value / anchor for value, anchor in pairs]
+
+    @property
+    def is_met(self) -> bool | None:
+        return None if self.target is None else self.target.is_met(self)
+
+    def add_round_trips(self, measured: dict[str, Any]) -> None:
+        """A round of percentiles in nanoseconds."""
+        self.values.append(measured["p50_ns"] * 1e-9)
+        self.p99.append(measured["p99_ns"] * 1e-9)
+        self.p999.append(measured["p999_ns"] * 1e-9)
+        self.samples = measured["count"]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "ratios": self.ratios, "met": self.is_met}
+
+    @classmethod
+    def from_json(cls, read: dict[str, Any]) -> Figure:
+        fields = {name: read[name] for name in cls.__dataclass_fields__}
+        if fields["target"] is not None:
+            fields["target"] = Target(**fields["target"])
+        return cls(**fields)
+
+    def measured(self) -> str:
+        """p50 / p99 / p99.9, or a rate or size: each the median over the rounds."""
+        columns = [self.values, self.p99, self.p999]
+        return " / ".join(
+            write(statistics.median(column), self.unit) for column in columns if column
+        )
+
+    def spread(self) -> str:
+        """Lowest and highest of the rounds, with the median between."""
+        return spread(self.values, self.unit)
+
+    def anchored(self) -> str:
+        if not self.anchor_values:
+            return ""
+        return f"{self.anchor}: {write(statistics.median(self.anchor_values), self.unit)}"
+
+    def ratio(self) -> str:
+        """The median of the rounds' ratios, with the lowest and the highest."""
+        ratios = self.ratios
+        if not ratios:
+            return ""
+        return f"{statistics.median(ratios):.2f}× ({min(ratios):.2f}–{max(ratios):.2f})"
+
+    def wanted(self) -> str:
+        target = self.target
+        if target is None:
+            return ""
+        bound = f"{target.bound:g}×" if target.of == "ratio" else write(target.bound, self.unit)
+        return f"{'≤' if target.at_most else '≥'} {bound}"
+
+
+def spread(values: Sequence[float], unit: str) -> str:
+    ends = (min(values), statistics.median(values), max(values))
+    return "–".join(write(value, unit) for value in ends)
+
+
+def write(value: float, unit: str) -> str:
+    """For people: three digits or four, and a unit that suits them."""
+    if unit == "s":
+        scales = [(1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")]
+    elif unit == "/s":
+        scales = [(1e6, "M/s"), (1e3, "k/s"), (1.0, "/s")]
+    elif unit == "B":
+        scales = [(2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B")]
+    else:
+        scales = [(1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s"), (1.0, "B/s")]
+    scale, name = next((pair for pair in scales if abs(value) >= pair[0]), scales[-1])
+    scaled = value / scale
+    digits = 0 if scaled >= 100 else 1 if scaled >= 10 else 2
+    return f"{scaled:.{digits}f} {name}"
