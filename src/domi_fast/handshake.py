@@ -57,7 +57,8 @@ class Offer:
             except UnicodeDecodeError:
                 raise FrameError("an offer whose text is not UTF-8") from None
             offset = end
-        return cls(*texts, epoch=epoch, instance=instance, features=features)
+        name, version, cluster = texts
+        return cls(name, version, cluster, epoch=epoch, instance=instance, features=features)
 
 
 def encode_welcome(machine: int, offer: Offer) -> bytes:

@@ -137,7 +137,7 @@ async def dial(host: str, port: int, unix_path: str | None) -> int:
         family, address = socket.AddressFamily(info[0][0]), info[0][4]
     sock = tune(socket.socket(family, socket.SOCK_STREAM))
     try:
-        await loop.sock_connect(sock, address)  # type: ignore[arg-type]
+        await loop.sock_connect(sock, address)
         if family != socket.AF_UNIX and sock.getsockname() == sock.getpeername():
             # The kernel may connect a dialler of an ephemeral port to itself.
             raise ConnectionRefusedError(errno.ECONNREFUSED, "nobody listens")

@@ -115,7 +115,6 @@ class WheelMachine(RuleBasedStateMachine):
         if self.pending:
             number = sorted(self.pending)[index % len(self.pending)]
             entry = self.pending.pop(number)
-            assert entry.timer.active
             assert entry.timer.cancel()
             assert not entry.timer.active
             self.gone.append(entry.timer)

@@ -1072,7 +1072,7 @@ async def test_a_lease_evicts_an_unleased_holder(
     registry_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with arena(registry_url, caplog) as scene, plain(scene.node, 7) as squatter:
-        assert scene.node.peers[7].plain
+        assert 7 in scene.node.peers
         async with extended(scene.node, registry_url, 7) as peer:
             frames = await squatter.closed()
             assert [frame.channel for frame in frames] in ([reference.EXIT], [])

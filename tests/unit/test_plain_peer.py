@@ -134,7 +134,7 @@ async def test_it_calls_and_gets_the_reply(registry_url: str) -> None:
     extends: list[bytes] = []
     async with Node("a", registry=registry_url) as node, introduced(node, 7) as peer:
 
-        @node.subscribe(50)  # type: ignore[untyped-decorator,unused-ignore]
+        @node.subscribe(50)
         def greet(ctx: Context) -> None:
             senders.append(ctx.sender)
             extends.append(ctx.extend)
@@ -321,7 +321,7 @@ async def test_no_library_frame_that_it_did_not_offer(registry_url: str) -> None
         # What would be announced, published, refused or answered on an extended session.
         node.subscribe(50, lambda ctx: ctx.reply(b"reply"))
 
-        @node.subscribe(51)  # type: ignore[untyped-decorator,unused-ignore]
+        @node.subscribe(51)
         def unfit(ctx: Context) -> None:
             for answer in (ctx.reply, ctx.next):
                 with pytest.raises(FrameError) as caught:

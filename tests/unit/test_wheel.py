@@ -136,7 +136,6 @@ def test_cancel() -> None:
     assert first.cancel()
     assert not first.cancel()
     assert not first.active
-    assert second.active
     assert len(wheel) == 1
     assert wheel.advance(1.0) == 1
     assert not second.active
@@ -271,7 +270,7 @@ def test_what_waits_behind_a_failure_can_be_cancelled_and_cleared() -> None:
         [rest] = at(wheel, [1.0], fired)
         with pytest.raises(ZeroDivisionError):
             wheel.advance(1.0)
-        assert rest.active
+        assert len(wheel) == 1
         if clear:
             wheel.clear()
         else:
