@@ -135,10 +135,9 @@ def main() -> int:
         found = measure(chosen(parser, given.only), settings)
         path = given.json or OUT / ("smoke.json" if given.smoke else "latest.json")
         report.save(found, path)
+        print(f"{found.circumstances['seconds']:g} s; {path}")
     smoke = bool(found.circumstances["smoke"])
     report.show(found, judge=not smoke)
-    if not given.source:
-        print(f"{found.circumstances['seconds']:g} s; {path}")
     if found.broken:
         return 1
     if given.write_docs:

@@ -108,22 +108,32 @@ class Figure:
         return f"{'≤' if target.at_most else '≥'} {bound}"
 
 
+SCALES = {
+    "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")),
+    "/s": ((1e6, "M/s"), (1e3, "k/s"), (1.0, "/s")),
+    "B": ((2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B")),
+    "B/s": ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s"), (1.0, "B/s")),
+}
+
+
 def spread(values: Sequence[float], unit: str) -> str:
-    ends = (min(values), statistics.median(values), max(values))
-    return "–".join(write(value, unit) for value in ends)
+    """Lowest, median and highest in the unit that suits the median."""
+    middle = statistics.median(values)
+    scale, name = _scale(middle, unit)
+    ends = (min(values), middle, max(values))
+    return "–".join(_digits(value / scale) for value in ends) + f" {name}"
 
 
 def write(value: float, unit: str) -> str:
-    """For people: three digits or four, and a unit that suits them."""
-    if unit == "s":
-        scales = [(1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")]
-    elif unit == "/s":
-        scales = [(1e6, "M/s"), (1e3, "k/s"), (1.0, "/s")]
-    elif unit == "B":
-        scales = [(2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B")]
-    else:
-        scales = [(1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s"), (1.0, "B/s")]
-    scale, name = next((pair for pair in scales if abs(value) >= pair[0]), scales[-1])
-    scaled = value / scale
-    digits = 0 if scaled >= 100 else 1 if scaled >= 10 else 2
-    return f"{scaled:.{digits}f} {name}"
+    """For people: three digits or so, and a unit that suits them."""
+    scale, name = _scale(value, unit)
+    return f"{_digits(value / scale)} {name}"
+
+
+def _scale(value: float, unit: str) -> tuple[float, str]:
+    scales = SCALES[unit]
+    return next((pair for pair in scales if abs(value) >= pair[0]), scales[-1])
+
+
+def _digits(value: float) -> str:
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"

@@ -231,11 +231,14 @@ def rates(
 ) -> list[Figure]:
     cpus = settings.pair()
     count = settings.few(count)
+    cpu = []
 
     def ours() -> None:
         with cluster() as (stack, folder):
             client = start_pair(stack, folder, cpus)
-            figure.values.append(client.ask(do, count=count, **arguments)["rate"])
+            measured = client.ask(do, count=count, **arguments)
+        figure.values.append(measured["rate"])
+        cpu.append(measured["cpu_ns"])
 
     def anchor() -> None:
         measured = c_echo.round_trip(*cpus, count, warm_up=count // 10, window=frames)
@@ -243,7 +246,8 @@ def rates(
 
     for number in range(settings.rounds):
         in_turn(number, anchor, ours)
-    figure.detail["count"] = count
+    # Of the client, for one message: it changes less with the load of the machine than the rate.
+    figure.detail = {"count": count, "client_cpu_ns": statistics.median(cpu)}
     return [figure]
 
 

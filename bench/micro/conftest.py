@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import uvloop
-from pytest_benchmark.fixture import BenchmarkFixture
 
 SMOKE = os.environ.get("DOMI_BENCH_SMOKE") == "1"
 ROUNDS = 3 if SMOKE else 30
@@ -25,7 +24,7 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture
-def measure(benchmark: BenchmarkFixture) -> Measure:
+def measure(benchmark: Any) -> Measure:
     """``measure(work, items)``: time ``work()``, which does something ``items`` times."""
 
     def times(work: Callable[[], object], items: int) -> None:

@@ -98,13 +98,15 @@ class Worker:
         with suppress(OSError):
             if process.stdin is not None:
                 process.stdin.close()
-        for stop in (lambda: None, process.terminate, process.kill):
-            stop()
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.terminate()
             try:
-                process.wait(patience if stop is not process.kill else None)
-                break
+                process.wait(1.0)
             except subprocess.TimeoutExpired:
-                continue
+                process.kill()
+                process.wait()
         if process.stdout is not None:
             process.stdout.close()
 
