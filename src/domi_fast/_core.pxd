@@ -212,6 +212,7 @@ cdef class Session:
         uint64_t opened         # nanoseconds
         int state               # SESSION_*
         int role                # ROLE_*
+        bint counted            # among the live objects of a debug build
         bint dirty              # stands in the engine's chain of sessions to flush
         Session next_dirty
         bint continuing         # a call_soon continuation of reading is under way
@@ -275,6 +276,7 @@ cdef class Context:
     cdef bint is_foreign(self) except -1
     cdef object foreign(self, str name, object argument)
     cdef int answer(self, uint8_t status, object data) except -1
+    cdef int answer_channel(self, uint16_t channel) except -1
     cdef int reply_to_address(self, object data, const uint8_t* extend,
                               uint16_t extend_size) except -1
     cdef int reply_to_guest(self, object data) except -1
@@ -297,7 +299,7 @@ cdef class Request:
         list more               # further (callback, context)
         Session origin          # a relayed request: who wants the answer, otherwise None
         uint64_t origin_correlation
-        float timeout
+        double timeout
 
     cdef int settle(self, int state, object value, bint inline_wake) except -1
     cdef int release(self) except -1

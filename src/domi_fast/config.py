@@ -118,6 +118,8 @@ class NodeConfig:
                 f"host {self.host!r} can be reached from other machines, and nothing keeps "
                 "strangers out: listen on 127.0.0.1, or say insecure=True"
             )
+        if self.on_error is not None and not callable(self.on_error):
+            raise TypeError(f"on_error {self.on_error!r} is not callable")
         self._check_range("heartbeat_interval", 0.1, 3600.0)
         self._check_range("heartbeat_timeout", 0.1, 86400.0)
         if self.heartbeat_timeout <= self.heartbeat_interval:

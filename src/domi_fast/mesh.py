@@ -65,6 +65,11 @@ class NodeInfo:
     instance: bytes
     machine: str
 
+    @property
+    def claim(self) -> tuple[int, bytes]:
+        """What one claim on a machine id has that no other has."""
+        return self.epoch, self.instance
+
     def encode(self) -> bytes:
         return json.dumps(
             {
@@ -447,6 +452,8 @@ class Mesh:
     def admit(self, session: Session, machine: int, extend: bytes) -> bytes | None:
         """A dialler has named itself: the welcome for it, or None for the plain protocol.
 
+        Empty when the registry has to be asked first: ``Session.welcome`` or ``close`` follows.
+
         Raises :class:`~domi_fast.errors.DomiError` to refuse it.
         """
         if machine == self.id or self.id < 0:
@@ -466,6 +473,28 @@ class Mesh:
                 peer=machine,
             )
         self._check_holder(machine, offer)
+        session.info = offer
+        known = self._view.get(machine)
+        if known is not None and known.epoch == offer.epoch:
+            return self._welcome(session, machine)
+        # The watch may be behind the newcomer, or the epoch invented: ask the registry itself.
+        self._spawn(self._examine(session, machine, offer))
+        return b""
+
+    async def _examine(self, session: Session, machine: int, offer: Offer) -> None:
+        try:
+            entry = await self._registry.get(f"{self._prefix}{machine:04d}")
+            if entry is None or NodeInfo.decode(entry.key, entry.epoch, entry.value).claim != (
+                offer.epoch,
+                offer.instance,
+            ):
+                raise AuthError(f"the registry does not know this node as {machine}", peer=machine)
+            if not session.closed:
+                session.welcome(self._welcome(session, machine))
+        except (DomiError, ValueError, KeyError, TypeError) as error:
+            session.close(str(error))
+
+    def _welcome(self, session: Session, machine: int) -> bytes:
         own = self._dials.get(machine)
         if own is not None:
             if self.id < machine:
@@ -473,7 +502,6 @@ class Mesh:
                     f"node {self.id} is dialling node {machine} itself", peer=machine
                 )
             own.close("the peer's own connection stays")
-        session.info = offer
         self._accepting[session] = machine
         return encode_welcome(self.id, self._offer())
 
@@ -505,18 +533,7 @@ class Mesh:
 
     def confirm(self, session: Session) -> None:
         """The dialler has chosen this connection. Raises DomiError to refuse it still."""
-        machine = self._accepting.pop(session)
-        offer: Offer = session.info
-        self._check_holder(machine, offer)
-        known = self._view.get(machine)
-        if known is None or known.epoch < offer.epoch:
-            # The watch may be behind the newcomer: ask the registry itself.
-            self._spawn(self._verify(session, machine, offer))
-
-    async def _verify(self, session: Session, machine: int, offer: Offer) -> None:
-        entry = await self._registry.get(f"{self._prefix}{machine:04d}")
-        if entry is None or entry.epoch != offer.epoch:
-            session.close("the registry does not know this node")
+        self._check_holder(self._accepting.pop(session), session.info)
 
     def welcomed(self, session: Session, data: bytes) -> int:
         """The dialled node has answered: its machine id. Raises DomiError to refuse it."""

@@ -131,10 +131,11 @@ cdef enum:
 
 cdef enum:
     SESSION_MAGIC = 0           # an accepted connection that has yet to show the magic
-    SESSION_NAMED = 1           # has been welcomed; its subscriptions complete the handshake
-    SESSION_DIALLED = 2         # waits for the welcome
-    SESSION_UP = 3
-    SESSION_CLOSED = 4
+    SESSION_EXAMINED = 1        # has named itself; the mesh has yet to decide about it
+    SESSION_NAMED = 2           # has been welcomed; its subscriptions complete the handshake
+    SESSION_DIALLED = 3         # waits for the welcome
+    SESSION_UP = 4
+    SESSION_CLOSED = 5
 
 cpdef enum:
     ROLE_DIALLER = 0

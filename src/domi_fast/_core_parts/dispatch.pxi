@@ -73,6 +73,8 @@ cdef class Context:
         # Called from another thread: check what can be checked here, then post.
         if self.session.state == SESSION_CLOSED:
             raise self.session.lost_error()
+        if name != "error" and isinstance(argument, str):
+            raise TypeError("data must be bytes-like, not str: encode it first")
         if not isinstance(argument, (bytes, str)):
             argument = bytes(memoryview(argument))
         self.posted = True
@@ -129,11 +131,19 @@ cdef class Context:
                 f"{self.extend_size} bytes", channel=self.channel, peer=self.sender)
         self.answered = True
 
+    cdef int answer_channel(self, uint16_t channel) except -1:
+        # A channel that a peer names may not be one that makes the library itself act.
+        if not USER_FIRST <= channel <= USER_LAST:
+            raise errors.FrameError(
+                f"the message on channel {self.channel} names channel {channel} for what follows: "
+                "users have 50-65499", channel=self.channel, peer=self.sender)
+        return channel
+
     cdef int reply_to_address(self, object data, const uint8_t* extend,
                               uint16_t extend_size) except -1:
         cdef const uint8_t* p = self.extend
         cdef uint16_t machine = load16(p)
-        cdef uint16_t channel = load16(p + 2)
+        cdef uint16_t channel = self.answer_channel(load16(p + 2))
         cdef Session target = self.session
         cdef Router router = self.router()
         if router.uplink is not None:
@@ -148,14 +158,15 @@ cdef class Context:
         # The extend: tag, u16 machine id, u16 reply channel, u32 guest.
         cdef const uint8_t* p = self.extend
         cdef uint8_t out[GUEST_REPLY_EXTEND]
+        cdef uint16_t channel = self.answer_channel(load16(p + 3))
         cdef Router router = self.router()
         if router.uplink is not None:
-            uplink_send(router, VERB_REPLY, load16(p + 3), data, 0, load16(p + 1),
+            uplink_send(router, VERB_REPLY, channel, data, 0, load16(p + 1),
                                 <uint64_t>load32(p + 5) | (<uint64_t>1 << 32), NO_DEADLINE, None)
             return 0
         out[0] = TAG_GUEST_REPLY
         copy(out + 1, p + 5, 4)
-        router.session_to(load16(p + 1)).put(load16(p + 3), data, out, GUEST_REPLY_EXTEND)
+        router.session_to(load16(p + 1)).put(channel, data, out, GUEST_REPLY_EXTEND)
         return 0
 
     cdef int answer(self, uint8_t status, object data) except -1:
@@ -199,7 +210,7 @@ cdef class Context:
             raise errors.FrameError(
                 f"the extend of {size} bytes on channel {self.channel} is not a list of channels",
                 channel=self.channel, peer=self.sender)
-        channel = load16(p)
+        channel = self.answer_channel(load16(p))
         self.router().send_stage(channel, data, p + 2, size - 2)
         self.answered = True
 
@@ -399,8 +410,14 @@ cdef class Request:
             return CancelledError()
         return CancelledError(self.result_value)
 
+    # What gather() asks of a future that was cancelled.
+
     def _make_cancelled_error(self):
         return self.cancelled_error()
+
+    @property
+    def _cancel_message(self):
+        return self.result_value if self.state == REQUEST_CANCELLED else None
 
     def cancel(self, msg=None):
         """Stop waiting; the work at the other node is not stopped. False when it had ended."""
@@ -549,8 +566,18 @@ cdef extern from *:
         ((PyTypeObject *)type)->tp_as_async->am_send = (sendfunc)send;
         ((PyTypeObject *)type)->tp_flags |= 1UL << 21;
     }
+    /* The core makes the instances; one made by a program would have no session. */
+    static void domi_no_constructor(PyObject *type)
+    {
+        ((PyTypeObject *)type)->tp_new = NULL;
+        ((PyTypeObject *)type)->tp_vectorcall = NULL;
+    }
     """
     void set_am_send "domi_set_am_send"(object kind, void* send)
+    void no_constructor "domi_no_constructor"(object kind)
 
 
 set_am_send(Request, <void*>send_request)
+no_constructor(Request)
+no_constructor(Context)
+no_constructor(Timer)

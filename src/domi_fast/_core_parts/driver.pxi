@@ -13,7 +13,7 @@ cdef class SocketDriver:
     :param fd: detached from its socket object (``socket.detach()``).
     """
 
-    def __cinit__(self, Engine engine, int fd):
+    def __cinit__(self, Engine engine not None, int fd):
         self.engine = engine
         self.fd = fd
         open_drivers.add(self)

@@ -9,6 +9,7 @@ cdef enum:
     SLOT_BITS = 20
     SLOT_MASK = (1 << SLOT_BITS) - 1
     STAGE_EXTEND = 256          # extends up to this size are built on the stack
+    CHANNELS_A_FRAME = 2000     # of a list of subscriptions: it fits the smallest frame_limit
 
 cdef object DEFAULT = object()  # request(timeout=): the node's own setting
 
@@ -304,8 +305,8 @@ cdef class Router:
             return <int>number
         if not isinstance(channel, library_channel):
             raise ValueError(
-                f"channel {channel}: users have 50-65499; the library's own channels are members "
-                "of LibraryChannel")
+                f"channel {int(channel)}: users have 50-65499; the library's own channels are "
+                "members of LibraryChannel")
         if CH_NIL < number <= CH_RELAY:
             raise ValueError(f"channel {number} ({channel.name}) is served by the core")
         return <int>number
@@ -326,15 +327,20 @@ cdef class Router:
         return 0
 
     cdef int announce_to(self, Session session, uint8_t operation, object channels) except -1:
-        cdef bytes data = PyBytes_FromStringAndSize(NULL, 2 * len(channels))
-        cdef uint8_t* p = <uint8_t*>PyBytes_AS_STRING(data)
-        for channel in channels:
-            store16(p, channel)
-            p += 2
-        if session.state != SESSION_CLOSED:
+        # A list that is longer than a small frame goes on in further frames.
+        cdef bytes data
+        cdef Py_ssize_t begin = 0
+        if session.state == SESSION_CLOSED:
+            return 0
+        while begin == 0 or begin < len(channels):
+            data = b"".join([int(channel).to_bytes(2, "little")
+                             for channel in channels[begin:begin + CHANNELS_A_FRAME]])
             session.queue.append(CH_SUBSCRIPTIONS, <uint8_t*>PyBytes_AS_STRING(data), len(data),
                                  &operation, 1, NULL)
-            self.engine.mark_dirty(session)
+            begin += CHANNELS_A_FRAME
+            if operation == SUBSCRIBED_ALL:
+                operation = SUBSCRIBED_ADD
+        self.engine.mark_dirty(session)
         return 0
 
     cdef int handle_subscriptions(self, Session session, RawFrame* frame) except -1:
@@ -354,8 +360,10 @@ cdef class Router:
             self.drop_routes(session, channels)
         else:
             for channel in channels - session.channels:
+                if channel > USER_LAST:
+                    continue
                 if session.role == ROLE_GUEST:
-                    if CH_NIL <= channel or channel < USER_FIRST:
+                    if channel < USER_FIRST:
                         continue
                     route_add(&self.channels[<int>channel].guests, session)
                     session.channels.add(channel)
@@ -558,7 +566,7 @@ cdef class Router:
         request.correlation = (self.generations[slot] << SLOT_BITS) | slot
         request.node.kind = TIMER_REQUEST
         request.node.owner = <PyObject*>request
-        request.timeout = <float>seconds
+        request.timeout = seconds
         Py_INCREF(request)
         self.slots[slot] = <PyObject*>request
         if seconds >= 0.0:
@@ -671,7 +679,7 @@ cdef class Router:
         if session.role == ROLE_GUEST:
             return self.count("dropped_not_negotiated")
         if (frame.extend_size == GUEST_REPLY_EXTEND and session.extended
-                and frame.extend[0] == TAG_GUEST_REPLY):
+                and session.role != ROLE_UPLINK and frame.extend[0] == TAG_GUEST_REPLY):
             return relay_reply(self, session, frame)
         if entry.guests is not NULL:
             return deliver_shared(self, session, frame)
@@ -814,10 +822,12 @@ cdef class Router:
             self.handle_reject(session, frame)
         elif channel == CH_RELAY and session.role == ROLE_GUEST:
             handle_relay(self, session, frame)
-        elif channel == CH_NIL or self.channels[channel].handler is not NULL:
+        elif self.channels[channel].handler is not NULL:
             return True
         else:
             self.count("dropped_not_negotiated")
+            if frame.extend_size == REQUEST_EXTEND and frame.extend[0] == TAG_REQUEST:
+                self.reject(session, STATUS_NO_SUBSCRIBER, frame)
         return False
 
     cdef int reject(self, Session session, uint8_t status, RawFrame* frame) except -1:

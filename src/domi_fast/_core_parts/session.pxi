@@ -14,8 +14,12 @@ cdef class Session:
     :param address: where it leads, for people.
     """
 
-    def __cinit__(self, Router router, int fd, int role, str address, *, int peer=-1, info=None):
+    def __cinit__(self, Router router not None, int fd, int role, str address not None, *,
+                  int peer=-1, info=None):
+        if router.engine is None:
+            raise errors.DomiError("the router is not started")
         live(LIVE_SESSION, 1)
+        self.counted = True
         self.router = router
         self.engine = router.engine
         self.role = role
@@ -41,7 +45,8 @@ cdef class Session:
         self.on_writable = self.writable
 
     def __dealloc__(self):
-        live(LIVE_SESSION, -1)
+        if self.counted:
+            live(LIVE_SESSION, -1)
 
     # ------------------------------------------------------------------------- life, for the mesh
 
@@ -72,6 +77,12 @@ cdef class Session:
         if self.state != SESSION_MAGIC and self.driver is not None:
             self.goodbye(reason)
         self.fail(reason)
+
+    def welcome(self, bytes data):
+        """Let the dialler in that ``mesh.admit`` has put off deciding about."""
+        if self.state == SESSION_EXAMINED:
+            self.state = SESSION_NAMED
+            self.control(CH_WELCOME, data)
 
     cdef int goodbye(self, str reason) except -1:
         cdef bytes text = reason.encode()[:1024] if self.extended else b""
@@ -193,8 +204,8 @@ cdef class Session:
             PyBuffer_Release(&view)
 
     cdef int control(self, uint16_t channel, bytes data) except -1:
-        # The library's own small frames are not held up by a full queue.
-        if self.state != SESSION_CLOSED:
+        # The library's own small frames: a full queue does not raise, but it holds no more.
+        if self.state != SESSION_CLOSED and self.queue.queued < self.router.queue_limit:
             self.queue.append(channel, <uint8_t*>PyBytes_AS_STRING(data), len(data), NULL, 0, NULL)
             self.engine.mark_dirty(self)
         return 0
@@ -403,8 +414,9 @@ cdef class Session:
                     self.rise()
                 else:
                     self.extended = True
-                    self.state = SESSION_NAMED
-                    self.control(CH_WELCOME, welcome)
+                    self.state = SESSION_EXAMINED
+                    if welcome:
+                        self.welcome(welcome)
             elif self.state == SESSION_MAGIC and frame.channel == CH_GUEST_NAME:
                 welcome = self.router.mesh.admit_guest(self, data)
                 self.role = ROLE_GUEST
@@ -430,7 +442,7 @@ cdef class Session:
                 return 0
             if not isinstance(error, errors.DomiError):
                 log.error("the handshake with %s failed", self.address, exc_info=error)
-            if self.state == SESSION_NAMED or (self.state == SESSION_MAGIC and extend):
+            if self.state in (SESSION_EXAMINED, SESSION_NAMED) or (self.state == SESSION_MAGIC and extend):
                 self.extended = True
                 self.goodbye(str(error))
             # Two nodes that dial each other at once is nobody's fault.
