@@ -69,5 +69,4 @@ async def serve(commands: dict[str, Command], **ready: Any) -> None:
 
 def run(work: Coroutine[Any, Any, None]) -> None:
     """On uvloop, as the library's own ``run`` does."""
-    uvloop.install()
-    asyncio.run(work)
+    uvloop.run(work)

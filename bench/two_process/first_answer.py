@@ -17,7 +17,4 @@ async def main(registry: str) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.install()
-    import asyncio
-
-    asyncio.run(main(sys.argv[1]))
+    uvloop.run(main(sys.argv[1]))
