@@ -187,6 +187,7 @@ class Demonstration:
     async def run(self) -> None:
         self.reporter.tell("connecting")
         await self.node.wait_subscribed(Channel.ECHO, SERVERS, PATIENCE)
+        before = self.node.counters()
         steps = self.steps()
         self.reporter.tell("steps", total=sum(messages for _, messages, _ in steps))
         for name, messages, step in steps:
@@ -200,7 +201,8 @@ class Demonstration:
             self.reporter.tell("rows", rows=[row.line() for row in rows])
         check(self.refused.empty(), f"on_error heard of {self.refused.qsize()} losses too many")
         for counter in ("handler_errors", "protocol_errors", "call_errors"):
-            check(not self.node.counters().get(counter), f"the client has counted {counter}")
+            counted = self.node.counters().get(counter, 0) - before.get(counter, 0)
+            check(not counted, f"the client has counted {counted} {counter}")
 
     # ------------------------------------------------------------------------------------ the verbs
 
@@ -281,8 +283,9 @@ class Demonstration:
             now = time.perf_counter()
             try:
                 number = number_of(ctx.data[:1:-1])
-                check(number < total and not answered[number], f"reply {number} came twice")
                 self.check_answer(ctx.data, number)
+                check(number < total, f"reply {number} was never asked for")
+                check(not answered[number], f"reply {number} came twice")
             except WrongAnswerError as error:
                 flight.fail(error)
                 return
@@ -682,6 +685,7 @@ async def run(options: argparse.Namespace) -> None:
     try:
         async with node:
             await demonstration.run()
+            demonstration.reporter.tell("closing")
     except WrongAnswerError as error:
         demonstration.reporter.tell("failed", why=str(error))
         raise SystemExit(1) from None

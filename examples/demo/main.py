@@ -306,6 +306,8 @@ class Demo:
             child.may_end = child.killed = True
             child.process.kill()
             display.print(f"  {child.name} was killed with signal 9, under load")
+        elif kind == "closing":
+            self.step = "closing"
         elif kind == "failed":
             raise DemoFailedError(event["why"], self.children[-1])
         elif kind == "done":

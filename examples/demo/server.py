@@ -164,7 +164,7 @@ class Server:
             os._exit(70)
         if wrong and self.broken == "hang":
             time.sleep(3600)
-        ctx.reply(self.answer(ctx.data) if not wrong else self.answer(b"wrong" + ctx.data[5:]))
+        ctx.reply(self.answer(ctx.data) if not wrong else self.answer(ctx.data[:-5] + b"wrong"))
 
 
 class Leash:
