@@ -140,6 +140,8 @@ def main() -> int:
     report.show(found, judge=not smoke)
     if found.broken:
         return 1
+    if given.write_docs and smoke:
+        parser.error(f"--write-docs: {given.source} is of a smoke test, whose figures mean nothing")
     if given.write_docs:
         report.write_docs(found, PAGE)
         print(f"wrote the results into {PAGE.relative_to(ROOT)}")

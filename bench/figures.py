@@ -33,6 +33,7 @@ class Figure:
     :ivar unit: of the values: ``s``, ``/s``, ``B/s`` or ``B``.
     :ivar values: a round's p50, or its rate.
     :ivar anchor: what the anchor is; ``anchor_values`` stand beside ``values``, round by round.
+    :ivar void: why the target cannot be judged by this run, if so.
     :ivar samples: how many single measurements a round has, where that is what it has.
     """
 
@@ -46,6 +47,7 @@ class Figure:
     anchor: str = ""
     anchor_values: list[float] = field(default_factory=list)
     target: Target | None = None
+    void: str = ""
     detail: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -58,7 +60,8 @@ class Figure:
 
     @property
     def is_met(self) -> bool | None:
-        return None if self.target is None else self.target.is_met(self)
+        """None without a target, or where this run cannot tell."""
+        return None if self.target is None or self.void else self.target.is_met(self)
 
     def add_round_trips(self, measured: dict[str, Any]) -> None:
         """A round of percentiles in nanoseconds."""

@@ -43,7 +43,8 @@ class Report:
 
     @property
     def missed(self) -> list[Figure]:
-        return [figure for figure in self.figures if figure.is_met is False]
+        """With a target that was not met, or could not be judged."""
+        return [figure for figure in self.figures if figure.target and not figure.is_met]
 
     def heading(self) -> list[str]:
         """Where the figures come from: a line for the machine, the versions, the run."""
@@ -76,7 +77,7 @@ def rows(report: Report, *, judge: bool) -> list[tuple[str, ...]]:
             figure.anchored(),
             figure.ratio(),
             figure.wanted(),
-            words[figure.is_met] if judge else "",
+            (figure.void and "void") or words[figure.is_met] if judge else "",
         )
         for figure in report.figures
     ]
@@ -93,7 +94,7 @@ def show(report: Report, *, judge: bool) -> None:
     for number, column in enumerate(COLUMNS):
         table.add_column(column, justify="left" if number in (0, 3) else "right")
     for row in rows(report, judge=judge):
-        style = "red" if row[-1] == "no" else None
+        style = "red" if row[-1] in ("no", "void") else None
         table.add_row(*row, style=style)
     console.print(table)
     for figure in report.figures:
@@ -104,6 +105,8 @@ def show(report: Report, *, judge: bool) -> None:
                 f" the server's core {detail['share_of_the_servers_core']:.0%} busy",
                 markup=False,
             )
+        if figure.void:
+            console.print(f"{figure.name}: void, {figure.void}", style="red", markup=False)
     for name, reason in report.skipped.items():
         console.print(f"{name}: skipped, {reason}", markup=False)
     for name, reason in report.broken.items():
@@ -140,6 +143,7 @@ def write_docs(report: Report, path: Path) -> None:
     lines = ["", *[f"- {line}" for line in report.heading()], ""]
     lines += [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     lines += [f"| {' | '.join(row)} |" for row in rows(report, judge=True)]
+    lines += [f"\n`{each.name}` is void: {each.void}." for each in report.figures if each.void]
     lines += [f"\n`{name}` was skipped: {reason}." for name, reason in report.skipped.items()]
     page = path.read_text(encoding="utf-8")
     before, start, rest = page.partition(START)
