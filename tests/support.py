@@ -240,3 +240,11 @@ def workers(*loops: str) -> Iterator[list[Worker]]:
     finally:
         for worker in started:
             worker.reap()
+
+
+def slowness() -> float:
+    """How many times longer than alone this process takes now, because others use the machine."""
+    begun, used = time.monotonic(), time.process_time()
+    while time.process_time() - used < 0.05:
+        pass
+    return max(1.0, (time.monotonic() - begun) / 0.05)
