@@ -242,6 +242,8 @@ cdef class Session:
     cdef int read_some(self) except -1
     cdef int handshake_frame(self, RawFrame* frame) except -1
     cdef int control(self, uint16_t channel, bytes data) except -1
+    cdef int put_failure(self, uint16_t channel, bytes data, const uint8_t* extend,
+                         uint16_t extend_size) except -1
     cdef int send_raw(self, bytes data) except -1
     cdef int send_failed(self, int error) except -1
     cdef int goodbye(self, str reason) except -1
@@ -273,6 +275,9 @@ cdef class Context:
     cdef const uint8_t* extend_bytes(self) noexcept
     cdef Router router(self)
     cdef int claim(self) except -1
+    cdef int check_reply(self) except -1
+    cdef uint16_t check_next(self) except 1
+    cdef int check_error(self) except -1
     cdef bint is_foreign(self) except -1
     cdef object foreign(self, str name, object argument)
     cdef int answer(self, uint8_t status, object data) except -1

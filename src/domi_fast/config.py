@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from packaging.version import InvalidVersion, Version
@@ -100,6 +100,18 @@ class NodeConfig:
                     f"{field}={getattr(self, field)!r}: this version has no {field} yet; leave it "
                     f"at {unset!r}"
                 )
+        for field, kind in (
+            ("version", str),
+            ("host", str),
+            ("port", int),
+            ("insecure", bool),
+            ("queue_limit", int),
+            ("frame_limit", int),
+        ):
+            self._check_type(field, kind)
+        for field, kind in (("unix_path", str), ("registry", str)):
+            if getattr(self, field) is not None:
+                self._check_type(field, kind)
         if not isinstance(self.name, str) or not 1 <= len(self.name.encode()) <= 255:
             raise ValueError(f"name {self.name!r}: a name is text of 1 to 255 bytes")
         if not isinstance(self.cluster, str) or not _CLUSTER.fullmatch(self.cluster):
@@ -109,9 +121,9 @@ class NodeConfig:
         parse_version(self.version)
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port {self.port}: 0 (the system chooses) to 65535 are allowed")
-        if self.unix_path is not None and len(str(Path(self.unix_path)).encode()) > 107:
+        if self.unix_path is not None and not 1 <= len(os.fsencode(self.unix_path)) <= 107:
             raise ValueError(
-                f"unix_path {self.unix_path!r}: the path of a UNIX socket has at most 107 bytes"
+                f"unix_path {self.unix_path!r}: the path of a UNIX socket has 1 to 107 bytes"
             )
         if not is_loopback(self.host) and not self.insecure:
             raise DomiError(
@@ -134,6 +146,11 @@ class NodeConfig:
         self._check_range("lease_ttl", 0.1, 3600.0)
         self._check_range("queue_limit", 64 * 1024, 1 << 40)
         self._check_range("frame_limit", 4096, 0xFFFFFFFF)
+
+    def _check_type(self, field: str, kind: type) -> None:
+        value = getattr(self, field)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise TypeError(f"{field} {value!r}: {kind.__name__} is wanted")
 
     def _check_range(self, field: str, low: float, high: float) -> None:
         value = getattr(self, field)

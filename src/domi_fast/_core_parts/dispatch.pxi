@@ -70,12 +70,12 @@ cdef class Context:
         return 0
 
     cdef object foreign(self, str name, object argument):
-        # Called from another thread: check what can be checked here, then post.
+        # Called from another thread, with everything checked that can be checked there: post.
         if self.session.state == SESSION_CLOSED:
             raise self.session.lost_error()
-        if name != "error" and isinstance(argument, str):
-            raise TypeError("data must be bytes-like, not str: encode it first")
-        if not isinstance(argument, (bytes, str)):
+        if name != "error":
+            if isinstance(argument, str):
+                raise TypeError("data must be bytes-like, not str: encode it first")
             argument = bytes(memoryview(argument))
         self.posted = True
         self.session.engine.call_soon_threadsafe(self.posted_answer, name, argument)
@@ -95,12 +95,49 @@ cdef class Context:
     cdef bint is_foreign(self) except -1:
         if PyThread_get_thread_ident() == self.session.engine.thread:
             return False
-        self.claim()
         if self.posted:
             raise errors.AlreadyReplied(
                 f"the message on channel {self.channel} was answered before",
                 channel=self.channel, peer=self.sender)
         return True
+
+    cdef int check_reply(self) except -1:
+        if self.kind == KIND_NOTIFY:
+            raise errors.DomiError(
+                f"the message on channel {self.channel} asks for no answer: it was sent with "
+                "notify or publish", channel=self.channel, peer=self.sender)
+        if self.kind in (KIND_PIPELINE, KIND_UNFIT) or (
+                self.kind == KIND_PLAIN and self.extend_size != 4):
+            raise errors.FrameError(
+                f"the message on channel {self.channel} has no reply address: its extend is "
+                f"{self.extend_size} bytes", channel=self.channel, peer=self.sender)
+        return 0
+
+    cdef uint16_t check_next(self) except 1:
+        # Bytes of the channels that are still to come; even, and so never 1.
+        cdef uint16_t size = self.extend_size
+        if self.kind == KIND_PIPELINE:
+            size -= 1
+        elif self.kind != KIND_PLAIN and size:
+            raise errors.FrameError(
+                f"the message on channel {self.channel} is not part of a pipeline",
+                channel=self.channel, peer=self.sender)
+        if size == 0:
+            raise errors.DomiError(
+                f"channel {self.channel} is the last stage of its pipeline",
+                channel=self.channel, peer=self.sender)
+        if size % 2:
+            raise errors.FrameError(
+                f"the extend of {size} bytes on channel {self.channel} is not a list of channels",
+                channel=self.channel, peer=self.sender)
+        return size
+
+    cdef int check_error(self) except -1:
+        if self.kind not in (KIND_REQUEST, KIND_CALL, KIND_GUEST_CALL, KIND_PLAIN):
+            raise errors.DomiError(
+                f"nobody waits for an answer to the message on channel {self.channel}",
+                channel=self.channel, peer=self.sender)
+        return 0
 
     def reply(self, data):
         """Answer a ``call`` or a ``request``.
@@ -112,23 +149,17 @@ cdef class Context:
         :raises Overloaded: too much waits for that node; the message may be answered later.
         :raises DomiError: the message was a ``notify`` or ``publish``.
         """
+        self.claim()
+        if self.kind != KIND_REQUEST:
+            self.check_reply()
         if self.is_foreign():
             return self.foreign("reply", data)
-        self.claim()
         if self.kind == KIND_REQUEST:
             self.answer(STATUS_OK, data)
-        elif self.kind == KIND_CALL or (self.kind == KIND_PLAIN and self.extend_size == 4):
-            self.reply_to_address(data, NULL, 0)
         elif self.kind == KIND_GUEST_CALL:
             self.reply_to_guest(data)
-        elif self.kind == KIND_NOTIFY:
-            raise errors.DomiError(
-                f"the message on channel {self.channel} asks for no answer: it was sent with "
-                "notify or publish", channel=self.channel, peer=self.sender)
         else:
-            raise errors.FrameError(
-                f"the message on channel {self.channel} has no reply address: its extend is "
-                f"{self.extend_size} bytes", channel=self.channel, peer=self.sender)
+            self.reply_to_address(data, NULL, 0)
         self.answered = True
 
     cdef int answer_channel(self, uint16_t channel) except -1:
@@ -176,7 +207,10 @@ cdef class Context:
             raise self.session.lost_error()
         copy(out, self.extend + 1, 8)
         out[8] = status
-        self.session.put(CH_ANSWER, data, out, ANSWER_EXTEND)
+        if status == STATUS_OK:
+            self.session.put(CH_ANSWER, data, out, ANSWER_EXTEND)
+        else:
+            self.session.put_failure(CH_ANSWER, data, out, ANSWER_EXTEND)
         return 0
 
     def next(self, data):
@@ -190,26 +224,11 @@ cdef class Context:
         """
         cdef const uint8_t* p
         cdef uint16_t size, channel
+        self.claim()
+        size = self.check_next()
         if self.is_foreign():
             return self.foreign("next", data)
-        self.claim()
-        p = self.extend_bytes()
-        size = self.extend_size
-        if self.kind == KIND_PIPELINE:
-            p += 1
-            size -= 1
-        elif self.kind != KIND_PLAIN and size:
-            raise errors.FrameError(
-                f"the message on channel {self.channel} is not part of a pipeline",
-                channel=self.channel, peer=self.sender)
-        if size == 0:
-            raise errors.DomiError(
-                f"channel {self.channel} is the last stage of its pipeline",
-                channel=self.channel, peer=self.sender)
-        if size % 2:
-            raise errors.FrameError(
-                f"the extend of {size} bytes on channel {self.channel} is not a list of channels",
-                channel=self.channel, peer=self.sender)
+        p = self.extend_bytes() + (self.extend_size - size)
         channel = self.answer_channel(load16(p))
         self.router().send_stage(channel, data, p + 2, size - 2)
         self.answered = True
@@ -222,19 +241,16 @@ cdef class Context:
         :raises PeerLost: the node that asked is gone.
         :raises DomiError: nobody asked: the message was a notify, a publish or a pipeline's.
         """
+        self.claim()
+        self.check_error()
         if self.is_foreign():
             return self.foreign("error", str(message))
-        self.claim()
         if self.kind == KIND_REQUEST:
             self.answer(STATUS_REMOTE_ERROR, b"Error\0" + str(message).encode())
-        elif self.kind in (KIND_CALL, KIND_GUEST_CALL, KIND_PLAIN):
+        else:
             self.router().count("call_errors")
             log.warning("channel %d: a call from node %d failed: %s", self.channel, self.sender,
                         message)
-        else:
-            raise errors.DomiError(
-                f"nobody waits for an answer to the message on channel {self.channel}",
-                channel=self.channel, peer=self.sender)
         self.answered = True
 
 

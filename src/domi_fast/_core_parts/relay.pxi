@@ -51,7 +51,7 @@ cdef int handle_relay(Router router, Session guest, RawFrame* frame) except -1:
             if verb == VERB_REQUEST:
                 copy(answer, p + 7, 8)
                 answer[8] = status
-                guest.put(CH_ANSWER, text, answer, ANSWER_EXTEND)
+                guest.put_failure(CH_ANSWER, text, answer, ANSWER_EXTEND)
             else:
                 out[0] = status
                 store16(out + 1, channel)
@@ -150,7 +150,13 @@ cdef int relay_answer(Router router, Request request, int state, object value) e
         extend[8], value = status_of(value)
     store64(extend, request.origin_correlation)
     try:
-        origin.put(CH_ANSWER, value, extend, ANSWER_EXTEND)
+        if extend[8] == STATUS_OK:
+            try:
+                origin.put(CH_ANSWER, value, extend, ANSWER_EXTEND)
+                return 0
+            except errors.Overloaded as error:
+                extend[8], value = status_of(error)
+        origin.put_failure(CH_ANSWER, value, extend, ANSWER_EXTEND)
     except (errors.Overloaded, errors.PeerLost):
         router.count("answers_lost")
     return 0

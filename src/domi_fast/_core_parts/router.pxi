@@ -305,7 +305,7 @@ cdef class Router:
             return <int>number
         if not isinstance(channel, library_channel):
             raise ValueError(
-                f"channel {int(channel)}: users have 50-65499; the library's own channels are "
+                f"channel {channel}: users have 50-65499; the library's own channels are "
                 "members of LibraryChannel")
         if CH_NIL < number <= CH_RELAY:
             raise ValueError(f"channel {number} ({channel.name}) is served by the core")
@@ -842,7 +842,7 @@ cdef class Router:
             if frame.extend_size == REQUEST_EXTEND and tag == TAG_REQUEST:
                 copy(answer, frame.extend + 1, 8)
                 answer[8] = status
-                session.write(CH_ANSWER, NULL, 0, answer, ANSWER_EXTEND, NULL)
+                session.put_failure(CH_ANSWER, b"", answer, ANSWER_EXTEND)
             else:
                 out[0] = status
                 store16(out + 1, frame.channel)
@@ -850,7 +850,7 @@ cdef class Router:
                 joined = (PyBytes_FromStringAndSize(<char*>frame.extend, frame.extend_size)
                           + PyBytes_FromStringAndSize(<char*>frame.data, frame.size))
                 session.put(CH_REJECT, joined, out, REJECT_EXTEND)
-        except (errors.Overloaded, errors.FrameError):
+        except (errors.Overloaded, errors.FrameError, errors.PeerLost):
             self.count("rejects_lost")
         return 0
 

@@ -203,6 +203,22 @@ cdef class Session:
         finally:
             PyBuffer_Release(&view)
 
+    cdef int put_failure(self, uint16_t channel, bytes data, const uint8_t* extend,
+                         uint16_t extend_size) except -1:
+        # What tells a peer that something failed has a quarter of the queue limit on top of it: a
+        # request that was refused because the queue is full ends all the same.
+        cdef size_t limit = 0 if self.router is None else self.router.queue_limit
+        if self.state == SESSION_CLOSED:
+            raise self.lost_error()
+        if self.queue.queued >= limit + limit // 4:
+            raise errors.Overloaded(f"too much waits for node {self.peer}", channel=channel,
+                                    peer=self.peer, limit=limit)
+        self.queue.append(channel, <uint8_t*>PyBytes_AS_STRING(data), len(data), extend,
+                          extend_size, <PyObject*>data)
+        self.frames_out += 1
+        self.engine.mark_dirty(self)
+        return 0
+
     cdef int control(self, uint16_t channel, bytes data) except -1:
         # The library's own small frames: a full queue does not raise, but it holds no more.
         if self.state != SESSION_CLOSED and self.queue.queued < self.router.queue_limit:
