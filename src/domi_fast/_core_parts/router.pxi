@@ -360,8 +360,8 @@ cdef class Router:
             self.drop_routes(session, channels)
         else:
             for channel in channels - session.channels:
-                if channel > USER_LAST:
-                    continue
+                if channel > CH_NIL:
+                    continue        # served by the core of each node, and not routed
                 if session.role == ROLE_GUEST:
                     if channel < USER_FIRST:
                         continue
