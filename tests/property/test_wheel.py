@@ -25,10 +25,12 @@ class Entry:
 
     ``when`` is what was asked for; ``base`` what its lateness counts from: a timer for
     a time that has passed is due at the first tick after the asking. Both in nanoseconds.
+    ``tick`` is the one that it is due at, where the model can know it.
     """
 
     when: int
     base: int
+    tick: int | None
     round: int
     action: tuple[Any, ...] = ()
     timer: Timer = field(init=False)
@@ -68,6 +70,7 @@ class WheelMachine(RuleBasedStateMachine):
         self.now = start
         self.target = nanoseconds(start)
         self.rounds = 0
+        self.advancing = False
         self.pending: dict[int, Entry] = {}
         self.gone: list[Timer] = []
         self.fired: list[Entry] = []
@@ -80,7 +83,12 @@ class WheelMachine(RuleBasedStateMachine):
             return
         number = self.count = self.count + 1
         asked = nanoseconds(when)
-        entry = Entry(asked, max(asked, self.target), self.rounds, action)
+        tick: int | None = None
+        if not later and (asked > self.target or not self.advancing):
+            tick = max(
+                -(-self.passed(asked) // self.tick), self.passed(self.target) // self.tick + 1
+            )
+        entry = Entry(asked, max(asked, self.target), tick, self.rounds, action)
         self.pending[number] = entry
         if later:
             entry.timer = self.wheel.call_later(when - self.now, lambda: self.fire(number))
@@ -89,6 +97,9 @@ class WheelMachine(RuleBasedStateMachine):
             entry.base += 1000 + asked // 10**15
         else:
             entry.timer = self.wheel.call_at(when, lambda: self.fire(number))
+
+    def passed(self, time: int) -> int:
+        return max(0, time - nanoseconds(self.start))
 
     def fire(self, number: int) -> None:
         entry = self.pending.pop(number)
@@ -157,6 +168,7 @@ class WheelMachine(RuleBasedStateMachine):
             self.now = when
             self.target = nanoseconds(when)
         self.fired = []
+        self.advancing = True
         while True:
             before = len(self.fired)
             try:
@@ -167,13 +179,10 @@ class WheelMachine(RuleBasedStateMachine):
             else:
                 assert count == len(self.fired) - before
                 break
+        self.advancing = False
         for entry in self.pending.values():
             assert entry.round == self.rounds or entry.base + self.tick > self.target, "late"
-        ticks = [
-            -(-max(entry.base - nanoseconds(self.start), 0) // self.tick)
-            for entry in self.fired
-            if entry.round < self.rounds and entry.when == entry.base
-        ]
+        ticks = [entry.tick for entry in self.fired if entry.tick is not None]
         assert ticks == sorted(ticks), "out of order"
 
     @rule(ticks=spans)
