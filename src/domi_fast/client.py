@@ -156,9 +156,7 @@ class Client:
         return self._router.drained(self._node)
 
     @asynccontextmanager
-    async def watch_channel(
-        self, channel: int, maxsize: int = 1024
-    ) -> AsyncIterator[Messages]:
+    async def watch_channel(self, channel: int, maxsize: int = 1024) -> AsyncIterator[Messages]:
         """As :meth:`Node.watch_channel <domi_fast.Node.watch_channel>`."""
         async with watch(self._router, channel, maxsize) as messages:
             yield messages

@@ -31,16 +31,18 @@ from .errors import (
     DuplicateSession,
     FrameError,
     PeerLost,
+    RegistryError,
     VersionTooOld,
 )
 from .handshake import Offer, decode_welcome, encode_welcome
-from .registry.base import Claim, Delete, LeaseLost, NoKeyFree, Put, Registry, Reset, Snapshot
+from .registry.base import Claim, Delete, NoKeyFree, Put, Registry, Reset, Snapshot
 
 log = logging.getLogger("domi_fast")
 
 MACHINES = 1024
 DIAL_BACKOFF = (0.02, 1.0)
 NEWCOMER_GRACE = 0.1
+REGISTER_PAUSE = 0.2
 
 
 def _machine_key() -> str:
@@ -291,8 +293,13 @@ class Mesh:
         machine = int(claim.key.rsplit("/", 1)[1])
         if machine != self.id:
             self._router.identify(machine)
-        log.info("node %d: %s listens on %s:%d", self.id, self._config.name, self._config.host,
-                 self._port)
+        log.info(
+            "node %d: %s listens on %s:%d",
+            self.id,
+            self._config.name,
+            self._config.host,
+            self._port,
+        )
 
     async def _keep_lease(self) -> None:
         # After a lost lease (this process stood still for longer than it) the node takes its id
@@ -302,14 +309,20 @@ class Mesh:
             assert claim is not None
             await claim.lease.lost.wait()
             log.warning("node %d: the lease on its machine id was lost", self.id)
-            try:
-                await self._register([claim.key])
-            except ClusterFull:
-                for session in self._router.sessions():
-                    session.close("the machine id went to another node")
-                await self._register([f"{self._prefix}{m:04d}" for m in range(MACHINES)])
-            except LeaseLost:
-                continue
+            while self._claim is claim:
+                try:
+                    await self._register_again(claim.key)
+                except (RegistryError, OSError) as error:
+                    log.warning("node %d: cannot register again: %s", self.id, error)
+                    await asyncio.sleep(REGISTER_PAUSE * random.uniform(0.5, 1.5))
+
+    async def _register_again(self, key: str) -> None:
+        try:
+            await self._register([key])
+        except ClusterFull:
+            for session in self._router.sessions():
+                session.close("the machine id went to another node")
+            await self._register([f"{self._prefix}{m:04d}" for m in range(MACHINES)])
 
     async def _follow(self, snapshot: Snapshot) -> None:
         async for event in self._registry.watch(self._prefix, since=snapshot.cursor):

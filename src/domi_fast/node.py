@@ -155,18 +155,14 @@ class Node:
         :param timeout: seconds; None waits for as long as it takes.
         :raises asyncio.TimeoutError: there were not enough in time.
         """
-        await self._mesh.wait_for(
-            lambda: len(self._router.subscribers(channel)) >= count, timeout
-        )
+        await self._mesh.wait_for(lambda: len(self._router.subscribers(channel)) >= count, timeout)
 
     async def wait_peers(self, count: int, timeout: float | None = None) -> None:
         """Wait until exactly ``count`` peers are connected. ``timeout`` as above."""
         await self._mesh.wait_for(lambda: len(self.peers) == count, timeout)
 
     @asynccontextmanager
-    async def watch_channel(
-        self, channel: int, maxsize: int = 1024
-    ) -> AsyncIterator[Messages]:
+    async def watch_channel(self, channel: int, maxsize: int = 1024) -> AsyncIterator[Messages]:
         """Subscribe for the length of a block; iterate over the contexts that arrive.
 
         :param maxsize: how many wait at most. When so many do, the newest is refused: a request is
@@ -197,9 +193,7 @@ class Messages:
 
 
 @asynccontextmanager
-async def watch(
-    router: Router, channel: int, maxsize: int
-) -> AsyncIterator[Messages]:
+async def watch(router: Router, channel: int, maxsize: int) -> AsyncIterator[Messages]:
     """What ``watch_channel`` of nodes and guests does."""
     if maxsize < 1:
         raise ValueError(f"maxsize {maxsize}: at least 1 message must have room")

@@ -353,7 +353,7 @@ cdef class Session:
                     else:
                         self.fail(f"the connection broke: {os.strerror(-n)}")
                     break
-                self.last_heard = self.engine.now
+                self.last_heard = monotonic_ns()
                 self.bytes_in += n
                 self.reader.received(self.engine.buffer, n)
                 self.parse(until)
@@ -496,6 +496,11 @@ cdef class Session:
             if not self.continuing:
                 self.read_some()
             if self.state == SESSION_CLOSED:
+                return 0
+            now = max(now, self.last_heard)
+            if self.continuing:
+                # There is more to read; what it is will be known then.
+                self.engine.schedule(&self.heartbeat, 1000000)
                 return 0
             if now - self.last_heard >= self.router.silence_ns:
                 self.router.count("peers_silent")
