@@ -377,6 +377,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            env={name: os.environ[name] for name in os.environ if name != "PYTHONUNBUFFERED"},
             text=True,
         )
         self._reader = threading.Thread(target=self._read)
@@ -676,6 +677,35 @@ async def test_cancelling_wait_stops_in_order_and_cannot_be_hurried() -> None:
     waiting = asyncio.ensure_future(master.wait())
     await started.wait()
     waiting.cancel()
+    await closing.wait()
+    waiting.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert events == ["start a", "start b", "close b", "close a"]
+
+
+async def test_cancelling_wait_during_the_stop_waits_for_it() -> None:
+    events: list[str] = []
+    started, closing, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    class Slow(Recorder):
+        async def start(self) -> None:
+            await super().start()
+            started.set()
+
+        async def close(self) -> None:
+            closing.set()
+            await go_on.wait()
+            await super().close()
+
+    master = Master(timeout=PATIENCE)
+    master.add(Recorder("a", events))
+    master.add(Slow("b", events))
+    waiting = asyncio.ensure_future(master.wait())
+    await started.wait()
+    master.stop()
     await closing.wait()
     waiting.cancel()
     await asyncio.sleep(0)
