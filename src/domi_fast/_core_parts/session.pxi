@@ -60,12 +60,8 @@ cdef class Session:
         """Say the magic and who dials: ``name`` as data, ``offer`` as extend."""
         cdef uint8_t magic[4]
         store32(magic, MAGIC)
-        self.engine.enter()
-        try:
-            self.send_raw(PyBytes_FromStringAndSize(<char*>magic, 4))
-            self.put(channel, name, <uint8_t*>PyBytes_AS_STRING(offer), <uint16_t>len(offer))
-        finally:
-            self.engine.leave()
+        self.send_raw(PyBytes_FromStringAndSize(<char*>magic, 4))
+        self.put(channel, name, <uint8_t*>PyBytes_AS_STRING(offer), <uint16_t>len(offer))
 
     def close(self, str reason not None):
         """Say goodbye and close. What the kernel does not take at once is not sent.
