@@ -264,8 +264,8 @@ class Nodes:
         node.notify(channel, bytes(size), to=machine)
         os.kill(os.getpid(), 9)
 
-    async def fork_and_die(self) -> int:
-        """Fork a child that lives on, and end at once; the child's process id is printed first."""
+    async def fork_and_stay(self) -> int:
+        """Fork a child that does nothing for a while; its process id."""
         child = os.fork()
         if child == 0:
             null = os.open(os.devnull, os.O_RDWR)
@@ -274,9 +274,6 @@ class Nodes:
             time.sleep(60)
             os._exit(0)
         return child
-
-    async def die(self) -> None:
-        os.kill(os.getpid(), 9)
 
     async def memory(self) -> int:
         """Resident bytes."""
