@@ -279,7 +279,8 @@ async def test_a_guest_that_does_not_read_its_answers(registry_url: str) -> None
                 await until(lambda asked=asked: handled == asked)
                 await until(lambda: a.counters()["in_flight"] == 0)
             queued = max(s.queued for s in a._router.sessions())
-            assert limit <= queued < limit + 100_000
+            # One answer may pass the limit, and each refusal is a small frame.
+            assert limit <= queued < limit + 50_017 + 800 * 160
             begun = time.monotonic()
             assert await guest.request(60, b"", 5) == bytes(50_000)
             assert time.monotonic() - begun < 0.2 * slowness()
