@@ -505,7 +505,7 @@ class Mesh:
             if not session.closed:
                 session.welcome(self._welcome(session, machine))
         except (DomiError, ValueError, KeyError, TypeError) as error:
-            session.close(str(error))
+            session.refuse(error)
 
     def _welcome(self, session: Session, machine: int) -> bytes:
         own = self._dials.get(machine)

@@ -8,6 +8,7 @@ import errno
 import os
 import socket
 import stat
+import weakref
 from collections.abc import Callable
 
 ACCEPTS_A_TURN = 64
@@ -41,6 +42,7 @@ class Listener:
         self._retry: asyncio.TimerHandle | None = None
         self._path: str | None = sock.getsockname() if sock.family == socket.AF_UNIX else None
         loop.add_reader(sock.fileno(), self._accept)
+        _listeners.add(self)
 
     def _accept(self) -> None:
         for _ in range(ACCEPTS_A_TURN):
@@ -63,6 +65,10 @@ class Listener:
         self._retry = None
         self._loop.add_reader(self._sock.fileno(), self._accept)
 
+    def abandon(self) -> None:
+        """Close the copy of the socket in a forked child; the loop is the parent's."""
+        self._sock.close()
+
     @property
     def port(self) -> int | None:
         return None if self._path else int(self._sock.getsockname()[1])
@@ -76,6 +82,18 @@ class Listener:
         if self._path:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
+
+
+_listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
+
+
+def _abandon_listeners() -> None:
+    # A child that keeps its copies would let peers connect to a node that is dead.
+    for listener in list(_listeners):
+        listener.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_listeners)
 
 
 def listen_tcp(host: str, port: int) -> socket.socket:

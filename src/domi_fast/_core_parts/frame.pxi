@@ -107,7 +107,7 @@ cdef class FrameReader:
     @property
     def pending(self):
         """Bytes held of frames that are not complete."""
-        return self.tail_size + self.big_have
+        return self.tail_size + (0 if self.big is NULL else HEADER + self.big_have)
 
     def feed(self, data):
         """The frames that ``data`` completes, as a list of :class:`Frame`.
@@ -120,6 +120,8 @@ cdef class FrameReader:
         cdef size_t held = self.tail_size
         cdef size_t size
         cdef list frames = []
+        if self.fault is not NULL:
+            raise errors.FrameError(self.fault.decode(), limit=self.limit)
         if view is None:
             return frames
         size = <size_t>view.shape[0]

@@ -80,6 +80,15 @@ cdef class Session:
             self.state = SESSION_NAMED
             self.control(CH_WELCOME, data)
 
+    def refuse(self, error):
+        """Close because of what the peer said, with the reason logged and counted."""
+        if self.state == SESSION_CLOSED:
+            return
+        if self.extended and self.role != ROLE_DIALLER:
+            self.goodbye(str(error))
+        # Two nodes that dial each other at once is nobody's fault.
+        self.fail(str(error), not isinstance(error, errors.DuplicateSession))
+
     cdef int goodbye(self, str reason) except -1:
         cdef bytes text = reason.encode()[:1024] if self.extended else b""
         self.queue.append(CH_EXIT, <uint8_t*>PyBytes_AS_STRING(text), len(text), NULL, 0, NULL)
@@ -454,11 +463,9 @@ cdef class Session:
                 return 0
             if not isinstance(error, errors.DomiError):
                 log.error("the handshake with %s failed", self.address, exc_info=error)
-            if self.state in (SESSION_EXAMINED, SESSION_NAMED) or (self.state == SESSION_MAGIC and extend):
-                self.extended = True
-                self.goodbye(str(error))
-            # Two nodes that dial each other at once is nobody's fault.
-            self.fail(str(error), not isinstance(error, errors.DuplicateSession))
+            if self.state == SESSION_MAGIC:
+                self.extended = bool(extend) or frame.channel == CH_GUEST_NAME
+            self.refuse(error)
         return 0
 
     cdef int rise(self) except -1:
