@@ -49,14 +49,16 @@ async def connect(
 
 
 def _parse(url: str) -> tuple[str, int, str | None]:
-    parts = urlsplit(url)
     try:
-        if parts.scheme == "tcp" and parts.hostname and parts.port and parts.path in ("", "/"):
-            return parts.hostname, parts.port, None
-    except ValueError:
-        pass
-    if parts.scheme == "unix" and not parts.netloc and parts.path.startswith("/"):
-        return "", 0, parts.path
+        parts = urlsplit(url)
+        plain = not (parts.query or parts.fragment or parts.username or parts.password)
+        if plain and parts.scheme == "tcp" and parts.hostname and parts.port:
+            if parts.path in ("", "/"):
+                return parts.hostname, parts.port, None
+        elif plain and parts.scheme == "unix" and not parts.netloc and len(parts.path) > 1:
+            return "", 0, parts.path
+    except (ValueError, TypeError, AttributeError):
+        pass  # the message below says what is allowed
     raise ValueError(
         f"url {url!r}: tcp://host:port and unix:///path are allowed, for example "
         "tcp://127.0.0.1:7000"

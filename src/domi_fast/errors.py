@@ -78,8 +78,8 @@ class AuthError(DomiError):
     """A peer could not show that it belongs to the cluster."""
 
 
-class DuplicateSession(DomiError):
-    """There is, or will be, another session with this peer; this connection is given up."""
+class TryAgain(DomiError):
+    """This connection is given up without anybody's fault: there is, or will be, another."""
 
 
 class RegistryError(DomiError):

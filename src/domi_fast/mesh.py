@@ -28,7 +28,7 @@ from .errors import (
     AuthError,
     ClusterFull,
     DomiError,
-    DuplicateSession,
+    TryAgain,
     FrameError,
     PeerLost,
     RegistryError,
@@ -391,7 +391,7 @@ class Mesh:
             if pause:
                 await self._pause(machine, pause)
             info = self._view.get(machine)
-            if info is None or self._router.session(machine) is not None:
+            if self._closing or info is None or self._router.session(machine) is not None:
                 return
             if machine not in self._accepting.values():
                 try:
@@ -416,7 +416,8 @@ class Mesh:
             transport.dial(info.host, info.port, path), self._config.handshake_timeout
         )
         if (
-            info.id in self._accepting.values()
+            self._closing
+            or info.id in self._accepting.values()
             or self._router.session(info.id) is not None
             or self._view.get(info.id) != info
         ):
@@ -469,7 +470,9 @@ class Mesh:
 
         Raises :class:`~domi_fast.errors.DomiError` to refuse it.
         """
-        if machine == self.id or self.id < 0:
+        if self.id < 0:
+            raise TryAgain("this node has not heard yet which machine id it was given")
+        if machine == self.id:
             raise AuthError(f"machine id {machine} is this node's own", peer=machine)
         known = self._view.get(machine)
         if not extend:
@@ -511,7 +514,7 @@ class Mesh:
         own = self._dials.get(machine)
         if own is not None:
             if self.id < machine:
-                raise DuplicateSession(
+                raise TryAgain(
                     f"node {self.id} is dialling node {machine} itself", peer=machine
                 )
             own.close("the peer's own connection stays")
@@ -617,8 +620,13 @@ class Mesh:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append((condition, future))
         try:
-            await asyncio.wait_for(future, timeout)
+            # Not asyncio.wait_for, which before 3.12 may swallow a cancellation.
+            await asyncio.wait([future], timeout=timeout)
+            if not future.done():
+                raise asyncio.TimeoutError
+            future.result()
         finally:
+            future.cancel()
             self._waiters = [waiter for waiter in self._waiters if waiter[1] is not future]
 
 

@@ -165,7 +165,11 @@ cdef int relay_answer(Router router, Request request, int state, object value) e
 cdef int relay_reply(Router router, Session session, RawFrame* frame) except -1:
     # The reply to a guest's call: the number in the extend says which guest's.
     cdef uint32_t token = load32(frame.extend + 1)
-    cdef Session guest = router.guests.get(token)
+    cdef ChannelEntry* entry = &router.channels[frame.channel]
+    cdef Session guest
+    if token == 0 and entry.handler is not NULL:
+        return router.run_handler(entry, make_context(session, frame))
+    guest = router.guests.get(token)
     if guest is None:
         return router.count("replies_for_lost_guests")
     return relay_frame(router, guest, session, frame, False)
@@ -188,6 +192,29 @@ cdef int relay_frame(Router router, Session guest, Session source, RawFrame* fra
     except (errors.Overloaded, errors.FrameError):
         router.count("refused_guest_queue_full")
         router.reject(source, STATUS_OVERLOADED, frame)
+    return 0
+
+
+cdef int relay_reject(Router router, RawFrame* frame, bytes data, uint16_t size) except -1:
+    # A guest has not taken what its node passed on to it: tell the sender, whose id stands first.
+    cdef uint8_t out[REJECT_EXTEND]
+    cdef uint16_t channel = load16(frame.extend + 1)
+    cdef int sender
+    cdef Session target
+    if size < 2:
+        return router.count("dropped_not_negotiated")
+    sender = data[0] | data[1] << 8
+    target = router.session(sender)
+    if sender == router.id or target is None or not target.extended:
+        router.count("rejected")
+        return router.report(failure(frame.extend[0], b"", channel, sender),
+                             Frame(channel, data[size:], data[2:size]))
+    copy(out, frame.extend, 3)
+    store16(out + 3, size - 2)
+    try:
+        target.put(CH_REJECT, data[2:], out, REJECT_EXTEND)
+    except (errors.Overloaded, errors.FrameError, errors.PeerLost):
+        router.count("rejects_lost")
     return 0
 
 

@@ -486,15 +486,26 @@ cdef class Router:
 
         Raises as :meth:`notify` does.
         """
-        cdef uint8_t extend[4]
+        cdef uint8_t extend[GUEST_CALL_EXTEND]
+        cdef Session session
         cdef int number = self.check_channel(channel)
         cdef int reply = self.check_channel(reply_channel)
         if self.uplink is not None:
             uplink_send(self, VERB_CALL, number, data, reply, to, 0, NO_DEADLINE, None)
             return
+        session = self.pick(number, to)
+        if self.channels[reply].guests is not NULL and session.extended:
+            # So that the reply is not taken for a message that a guest may have: guest 0 is the
+            # node itself.
+            extend[0] = TAG_GUEST_CALL
+            store16(extend + 1, <uint16_t>self.id)
+            store16(extend + 3, <uint16_t>reply)
+            store32(extend + 5, 0)
+            session.put(<uint16_t>number, data, extend, GUEST_CALL_EXTEND)
+            return
         store16(extend, <uint16_t>self.id)
         store16(extend + 2, <uint16_t>reply)
-        self.pick(number, to).put(<uint16_t>number, data, extend, 4)
+        session.put(<uint16_t>number, data, extend, 4)
 
     def request(self, channel, data, timeout=DEFAULT, *, to=None):
         """Send to one subscriber, round robin, and await its answer.
@@ -834,13 +845,16 @@ cdef class Router:
         # Tell the sender of a frame that nobody took it. A publish is nobody's in particular.
         cdef uint8_t out[REJECT_EXTEND]
         cdef uint8_t answer[ANSWER_EXTEND]
-        cdef uint8_t tag = frame.extend[0] if frame.extend_size else 0
+        # A node puts two bytes, the sender, before the extend of what it passes to a guest.
+        cdef int prefix = 2 if session.role == ROLE_UPLINK else 0
+        cdef int size = frame.extend_size - prefix
+        cdef uint8_t tag = frame.extend[prefix] if size > 0 else 0
         if not session.extended or session.state == SESSION_CLOSED or (
-                frame.extend_size == 1 and tag == TAG_PUBLISH):
+                size == 1 and tag == TAG_PUBLISH):
             return 0
         try:
-            if frame.extend_size == REQUEST_EXTEND and tag == TAG_REQUEST:
-                copy(answer, frame.extend + 1, 8)
+            if size == REQUEST_EXTEND and tag == TAG_REQUEST:
+                copy(answer, frame.extend + prefix + 1, 8)
                 answer[8] = status
                 session.put_failure(CH_ANSWER, b"", answer, ANSWER_EXTEND)
             else:
@@ -863,6 +877,8 @@ cdef class Router:
         if extend_size > frame.size:
             return self.count("dropped_not_negotiated")
         data = PyBytes_FromStringAndSize(<char*>frame.data, frame.size)
+        if session.role == ROLE_GUEST:
+            return relay_reject(self, frame, data, extend_size)
         self.count("rejected")
         return self.report(
             failure(frame.extend[0], b"", channel, session.peer),

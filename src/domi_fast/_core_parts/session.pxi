@@ -86,8 +86,7 @@ cdef class Session:
             return
         if self.extended and self.role != ROLE_DIALLER:
             self.goodbye(str(error))
-        # Two nodes that dial each other at once is nobody's fault.
-        self.fail(str(error), not isinstance(error, errors.DuplicateSession))
+        self.fail(str(error), not isinstance(error, errors.TryAgain))
 
     cdef int goodbye(self, str reason) except -1:
         cdef bytes text = reason.encode()[:1024] if self.extended else b""
