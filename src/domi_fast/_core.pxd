@@ -54,7 +54,7 @@ cdef class FrameReader:
         size_t big_have         # bytes of it that have arrived
         uint16_t big_extend     # bytes of extend that follow its data
         uint16_t big_channel
-        readonly uint32_t limit # largest frame, in bytes, header included
+        readonly uint32_t limit  # largest frame, in bytes, header included
         bint wants_magic        # the next four bytes are the dialler's magic
         const char* fault       # borrowed literal: why the bytes are refused, or NULL
 
@@ -222,7 +222,7 @@ cdef class Session:
         bint extended           # the peer understands what the original does not
         bint draining           # above the low water mark: somebody waits for room
         readonly int peer       # machine id; -1 for a guest or before the handshake
-        readonly uint32_t token # guests: the number by which answers find them
+        readonly uint32_t token  # guests: the number by which answers find them
         public object info      # what the mesh knows of the peer
         readonly str address    # for people
         readonly str reason     # why it was closed, or None

@@ -28,10 +28,10 @@ from .errors import (
     AuthError,
     ClusterFull,
     DomiError,
-    TryAgain,
     FrameError,
     PeerLost,
     RegistryError,
+    TryAgain,
     VersionTooOld,
 )
 from .handshake import Offer, decode_welcome, encode_welcome
@@ -309,20 +309,21 @@ class Mesh:
             assert claim is not None
             await claim.lease.lost.wait()
             log.warning("node %d: the lease on its machine id was lost", self.id)
-            while self._claim is claim:
-                try:
-                    await self._register_again(claim.key)
-                except (RegistryError, OSError) as error:
-                    log.warning("node %d: cannot register again: %s", self.id, error)
-                    await asyncio.sleep(REGISTER_PAUSE * random.uniform(0.5, 1.5))
+            while not await self._register_again(claim.key):
+                await asyncio.sleep(REGISTER_PAUSE * random.uniform(0.5, 1.5))
 
-    async def _register_again(self, key: str) -> None:
+    async def _register_again(self, key: str) -> bool:
         try:
-            await self._register([key])
-        except ClusterFull:
-            for session in self._router.sessions():
-                session.close("the machine id went to another node")
-            await self._register([f"{self._prefix}{m:04d}" for m in range(MACHINES)])
+            try:
+                await self._register([key])
+            except ClusterFull:
+                for session in self._router.sessions():
+                    session.close("the machine id went to another node")
+                await self._register([f"{self._prefix}{m:04d}" for m in range(MACHINES)])
+        except (RegistryError, OSError) as error:
+            log.warning("node %d: cannot register again: %s", self.id, error)
+            return False
+        return True
 
     async def _follow(self, snapshot: Snapshot) -> None:
         async for event in self._registry.watch(self._prefix, since=snapshot.cursor):
@@ -514,9 +515,7 @@ class Mesh:
         own = self._dials.get(machine)
         if own is not None:
             if self.id < machine:
-                raise TryAgain(
-                    f"node {self.id} is dialling node {machine} itself", peer=machine
-                )
+                raise TryAgain(f"node {self.id} is dialling node {machine} itself", peer=machine)
             own.close("the peer's own connection stays")
         self._accepting[session] = machine
         return encode_welcome(self.id, self._offer())

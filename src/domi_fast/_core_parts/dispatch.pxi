@@ -389,7 +389,7 @@ cdef class Request:
     def _asyncio_future_blocking(self, bint value):
         self.blocking = value
 
-    # --------------------------------------------------------------------- asyncio's future protocol
+    # -------------------------------------------------------------------- asyncio's future protocol
 
     def get_loop(self):
         return self.engine.loop
