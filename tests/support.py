@@ -18,6 +18,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from domi_fast import FrameReader, Node, encode_frame
 from domi_fast.channels import LibraryChannel
 from domi_fast.handshake import Offer
@@ -58,6 +60,13 @@ async def nodes(url: str, *names: str, **settings: Any) -> AsyncIterator[list[No
         yield made
     finally:
         await asyncio.gather(*(node.close() for node in made))
+
+
+def forget_records(caplog: pytest.LogCaptureFixture) -> None:
+    """Let go of what was logged: a record keeps the traceback, and that the message handled."""
+    for phase in ("setup", "call"):
+        caplog.get_records(phase).clear()
+    caplog.clear()
 
 
 def session(node: Any, machine: int) -> Any:

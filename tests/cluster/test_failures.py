@@ -15,10 +15,26 @@ from domi_fast import ClusterFull, LibraryChannel, Node, VersionTooOld, encode_f
 from domi_fast.errors import RegistryError
 from domi_fast.handshake import Offer
 from domi_fast.registry import open_registry
-from tests.support import MAGIC, RawPeer, Worker, nodes, session, slowness, until, workers
+from tests.support import (
+    MAGIC,
+    RawPeer,
+    Worker,
+    forget_records,
+    nodes,
+    session,
+    slowness,
+    until,
+    workers,
+)
 
 ECHO, STALL, WORK = 50, 51, 53
 LOOPS = ["asyncio", "uvloop"]
+
+
+@pytest.fixture(autouse=True)
+def no_records_kept(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    forget_records(caplog)
 
 
 @pytest.fixture(params=LOOPS)

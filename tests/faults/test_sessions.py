@@ -21,6 +21,7 @@ from tests.support import (
     MAGIC,
     RawPeer,
     Worker,
+    forget_records,
     guest_greeting,
     link,
     nodes,
@@ -37,6 +38,12 @@ ECHO, ABSORB = 50, 52
 
 def echo(ctx: Context) -> None:
     ctx.reply(ctx.data)
+
+
+@pytest.fixture(autouse=True)
+def no_records_kept(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    forget_records(caplog)
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
@@ -464,7 +471,9 @@ async def test_out_of_descriptors(registry_url: str) -> None:
         await b.wait_peers(1, 5)
 
 
-async def test_who_connects_before_the_node_is_in_the_registry(registry_url: str) -> None:
+async def test_who_connects_before_the_node_is_in_the_registry(
+    registry_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """The port is open before the machine id is known: a connection waits or is refused."""
     node = Node("a", registry=registry_url)
     mesh: Any = node._mesh
@@ -490,6 +499,7 @@ async def test_who_connects_before_the_node_is_in_the_registry(registry_url: str
         async with await connect(f"tcp://127.0.0.1:{node.port}") as guest:
             node.subscribe(60, echo)
             assert await guest.request(60, b"x", 2) == b"x"
+        assert not [record for record in caplog.records if record.exc_info]
     finally:
         for raw in raws:
             raw.close()

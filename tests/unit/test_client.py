@@ -7,7 +7,7 @@ import contextlib
 import gc
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,17 @@ from domi_fast import (
     connect,
     encode_frame,
 )
-from tests.support import RawPeer, nodes, slowness, until
+from tests.support import RawPeer, forget_records, nodes, slowness, until
 
 
 def echo(ctx: Context) -> None:
     ctx.reply(ctx.data)
+
+
+@pytest.fixture(autouse=True)
+def no_records_kept(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    forget_records(caplog)
 
 
 def url(node: Node) -> str:

@@ -7,6 +7,7 @@ import contextlib
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from domi_fast._core import ROLE_DIALLER, Session, engine_of
 from tests.conftest import LOOPS
 from tests.support import (
     RawPeer,
+    forget_records,
     guest_greeting,
     link,
     no_collector,
@@ -30,6 +32,12 @@ from tests.support import (
 
 def echo(ctx: Context) -> None:
     ctx.reply(ctx.data)
+
+
+@pytest.fixture(autouse=True)
+def no_records_kept(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    forget_records(caplog)
 
 
 # --------------------------------------------------------------------------------------- the wheel

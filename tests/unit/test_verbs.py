@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from domi_fast import (
     RemoteError,
     Request,
 )
-from tests.support import RawPeer, link, nodes, session, until
+from tests.support import RawPeer, forget_records, link, nodes, session, until
 
 MIB = 1 << 20
 WRONG_CHANNELS = [-1, 0, 49, 65500, 65501, 65535, 65536, 1 << 40, True]
@@ -2055,6 +2055,29 @@ async def test_verbs_from_another_thread(registry_url: str) -> None:
         await until(lambda: got)
 
 
+async def test_a_closed_node_can_be_forgotten(registry_url: str) -> None:
+    """Also when its handlers know it, as handlers mostly do."""
+    gone: list[weakref.ref[Any]] = []
+
+    async def use() -> None:
+        async with nodes(registry_url, "a", "b") as (a, b):
+
+            async def ask_on(ctx: Context) -> None:
+                ctx.reply(await a.request(51, ctx.data))
+
+            a.subscribe(50, ask_on)
+            b.subscribe(51, lambda ctx: ctx.reply(b"%d" % b.id))
+            await a.wait_subscribed(51, timeout=5)
+            assert await a.request(50, b"") == b"%d" % b.id
+            gone.extend(weakref.ref(one) for one in (a, b, session(a, b.id), session(b, a.id)))
+
+    await use()
+    await asyncio.sleep(0)
+    gc.collect()
+    gc.collect()
+    assert [one() for one in gone] == [None] * 4
+
+
 async def test_requests_in_flight_when_their_node_closes(registry_url: str) -> None:
     async with nodes(registry_url, "a", "b") as (a, b):
         for node in (a, b):
@@ -2245,5 +2268,7 @@ def test_this_is_a_64_bit_python() -> None:
 
 
 @pytest.fixture(autouse=True)
-def quiet(caplog: pytest.LogCaptureFixture) -> None:
+def no_records_kept(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     caplog.set_level(logging.INFO, "domi_fast")
+    yield
+    forget_records(caplog)
