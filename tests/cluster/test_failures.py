@@ -256,8 +256,8 @@ async def test_clusters_on_one_registry_do_not_meet(registry_url: str) -> None:
 async def test_an_address_that_another_cluster_has_got(registry_url: str) -> None:
     """A registered node is dead and a node of another cluster listens at its port now."""
     async with nodes(registry_url, "a", cluster="one") as (a,):
-        registry: Any = a._mesh._registry
-        info = a._mesh._view[a.id]
+        registry: Any = a._mesh._members._registry
+        info = a._mesh._members.view[a.id]
         lease = await registry.grant(30)
         stale = info.encode().replace(info.instance.hex().encode(), b"00" * 16)
         await registry.create("domi/two/nodes/0500", stale, lease=lease)

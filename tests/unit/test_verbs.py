@@ -1445,14 +1445,14 @@ class Custom(BaseException):
     """Not an Exception."""
 
 
-@pytest.mark.parametrize("error", [ValueError("v"), asyncio.CancelledError(), Custom("c")])
+@pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError, Custom])
 async def test_a_handler_that_raises_hurts_nobody(
-    registry_url: str, caplog: pytest.LogCaptureFixture, error: BaseException
+    registry_url: str, caplog: pytest.LogCaptureFixture, error: type[BaseException]
 ) -> None:
     async with nodes(registry_url, "a", "b") as (a, b):
 
         def fails(ctx: Context) -> None:
-            raise error
+            raise error("on purpose")
 
         b.subscribe(50, fails)
         b.subscribe(51, echo)
@@ -1465,7 +1465,7 @@ async def test_a_handler_that_raises_hurts_nobody(
             a.ventilator([50, 51], b"")
             with pytest.raises(RemoteError) as raised:
                 await a.request(50, b"")
-            assert raised.value.type == type(error).__name__
+            assert raised.value.type == error.__name__
             assert await a.request(51, b"alive") == b"alive"
         assert link(a, b) == ends
         assert b.counters()["handler_errors"] == 15
