@@ -14,6 +14,7 @@ Layers, lower ones first; each knows only those above it in this list:
     driver.pxi       the descriptor: recv, sendmsg, reader and writer registration
     session.pxi      one connection: handshake state, heartbeats, flushing
     dispatch.pxi     Context and Request: one message each way
+    status.pxi       how a message failed: statuses and exceptions
     router.pxi       one a node: channels, peers, correlation, the verbs
     relay.pxi        guests: what a node does for clients that have no machine id
 """

@@ -10,96 +10,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import random
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from . import transport
 from ._core import ROLE_ACCEPTOR, ROLE_DIALLER, Router, Session
 from .channels import LibraryChannel
-from .config import NodeConfig, is_loopback, parse_version
-from .errors import (
-    AuthError,
-    ClusterFull,
-    DomiError,
-    FrameError,
-    PeerLost,
-    RegistryError,
-    TryAgain,
-    VersionTooOld,
-)
+from .config import NodeConfig, is_loopback
+from .errors import AuthError, DomiError, FrameError, PeerLost, TryAgain
 from .handshake import Offer, decode_welcome, encode_welcome
-from .registry.base import Claim, Delete, NoKeyFree, Put, Registry, Reset, Snapshot
+from .membership import Membership, NodeInfo
+from .registry.base import Registry
 
 log = logging.getLogger("domi_fast")
 
-MACHINES = 1024
 DIAL_BACKOFF = (0.02, 1.0)
 NEWCOMER_GRACE = 0.1
-REGISTER_PAUSE = 0.2
-
-
-def _machine_key() -> str:
-    """What two processes of one machine have in common, and others have not."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-@dataclass(frozen=True)
-class NodeInfo:
-    """What the registry says of a node."""
-
-    id: int
-    epoch: int
-    name: str
-    version: str
-    host: str
-    port: int
-    unix_path: str | None
-    instance: bytes
-    machine: str
-
-    @property
-    def claim(self) -> tuple[int, bytes]:
-        """What one claim on a machine id has that no other has."""
-        return self.epoch, self.instance
-
-    def encode(self) -> bytes:
-        return json.dumps(
-            {
-                "name": self.name,
-                "version": self.version,
-                "host": self.host,
-                "port": self.port,
-                "unix_path": self.unix_path,
-                "instance": self.instance.hex(),
-                "machine": self.machine,
-            }
-        ).encode()
-
-    @classmethod
-    def decode(cls, key: str, epoch: int, value: bytes) -> NodeInfo:
-        """Raises ValueError, KeyError or TypeError for an entry that no node wrote."""
-        fields = json.loads(value)
-        return cls(
-            id=int(key.rsplit("/", 1)[1]),
-            epoch=epoch,
-            name=fields["name"],
-            version=fields["version"],
-            host=fields["host"],
-            port=int(fields["port"]),
-            unix_path=fields["unix_path"],
-            instance=bytes.fromhex(fields["instance"]),
-            machine=fields["machine"],
-        )
 
 
 class Peer:
@@ -154,13 +84,9 @@ class Mesh:
         self._router = router
         self._config = config
         self._registry = registry
-        self._instance = os.urandom(16)
-        self._machine = _machine_key()
-        self._prefix = f"domi/{config.cluster}/nodes/"
-        self._claim: Claim | None = None
+        self._members = Membership(config, registry, self)
         self._listeners: list[transport.Listener] = []
         self._port = 0
-        self._view: dict[int, NodeInfo] = {}
         self._peers: dict[int, Peer] = {}
         self._dials: dict[int, Session] = {}
         self._dialled: dict[Session, asyncio.Future[None]] = {}
@@ -201,23 +127,21 @@ class Mesh:
                     loop, transport.listen_unix(self._config.unix_path), self._accepted
                 )
             )
-        await self._registry.open()
-        self._check_version(await self._registry.list(self._prefix))
-        await self._register([f"{self._prefix}{machine:04d}" for machine in range(MACHINES)])
-        snapshot = await self._registry.list(self._prefix)
-        self._apply(snapshot)
-        self._spawn(self._follow(snapshot))
-        self._spawn(self._keep_lease())
-        expected = set(self._view) - {self.id}
+        snapshot = await self._members.join(self._port)
+        self._spawn(self._members.follow(snapshot))
+        self._spawn(self._members.keep())
+        expected = set(self._members.view) - {self.id}
         for machine in expected:
             self._want(machine)
         try:
             await self.wait_for(
-                lambda: all(m in self._peers or m not in self._view for m in expected),
+                lambda: all(m in self._peers or m not in self._members.view for m in expected),
                 self._config.start_timeout,
             )
         except asyncio.TimeoutError:
-            missing = sorted(m for m in expected if m not in self._peers and m in self._view)
+            missing = sorted(
+                m for m in expected if m not in self._peers and m in self._members.view
+            )
             log.warning(
                 "node %d started without nodes %s, which are registered but did not answer "
                 "within %g s",
@@ -234,9 +158,7 @@ class Mesh:
         await asyncio.gather(*self._diallers.values(), *self._tasks, return_exceptions=True)
         for listener in self._listeners:
             listener.close()
-        if self._claim is not None:
-            with contextlib.suppress(DomiError):
-                await self._claim.lease.revoke()
+        await self._members.leave()
         await drain(self._router.sessions(), self._config.drain_timeout)
         for session in list(self._sessions):
             session.close("the node is closing")
@@ -255,42 +177,10 @@ class Mesh:
         if not task.cancelled() and task.exception() is not None:
             log.error("a task of the mesh failed", exc_info=task.exception())
 
-    # ------------------------------------------------------------------------------------ registry
+    # -------------------------------------------------------------------- what the membership calls
 
-    def _check_version(self, snapshot: Snapshot) -> None:
-        mine = parse_version(self._config.version)
-        for info in self._decode(snapshot).values():
-            if info.name == self._config.name and parse_version(info.version) > mine:
-                raise VersionTooOld(
-                    f"{self._config.name} {info.version} is in the cluster as node {info.id}: "
-                    f"version {self._config.version} may not join any more",
-                    peer=info.id,
-                )
-
-    async def _register(self, keys: list[str]) -> None:
-        lease = await self._registry.grant(
-            max(self._config.lease_ttl, self._registry.limits.min_ttl)
-        )
-        info = NodeInfo(
-            id=-1,
-            epoch=0,
-            name=self._config.name,
-            version=self._config.version,
-            host=self._config.host,
-            port=self._port,
-            unix_path=self._config.unix_path and os.path.abspath(self._config.unix_path),
-            instance=self._instance,
-            machine=self._machine,
-        )
-        try:
-            claim = await self._registry.claim(keys, info.encode(), lease)
-        except NoKeyFree:
-            await lease.revoke()
-            raise ClusterFull(
-                f"all machine ids of cluster {self._config.cluster!r} are taken", limit=MACHINES
-            ) from None
-        self._claim = claim
-        machine = int(claim.key.rsplit("/", 1)[1])
+    def identified(self, machine: int) -> None:
+        """See :class:`~domi_fast.membership.Follower`, for this and the next three."""
         if machine != self.id:
             self._router.identify(machine)
         log.info(
@@ -301,71 +191,25 @@ class Mesh:
             self._port,
         )
 
-    async def _keep_lease(self) -> None:
-        # After a lost lease (this process stood still for longer than it) the node takes its id
-        # again; when another node has it, this one starts anew under another id.
-        while True:
-            claim = self._claim
-            assert claim is not None
-            await claim.lease.lost.wait()
-            log.warning("node %d: the lease on its machine id was lost", self.id)
-            while not await self._register_again(claim.key):
-                await asyncio.sleep(REGISTER_PAUSE * random.uniform(0.5, 1.5))
+    def displaced(self) -> None:
+        for session in self._router.sessions():
+            session.close("the machine id went to another node")
 
-    async def _register_again(self, key: str) -> bool:
-        try:
-            try:
-                await self._register([key])
-            except ClusterFull:
-                for session in self._router.sessions():
-                    session.close("the machine id went to another node")
-                await self._register([f"{self._prefix}{m:04d}" for m in range(MACHINES)])
-        except (RegistryError, OSError) as error:
-            log.warning("node %d: cannot register again: %s", self.id, error)
-            return False
-        return True
-
-    async def _follow(self, snapshot: Snapshot) -> None:
-        async for event in self._registry.watch(self._prefix, since=snapshot.cursor):
-            before = set(self._view)
-            if isinstance(event, Reset):
-                self._apply(event.snapshot)
-            elif isinstance(event, Put):
-                entry = event.entry
-                self._put(self._decode(Snapshot((entry,), event.cursor)))
-            elif isinstance(event, Delete):
-                self._view.pop(int(event.key.rsplit("/", 1)[1]), None)
-            for machine in set(self._view) - before:
-                self._want(machine, grace=NEWCOMER_GRACE)
-            self._changed()
-
-    def _apply(self, snapshot: Snapshot) -> None:
-        self._view.clear()
-        self._put(self._decode(snapshot))
-
-    def _decode(self, snapshot: Snapshot) -> dict[int, NodeInfo]:
-        found = {}
-        for entry in snapshot.entries:
-            try:
-                info = NodeInfo.decode(entry.key, entry.epoch, entry.value)
-                parse_version(info.version)
-            except (ValueError, KeyError, TypeError) as error:
-                log.warning("registry entry %s is not a node's: %r", entry.key, error)
-                continue
-            found[info.id] = info
-        return found
-
-    def _put(self, infos: dict[int, NodeInfo]) -> None:
-        self._view.update(infos)
-        for machine, info in infos.items():
-            session = self._router.session(machine)
-            if machine == self.id or session is None:
+    def seen(self, infos: Iterable[NodeInfo]) -> None:
+        for info in infos:
+            session = self._router.session(info.id)
+            if info.id == self.id or session is None:
                 continue
             offer: Offer | None = session.info
             if offer is None:
                 session.close("the machine id is leased to another node")
             elif offer.epoch < info.epoch and offer.instance != info.instance:
                 session.close("a newer node has this machine id")
+
+    def members_changed(self, joined: set[int]) -> None:
+        for machine in joined:
+            self._want(machine, grace=NEWCOMER_GRACE)
+        self._changed()
 
     # ------------------------------------------------------------------------------------- dialling
 
@@ -381,7 +225,7 @@ class Mesh:
         self._diallers.pop(machine, None)
         if not task.cancelled() and task.exception() is not None:
             log.error("dialling node %d failed", machine, exc_info=task.exception())
-        elif machine in self._view and self._router.session(machine) is None:
+        elif machine in self._members.view and self._router.session(machine) is None:
             self._want(machine, grace=DIAL_BACKOFF[0])
 
     async def _keep_dialling(self, machine: int, grace: float) -> None:
@@ -391,10 +235,10 @@ class Mesh:
         while True:
             if pause:
                 await self._pause(machine, pause)
-            info = self._view.get(machine)
+            info = self._members.view.get(machine)
             if self._closing or info is None or self._router.session(machine) is not None:
                 return
-            if machine not in self._accepting.values():
+            if self._members.valid and machine not in self._accepting.values():
                 try:
                     await self._dial(info)
                     return
@@ -407,12 +251,15 @@ class Mesh:
         """Sleep, but no longer than until the machine has a session or is not registered."""
         with contextlib.suppress(asyncio.TimeoutError):
             await self.wait_for(
-                lambda: machine not in self._view or self._router.session(machine) is not None,
+                lambda: (
+                    machine not in self._members.view or self._router.session(machine) is not None
+                ),
                 seconds,
             )
 
     async def _dial(self, info: NodeInfo) -> None:
-        path = info.unix_path if self._machine and info.machine == self._machine else None
+        machine = self._members.machine
+        path = info.unix_path if machine and info.machine == machine else None
         fd = await asyncio.wait_for(
             transport.dial(info.host, info.port, path), self._config.handshake_timeout
         )
@@ -420,7 +267,7 @@ class Mesh:
             self._closing
             or info.id in self._accepting.values()
             or self._router.session(info.id) is not None
-            or self._view.get(info.id) != info
+            or self._members.view.get(info.id) != info
         ):
             os.close(fd)
             return
@@ -438,7 +285,9 @@ class Mesh:
         try:
             session.start()
             session.dial(
-                LibraryChannel.NODE_NAME, self.id.to_bytes(2, "little"), self._offer().encode()
+                LibraryChannel.NODE_NAME,
+                self.id.to_bytes(2, "little"),
+                self._members.offer.encode(),
             )
             await welcome
         finally:
@@ -447,15 +296,6 @@ class Mesh:
             self._dialled.pop(session, None)
             if self._dials.get(info.id) is session:
                 del self._dials[info.id]
-
-    def _offer(self) -> Offer:
-        return Offer(
-            name=self._config.name,
-            version=self._config.version,
-            cluster=self._config.cluster,
-            epoch=self._claim.epoch if self._claim else 0,
-            instance=self._instance,
-        )
 
     # ----------------------------------------------------------------- what the core's router calls
 
@@ -471,11 +311,11 @@ class Mesh:
 
         Raises :class:`~domi_fast.errors.DomiError` to refuse it.
         """
-        if self.id < 0:
-            raise TryAgain("this node has not heard yet which machine id it was given")
+        if self.id < 0 or not self._members.valid:
+            raise TryAgain("this node does not hold a machine id at this moment")
         if machine == self.id:
             raise AuthError(f"machine id {machine} is this node's own", peer=machine)
-        known = self._view.get(machine)
+        known = self._members.view.get(machine)
         if not extend:
             if not (is_loopback(self._config.host) or self._config.insecure):
                 raise AuthError("the plain protocol is not served here", peer=machine)
@@ -491,7 +331,7 @@ class Mesh:
             )
         self._check_holder(machine, offer)
         session.info = offer
-        known = self._view.get(machine)
+        known = self._members.view.get(machine)
         if known is not None and known.epoch == offer.epoch:
             return self._welcome(session, machine)
         # The watch may be behind the newcomer, or the epoch invented: ask the registry itself.
@@ -500,15 +340,11 @@ class Mesh:
 
     async def _examine(self, session: Session, machine: int, offer: Offer) -> None:
         try:
-            entry = await self._registry.get(f"{self._prefix}{machine:04d}")
-            if entry is None or NodeInfo.decode(entry.key, entry.epoch, entry.value).claim != (
-                offer.epoch,
-                offer.instance,
-            ):
+            if not await self._members.is_claimed_by(machine, offer):
                 raise AuthError(f"the registry does not know this node as {machine}", peer=machine)
             if not session.closed:
                 session.welcome(self._welcome(session, machine))
-        except (DomiError, ValueError, KeyError, TypeError) as error:
+        except DomiError as error:
             session.refuse(error)
 
     def _welcome(self, session: Session, machine: int) -> bytes:
@@ -518,10 +354,10 @@ class Mesh:
                 raise TryAgain(f"node {self.id} is dialling node {machine} itself", peer=machine)
             own.close("the peer's own connection stays")
         self._accepting[session] = machine
-        return encode_welcome(self.id, self._offer())
+        return encode_welcome(self.id, self._members.offer)
 
     def _check_holder(self, machine: int, offer: Offer) -> None:
-        known = self._view.get(machine)
+        known = self._members.view.get(machine)
         if known is not None and (
             offer.epoch < known.epoch
             or (offer.epoch == known.epoch and offer.instance != known.instance)
@@ -544,7 +380,7 @@ class Mesh:
                 f"the guest wants cluster {session.info.cluster!r}, this node belongs to "
                 f"{self._config.cluster!r}"
             )
-        return encode_welcome(self.id, self._offer())
+        return encode_welcome(self.id, self._members.offer)
 
     def confirm(self, session: Session) -> None:
         """The dialler has chosen this connection. Raises DomiError to refuse it still."""
@@ -555,7 +391,7 @@ class Mesh:
         machine, offer = decode_welcome(data)
         if machine != session.peer or offer.cluster != self._config.cluster:
             raise FrameError(f"dialled node {session.peer} and reached node {machine}")
-        known = self._view.get(machine)
+        known = self._members.view.get(machine)
         if known is not None and offer.instance != known.instance:
             raise AuthError(f"node {machine} is not the one that is registered", peer=machine)
         session.info = offer
@@ -593,7 +429,7 @@ class Mesh:
             del self._peers[session.peer]
         if not self._closing:
             log.info("node %d: lost node %d: %s", self.id, session.peer, session.reason)
-            if session.peer in self._view:
+            if session.peer in self._members.view:
                 self._want(session.peer, grace=DIAL_BACKOFF[0])
         self._changed()
 

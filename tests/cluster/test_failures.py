@@ -166,8 +166,8 @@ def wait_for_entries(url: str, ids: set[int], timeout: float = 10.0) -> None:
 async def test_a_registry_that_is_away_for_a_moment(registry_url: str) -> None:
     """The lease is lost and the first attempts to get another one fail."""
     async with nodes(registry_url, "a", lease_ttl=0.2) as (a,):
-        mesh: Any = a._mesh
-        grant, attempts = mesh._registry.grant, []
+        members: Any = a._mesh._members
+        grant, attempts = members._registry.grant, []
 
         async def failing(ttl: float) -> Any:
             attempts.append(ttl)
@@ -175,13 +175,13 @@ async def test_a_registry_that_is_away_for_a_moment(registry_url: str) -> None:
                 raise RegistryError("the disk is full")
             return await grant(ttl)
 
-        mesh._registry.grant = failing
-        lease = mesh._claim.lease
+        members._registry.grant = failing
+        lease = members._claim.lease
         await lease.revoke()
         lease.lost.set()
         await until(lambda: len(attempts) == 3)
-        await until(lambda: mesh._claim.lease is not lease)
-        entries = (await mesh._registry.list(mesh._prefix)).entries
+        await until(lambda: members._claim.lease is not lease)
+        entries = (await members._registry.list(members._prefix)).entries
         assert [entry.key[-4:] for entry in entries] == ["0000"]
         assert a.id == 0
 

@@ -338,7 +338,7 @@ async def test_the_epoch_of_a_live_peer_with_another_instance(
     registry_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with arena(registry_url, caplog) as scene, stranger(scene.node) as peer:
-        epoch = scene.node._mesh._view[scene.other.id].epoch
+        epoch = scene.node._mesh._members.view[scene.other.id].epoch
         await peer.say(reference.hello(scene.other.id, Offer("x", epoch=epoch)))
         [(channel, data, _)] = await peer.closed()
         assert channel == reference.EXIT

@@ -986,31 +986,3 @@ cdef void free_route(Route* route) noexcept:
     if route is not NULL:
         free(route.members)
         free(route)
-
-
-cdef object failure(uint8_t status, bytes data, int channel, int peer):
-    # The exception that a status stands for.
-    if status == STATUS_REMOTE_ERROR:
-        kind, _, message = data.decode(errors="replace").partition("\0")
-        return errors.RemoteError(kind or "Error", message, channel=channel, peer=peer)
-    kind, default = {
-        STATUS_NO_SUBSCRIBER: (errors.NoSubscriber, "nobody subscribes to channel {channel}"),
-        STATUS_OVERLOADED: (errors.Overloaded, "the receiver of channel {channel} is overloaded"),
-        STATUS_PEER_LOST: (errors.PeerLost, "the receiver of channel {channel} is gone"),
-        STATUS_DEADLINE: (errors.DeadlineExceeded, "no answer on channel {channel} in time"),
-    }.get(status, (errors.DomiError, "the receiver refused a message on channel {channel}"))
-    text = data.decode(errors="replace") or default.format(channel=channel)
-    return kind(text, channel=channel, peer=peer if peer >= 0 else None)
-
-
-cdef tuple status_of(object error):
-    # The status and text that stand for an exception: the reverse of failure().
-    if isinstance(error, errors.RemoteError):
-        return STATUS_REMOTE_ERROR, f"{error.type}\0{error.message}".encode()
-    for status, kind in ((STATUS_NO_SUBSCRIBER, errors.NoSubscriber),
-                         (STATUS_OVERLOADED, errors.Overloaded),
-                         (STATUS_PEER_LOST, errors.PeerLost),
-                         (STATUS_DEADLINE, errors.DeadlineExceeded)):
-        if isinstance(error, kind):
-            return status, str(error).encode()
-    return STATUS_REFUSED, str(error).encode()

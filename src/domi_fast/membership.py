@@ -1,0 +1,262 @@
+"""Membership: this node's place in the registry, and who else is there.
+
+A node holds one of the keys ``domi/<cluster>/nodes/0000`` to ``1023`` under a lease, and the key is
+its machine id. Past the lease's end it keeps its sessions and opens no new ones; when it can, it
+takes the same id again, and when another node has that, a new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import random
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from .config import NodeConfig, parse_version
+from .errors import ClusterFull, DomiError, RegistryError, VersionTooOld
+from .handshake import Offer
+from .registry.base import Claim, Delete, Entry, NoKeyFree, Put, Registry, Reset, Snapshot
+
+log = logging.getLogger("domi_fast")
+
+MACHINES = 1024
+REGISTER_PAUSE = 0.2
+
+
+def _machine_key() -> str:
+    """What two processes of one machine have in common, and others have not."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+@dataclass(frozen=True)
+class NodeInfo:
+    """What the registry says of a node."""
+
+    id: int
+    epoch: int
+    name: str
+    version: str
+    host: str
+    port: int
+    unix_path: str | None
+    instance: bytes
+    machine: str
+
+    @property
+    def claim(self) -> tuple[int, bytes]:
+        """What one claim on a machine id has that no other has."""
+        return self.epoch, self.instance
+
+    def encode(self) -> bytes:
+        return json.dumps(
+            {
+                "name": self.name,
+                "version": self.version,
+                "host": self.host,
+                "port": self.port,
+                "unix_path": self.unix_path,
+                "instance": self.instance.hex(),
+                "machine": self.machine,
+            }
+        ).encode()
+
+    @classmethod
+    def decode(cls, key: str, epoch: int, value: bytes) -> NodeInfo:
+        """Raises ValueError, KeyError or TypeError for an entry that no node wrote."""
+        fields = json.loads(value)
+        return cls(
+            id=int(key.rsplit("/", 1)[1]),
+            epoch=epoch,
+            name=fields["name"],
+            version=fields["version"],
+            host=fields["host"],
+            port=int(fields["port"]),
+            unix_path=fields["unix_path"],
+            instance=bytes.fromhex(fields["instance"]),
+            machine=fields["machine"],
+        )
+
+
+class Follower(Protocol):
+    """What hears of changes: the mesh."""
+
+    def identified(self, machine: int) -> None:
+        """This node has this machine id from now on."""
+
+    def displaced(self) -> None:
+        """Another node has this node's machine id: let go of everything that goes by it."""
+
+    def seen(self, infos: Iterable[NodeInfo]) -> None:
+        """These nodes are registered, perhaps anew, under these ids."""
+
+    def members_changed(self, joined: set[int]) -> None:
+        """``Membership.view`` has changed; these ids were not there before."""
+
+
+class Membership:
+    """A node's claim on its machine id, and its view of the others. Belongs to the loop's thread.
+
+    :ivar view: the registered nodes by machine id, this one among them.
+    :ivar machine: what tells processes of this machine from others; may be empty.
+    """
+
+    def __init__(self, config: NodeConfig, registry: Registry, follower: Follower) -> None:
+        self._config = config
+        self._registry = registry
+        self._follower = follower
+        self._prefix = f"domi/{config.cluster}/nodes/"
+        self._instance = os.urandom(16)
+        self._claim: Claim | None = None
+        self._port = 0
+        self.machine = _machine_key()
+        self.view: dict[int, NodeInfo] = {}
+
+    @property
+    def valid(self) -> bool:
+        """Whether this node holds its machine id at this moment."""
+        return self._claim is not None and time.monotonic() < self._claim.lease.valid_until
+
+    @property
+    def offer(self) -> Offer:
+        """What this node says of itself in a handshake."""
+        return Offer(
+            name=self._config.name,
+            version=self._config.version,
+            cluster=self._config.cluster,
+            epoch=self._claim.epoch if self._claim else 0,
+            instance=self._instance,
+        )
+
+    async def join(self, port: int) -> Snapshot:
+        """Take a machine id; who is there, this node among them.
+
+        Raises ClusterFull, VersionTooOld and RegistryError.
+        """
+        self._port = port
+        await self._registry.open()
+        self._check_version(await self._registry.list(self._prefix))
+        await self._register(self._keys())
+        snapshot = await self._registry.list(self._prefix)
+        self._replace(snapshot)
+        return snapshot
+
+    async def leave(self) -> None:
+        """Give the machine id back and disconnect from the registry."""
+        if self._claim is not None:
+            with contextlib.suppress(DomiError):
+                await self._claim.lease.revoke()
+            self._claim = None
+
+    async def follow(self, snapshot: Snapshot) -> None:
+        """Keep the view up to date, for ever."""
+        async for event in self._registry.watch(self._prefix, since=snapshot.cursor):
+            before = set(self.view)
+            if isinstance(event, Reset):
+                self._replace(event.snapshot)
+            elif isinstance(event, Put):
+                self._put(_decode([event.entry]))
+            elif isinstance(event, Delete):
+                self.view = {
+                    machine: info
+                    for machine, info in self.view.items()
+                    if self._key(machine) != event.key
+                }
+            self._follower.members_changed(set(self.view) - before)
+
+    async def keep(self) -> None:
+        """Take a machine id again each time the lease is lost, for ever."""
+        while True:
+            claim = self._claim
+            assert claim is not None
+            await claim.lease.lost.wait()
+            log.warning("%s: the lease on %s was lost", self._config.name, claim.key)
+            while self._claim is claim:
+                await self._register_again(claim.key)
+
+    async def is_claimed_by(self, machine: int, offer: Offer) -> bool:
+        """Ask the registry itself whether this claim holds. Raises RegistryError."""
+        entry = await self._registry.get(self._key(machine))
+        infos = _decode([] if entry is None else [entry])
+        return machine in infos and infos[machine].claim == (offer.epoch, offer.instance)
+
+    def _key(self, machine: int) -> str:
+        return f"{self._prefix}{machine:04d}"
+
+    def _keys(self) -> list[str]:
+        return [self._key(machine) for machine in range(MACHINES)]
+
+    def _check_version(self, snapshot: Snapshot) -> None:
+        mine = parse_version(self._config.version)
+        for info in _decode(snapshot.entries).values():
+            if info.name == self._config.name and parse_version(info.version) > mine:
+                raise VersionTooOld(
+                    f"{self._config.name} {info.version} is in the cluster as node {info.id}: "
+                    f"version {self._config.version} may not join any more",
+                    peer=info.id,
+                )
+
+    async def _register(self, keys: list[str]) -> None:
+        config = self._config
+        lease = await self._registry.grant(max(config.lease_ttl, self._registry.limits.min_ttl))
+        info = NodeInfo(
+            id=-1,
+            epoch=0,
+            name=config.name,
+            version=config.version,
+            host=config.host,
+            port=self._port,
+            unix_path=config.unix_path and os.path.abspath(config.unix_path),
+            instance=self._instance,
+            machine=self.machine,
+        )
+        try:
+            claim = await self._registry.claim(keys, info.encode(), lease)
+        except NoKeyFree:
+            await lease.revoke()
+            raise ClusterFull(
+                f"all machine ids of cluster {config.cluster!r} are taken", limit=MACHINES
+            ) from None
+        self._claim = claim
+        self._follower.identified(int(claim.key.rsplit("/", 1)[1]))
+
+    async def _register_again(self, key: str) -> None:
+        try:
+            try:
+                await self._register([key])
+            except ClusterFull:
+                self._follower.displaced()
+                await self._register(self._keys())
+        except (RegistryError, OSError) as error:
+            log.warning("%s: cannot register again: %s", self._config.name, error)
+            await asyncio.sleep(REGISTER_PAUSE * random.uniform(0.5, 1.5))
+
+    def _replace(self, snapshot: Snapshot) -> None:
+        self.view = {}
+        self._put(_decode(snapshot.entries))
+
+    def _put(self, infos: dict[int, NodeInfo]) -> None:
+        self.view.update(infos)
+        self._follower.seen(infos.values())
+
+
+def _decode(entries: Iterable[Entry]) -> dict[int, NodeInfo]:
+    found = {}
+    for entry in entries:
+        try:
+            info = NodeInfo.decode(entry.key, entry.epoch, entry.value)
+            parse_version(info.version)
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("registry entry %s is not a node's: %r", entry.key, error)
+            continue
+        found[info.id] = info
+    return found
