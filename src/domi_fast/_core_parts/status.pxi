@@ -1,4 +1,4 @@
-# How a message failed: the status of ANSWER and REJECT frames, and the exception that it stands for.
+# How a message failed: the status of ANSWER and REJECT frames and the exception it stands for.
 
 cdef object failure(uint8_t status, bytes data, int channel, int peer):
     # The exception that a status stands for.
