@@ -362,6 +362,7 @@ cdef class Router:
         dict totals             # counters by name
         uint64_t frames_in, frames_out, bytes_in, bytes_out
 
+    cdef int forget_handlers(self) except -1
     cdef int require_engine(self) except -1
     cdef int check_channel(self, object channel) except -1
     cdef Session session_to(self, int machine)

@@ -374,6 +374,8 @@ class Mesh:
 
     def admit_guest(self, session: Session, data: bytes) -> bytes:
         """A guest has named itself: the welcome for it. Raises DomiError to refuse it."""
+        if self.id < 0:
+            raise TryAgain("this node does not hold a machine id yet")
         session.info = Offer.decode(data)
         if session.info.cluster not in ("", self._config.cluster):
             raise AuthError(

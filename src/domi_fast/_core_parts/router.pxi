@@ -136,8 +136,9 @@ cdef class Router:
                 route_add(&self.channels[channel].route, self.loopback)
 
     def stop(self, str reason not None):
-        """Close every session; what is in flight ends with PeerLost."""
+        """Close every session and drop the handlers; what is in flight ends with PeerLost."""
         cdef Session session
+        self.forget_handlers()
         if self.engine is None:
             return
         for session in self.sessions():
@@ -148,6 +149,16 @@ cdef class Router:
         self.engine = None
         self.loopback = None
         self.mesh = None
+
+    cdef int forget_handlers(self) except -1:
+        # The collector does not see the table: a handler that leads back here would keep both.
+        cdef int channel
+        cdef PyObject* handler
+        for channel in range(MAX_CHANNELS):
+            handler = self.channels[channel].handler
+            self.channels[channel].handler = NULL
+            Py_XDECREF(handler)
+        return 0
 
     def sessions(self):
         """All sessions with a complete handshake, guests included, without the loop-back."""
