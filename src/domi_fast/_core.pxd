@@ -223,6 +223,7 @@ cdef class Session:
         bint extended           # the peer understands what the original does not
         bint draining           # above the low water mark: somebody waits for room
         readonly int peer       # machine id; -1 for a guest or before the handshake
+        uint32_t relayed        # requests in flight through this node that it waits for
         readonly uint32_t token  # guests: the number by which answers find them
         public object info      # what the mesh knows of the peer
         readonly str address    # for people

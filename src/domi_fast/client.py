@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -98,6 +99,8 @@ class Client:
         )
         self._session: Session | None = None
         self._connected: asyncio.Future[None] | None = None
+        self._closing: asyncio.Future[None] | None = None
+        self._watches: weakref.WeakSet[Messages] = weakref.WeakSet()
         self._node = -1
         self.subscribe = router.subscribe
         self.unsubscribe = router.unsubscribe
@@ -125,13 +128,19 @@ class Client:
 
     async def close(self) -> None:
         """Send what is queued (for up to 2 s), say goodbye and disconnect. Idempotent."""
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         session = self._session
-        if session is None:
-            return
-        self._session = None
-        await drain([session], 2.0)
-        session.close("the guest is closing")
-        self._router.stop("the guest is closing")
+        try:
+            if session is not None:
+                await drain([session], 2.0)
+        finally:
+            if session is not None:
+                session.close("the guest is closing")
+            self._router.stop("the guest is closing")
 
     async def __aenter__(self) -> Client:
         return self
@@ -161,6 +170,7 @@ class Client:
     async def watch_channel(self, channel: int, maxsize: int = 1024) -> AsyncIterator[Messages]:
         """As :meth:`Node.watch_channel <domi_fast.Node.watch_channel>`."""
         async with watch(self._router, channel, maxsize) as messages:
+            self._watches.add(messages)
             yield messages
 
     # ----------------------------------------------------------------- what the core's router calls
@@ -173,7 +183,12 @@ class Client:
         if self._connected is not None and not self._connected.done():
             self._connected.set_result(None)
 
+    def routes_changed(self) -> None:
+        """A guest keeps no account of who subscribes."""
+
     def lost(self, session: Session, was_up: bool) -> None:
+        for messages in list(self._watches):
+            messages.finish()
         if self._connected is not None and not self._connected.done():
             self._connected.set_exception(
                 PeerLost(f"{self.url} did not take this guest: {session.reason}")

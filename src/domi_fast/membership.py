@@ -71,20 +71,30 @@ class NodeInfo:
         ).encode()
 
     @classmethod
-    def decode(cls, key: str, epoch: int, value: bytes) -> NodeInfo:
-        """Raises ValueError, KeyError or TypeError for an entry that no node wrote."""
-        fields = json.loads(value)
-        return cls(
-            id=int(key.rsplit("/", 1)[1]),
-            epoch=epoch,
-            name=fields["name"],
-            version=fields["version"],
-            host=fields["host"],
-            port=int(fields["port"]),
-            unix_path=fields["unix_path"],
-            instance=bytes.fromhex(fields["instance"]),
-            machine=fields["machine"],
-        )
+    def decode(cls, entry: Entry) -> NodeInfo:
+        """Raises ValueError for an entry that no node wrote."""
+        machine = entry.key[-4:]
+        if not (machine.isascii() and machine.isdigit() and int(machine) < MACHINES):
+            raise ValueError("its key does not end with a machine id, 0000 to 1023")
+        try:
+            fields = json.loads(entry.value)
+            info = cls(
+                id=int(machine),
+                epoch=entry.epoch,
+                name=str(fields["name"]),
+                version=str(fields["version"]),
+                host=str(fields["host"]),
+                port=int(fields["port"]),
+                unix_path=None if fields["unix_path"] is None else str(fields["unix_path"]),
+                instance=bytes.fromhex(fields["instance"]),
+                machine=str(fields["machine"]),
+            )
+        except (KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise ValueError(f"its value is not what a node writes: {error!r}") from None
+        if not 0 <= info.port <= 65535:
+            raise ValueError(f"port {info.port} is not a port")
+        parse_version(info.version)
+        return info
 
 
 class Follower(Protocol):
@@ -164,7 +174,7 @@ class Membership:
             if isinstance(event, Reset):
                 self._replace(event.snapshot)
             elif isinstance(event, Put):
-                self._put(_decode([event.entry]))
+                self._put(self._decode([event.entry]))
             elif isinstance(event, Delete):
                 self.view = {
                     machine: info
@@ -186,7 +196,7 @@ class Membership:
     async def is_claimed_by(self, machine: int, offer: Offer) -> bool:
         """Ask the registry itself whether this claim holds. Raises RegistryError."""
         entry = await self._registry.get(self._key(machine))
-        infos = _decode([] if entry is None else [entry])
+        infos = self._decode([] if entry is None else [entry])
         return machine in infos and infos[machine].claim == (offer.epoch, offer.instance)
 
     def _key(self, machine: int) -> str:
@@ -197,7 +207,7 @@ class Membership:
 
     def _check_version(self, snapshot: Snapshot) -> None:
         mine = parse_version(self._config.version)
-        for info in _decode(snapshot.entries).values():
+        for info in self._decode(snapshot.entries).values():
             if info.name == self._config.name and parse_version(info.version) > mine:
                 raise VersionTooOld(
                     f"{self._config.name} {info.version} is in the cluster as node {info.id}: "
@@ -242,21 +252,21 @@ class Membership:
 
     def _replace(self, snapshot: Snapshot) -> None:
         self.view = {}
-        self._put(_decode(snapshot.entries))
+        self._put(self._decode(snapshot.entries))
 
     def _put(self, infos: dict[int, NodeInfo]) -> None:
         self.view.update(infos)
         self._follower.seen(infos.values())
 
-
-def _decode(entries: Iterable[Entry]) -> dict[int, NodeInfo]:
-    found = {}
-    for entry in entries:
-        try:
-            info = NodeInfo.decode(entry.key, entry.epoch, entry.value)
-            parse_version(info.version)
-        except (ValueError, KeyError, TypeError) as error:
-            log.warning("registry entry %s is not a node's: %r", entry.key, error)
-            continue
-        found[info.id] = info
-    return found
+    def _decode(self, entries: Iterable[Entry]) -> dict[int, NodeInfo]:
+        found = {}
+        for entry in entries:
+            try:
+                info = NodeInfo.decode(entry)
+                if entry.key != self._key(info.id):
+                    raise ValueError("its key is not that of a node")
+            except ValueError as error:
+                log.warning("registry entry %s is not a node's: %s", entry.key, error)
+                continue
+            found[info.id] = info
+        return found

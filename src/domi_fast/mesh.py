@@ -153,19 +153,22 @@ class Mesh:
     async def close(self) -> None:
         """Leave the registry, stop listening, say goodbye to every peer."""
         self._closing = True
+        for listener in self._listeners:
+            listener.close()
         for task in [*self._diallers.values(), *self._tasks]:
             task.cancel()
         await asyncio.gather(*self._diallers.values(), *self._tasks, return_exceptions=True)
-        for listener in self._listeners:
-            listener.close()
-        await self._members.leave()
-        await drain(self._router.sessions(), self._config.drain_timeout)
-        for session in list(self._sessions):
-            session.close("the node is closing")
-        self._router.stop("the node is closing")
-        await self._registry.close()
-        for _, future in self._waiters:
-            future.cancel()
+        try:
+            await self._members.leave()
+            await drain(self._router.sessions(), self._config.drain_timeout)
+        finally:
+            for session in list(self._sessions):
+                session.close("the node is closing")
+            self._router.stop("the node is closing")
+            for _, future in self._waiters:
+                if not future.done():
+                    future.set_exception(DomiError("the node was closed"))
+            await self._registry.close()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -249,7 +252,7 @@ class Mesh:
 
     async def _pause(self, machine: int, seconds: float) -> None:
         """Sleep, but no longer than until the machine has a session or is not registered."""
-        with contextlib.suppress(asyncio.TimeoutError):
+        with contextlib.suppress(asyncio.TimeoutError, DomiError):
             await self.wait_for(
                 lambda: (
                     machine not in self._members.view or self._router.session(machine) is not None
@@ -300,7 +303,11 @@ class Mesh:
     # ----------------------------------------------------------------- what the core's router calls
 
     def _accepted(self, fd: int, address: str) -> None:
-        session = Session(self._router, fd, ROLE_ACCEPTOR, address)
+        try:
+            session = Session(self._router, fd, ROLE_ACCEPTOR, address)
+        except DomiError:
+            os.close(fd)  # the router stopped while the connection waited to be accepted
+            return
         self._sessions.add(session)
         session.start()
 
@@ -450,8 +457,10 @@ class Mesh:
     async def wait_for(self, condition: Callable[[], bool], timeout: float | None) -> None:
         """Wait until the condition of peers and subscriptions holds.
 
-        Raises asyncio.TimeoutError.
+        Raises asyncio.TimeoutError, and DomiError when the node closes.
         """
+        if self._closing:
+            raise DomiError("the node was closed")
         if condition():
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -470,8 +479,10 @@ class Mesh:
 async def drain(sessions: Iterable[Session], timeout: float) -> None:
     """Wait until everything queued is sent, for up to ``timeout`` seconds."""
     waiting = [session.drained(everything=True) for session in sessions if session.queued]
-    if waiting:
-        await asyncio.wait(waiting, timeout=timeout)
+    try:
+        if waiting:
+            await asyncio.wait(waiting, timeout=timeout)
+    finally:
         for future in waiting:
             # A session that went meanwhile has nothing left to send.
             if not future.cancel():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -59,6 +60,10 @@ class Node:
             router, config, open_registry(config.registry or default_url(config.cluster))
         )
         self._state = "new"
+        self._starting: asyncio.Future[None] | None = None
+        self._closing: asyncio.Future[None] | None = None
+        self._watches: weakref.WeakSet[Messages] = weakref.WeakSet()
+        self._closers: set[asyncio.Task[Any]] = set()
         self.subscribe = router.subscribe
         self.unsubscribe = router.unsubscribe
         self.notify = router.notify
@@ -84,30 +89,52 @@ class Node:
         if self._state != "new":
             raise DomiError(f"this node is {self._state}: make another Node to start again")
         self._state = "started"
+        self._starting = asyncio.ensure_future(self._mesh.start())
         try:
-            await self._mesh.start()
+            await self._starting
         except BaseException:
+            closed_by_another = self._closing is not None
             await self.close()
+            if closed_by_another:
+                raise DomiError("the node was closed while it started") from None
             raise
 
     async def close(self) -> None:
         """Leave the cluster: finish the handlers that run, send what is queued, say goodbye.
 
-        Waits up to ``drain_timeout`` seconds for each of the two. A second call does nothing.
+        Waits up to ``drain_timeout`` seconds for each of the two. Every call waits until the node
+        is closed; cancelling one of them does not stop the closing.
         """
-        if self._state in ("closing", "closed"):
-            return
-        self._state = "closing"
+        current = asyncio.current_task()
+        if current is not None:
+            self._closers.add(current)
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        self._state = "closed"
+        if self._starting is not None and not self._starting.done():
+            self._starting.cancel()
+            await asyncio.wait([self._starting])
+        for messages in list(self._watches):
+            messages.finish()
         try:
-            tasks = self._router.handler_tasks() - {asyncio.current_task()}
-            if tasks:
-                _, pending = await asyncio.wait(tasks, timeout=self.config.drain_timeout)
-                for task in pending:
-                    task.cancel()
-                await asyncio.gather(*pending, return_exceptions=True)
+            # A handler that closes the node waits for this, and this does not wait for it.
+            await self._end_handlers(self.config.drain_timeout)
         finally:
             await self._mesh.close()
-            self._state = "closed"
+        # What arrived meanwhile may have started more; nobody can be answered any more.
+        await self._end_handlers(0.0)
+
+    async def _end_handlers(self, timeout: float) -> None:
+        tasks = self._router.handler_tasks() - self._closers
+        if tasks:
+            _, pending = await asyncio.wait(tasks, timeout=timeout)
+            for task in pending:
+                task.cancel()
+            if pending:
+                await asyncio.wait(pending, timeout=self.config.drain_timeout)
 
     async def __aenter__(self) -> Node:
         await self.start()
@@ -170,22 +197,35 @@ class Node:
             (``handlers_overloaded``).
         """
         async with watch(self._router, channel, maxsize) as messages:
+            self._watches.add(messages)
             yield messages
 
 
 class Messages:
-    """What ``watch_channel`` gives: an iterator without an end, of which a cancelled wait loses
-    nothing.
+    """What ``watch_channel`` gives: an iterator that ends with its node; a wait in it that is
+    cancelled loses nothing.
     """
 
-    def __init__(self, queue: asyncio.Queue[Context]) -> None:
+    def __init__(self, queue: asyncio.Queue[Context | None]) -> None:
         self._queue = queue
+        self._finished = False
 
     def __aiter__(self) -> Messages:
         return self
 
     async def __anext__(self) -> Context:
-        return await self._queue.get()
+        context = None
+        if not (self._finished and self._queue.empty()):
+            context = await self._queue.get()
+        if context is None:
+            raise StopAsyncIteration
+        return context
+
+    def finish(self) -> None:
+        """End the iteration once what waits has been taken; the node or guest closes."""
+        self._finished = True
+        if self._queue.empty():
+            self._queue.put_nowait(None)
 
     def __len__(self) -> int:
         """How many messages wait."""
@@ -197,7 +237,7 @@ async def watch(router: Router, channel: int, maxsize: int) -> AsyncIterator[Mes
     """What ``watch_channel`` of nodes and guests does."""
     if maxsize < 1:
         raise ValueError(f"maxsize {maxsize}: at least 1 message must have room")
-    queue: asyncio.Queue[Context] = asyncio.Queue(maxsize)
+    queue: asyncio.Queue[Context | None] = asyncio.Queue(maxsize)
 
     def arrived(context: Context) -> None:
         try:
@@ -215,3 +255,5 @@ async def watch(router: Router, channel: int, maxsize: int) -> AsyncIterator[Mes
     finally:
         with contextlib.suppress(DomiError):
             router.unsubscribe(channel)
+        left = [queue.get_nowait() for _ in range(queue.qsize())]
+        router.abandon([context for context in left if context is not None])

@@ -46,6 +46,8 @@ class Listener:
 
     def _accept(self) -> None:
         for _ in range(ACCEPTS_A_TURN):
+            if self._sock.fileno() < 0:
+                return  # closed since the loop saw it readable, or by what was accepted before
             try:
                 sock, address = self._sock.accept()
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):

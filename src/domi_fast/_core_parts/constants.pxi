@@ -177,6 +177,8 @@ cdef enum:
     FLUSH_AT = 65536            # queued bytes at which a burst is flushed before it ends
     MAX_VECTORS = 64            # of one sendmsg
     HANDSHAKE_LIMIT = 4096      # largest frame before the handshake is complete
+    FAILURE_TEXT = 65536        # bytes of text in an error answer
+    GUEST_REQUESTS = 65536      # in flight through a node for one guest
     CLOCK_EVERY = 16            # frames between two looks at the clock
 
 cdef uint64_t NEVER = <uint64_t>0xFFFFFFFFFFFFFFFFULL

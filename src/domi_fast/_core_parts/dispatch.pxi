@@ -82,15 +82,18 @@ cdef class Context:
 
     def posted_answer(self, str name, argument):
         """What another thread answered, now on the loop thread."""
+        cdef Router router = self.session.router
         try:
             getattr(self, name)(argument)
-        except errors.DomiError as error:
-            frame = Frame(self.channel,
-                          argument.encode() if isinstance(argument, str) else argument)
-            if self.session.router is not None:
-                self.session.router.report(error, frame)
-            else:
+        except Exception as error:
+            if router is None:
                 log.warning("lost: %s", error)
+                return
+            router.report(error, Frame(
+                self.channel, text_of(argument) if isinstance(argument, str) else argument))
+            if self.kind == KIND_REQUEST and not self.answered:
+                status, text = status_of(error)
+                router.answer_failure(self, status, text)
 
     cdef bint is_foreign(self) except -1:
         if PyThread_get_thread_ident() == self.session.engine.thread:
@@ -246,7 +249,7 @@ cdef class Context:
         if self.is_foreign():
             return self.foreign("error", str(message))
         if self.kind == KIND_REQUEST:
-            self.answer(STATUS_REMOTE_ERROR, b"Error\0" + str(message).encode())
+            self.answer(STATUS_REMOTE_ERROR, b"Error\0" + text_of(message))
         else:
             self.router().count("call_errors")
             log.warning("channel %d: a call from node %d failed: %s", self.channel, self.sender,
@@ -583,9 +586,14 @@ cdef extern from *:
         ((PyTypeObject *)type)->tp_flags |= 1UL << 21;
     }
     /* The core makes the instances; one made by a program would have no session. */
+    static PyObject *domi_refuse_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+    {
+        (void)args; (void)kwargs;
+        return PyErr_Format(PyExc_TypeError, "cannot create '%s' instances", type->tp_name);
+    }
     static void domi_no_constructor(PyObject *type)
     {
-        ((PyTypeObject *)type)->tp_new = NULL;
+        ((PyTypeObject *)type)->tp_new = domi_refuse_new;
         ((PyTypeObject *)type)->tp_vectorcall = NULL;
     }
     """

@@ -12,6 +12,9 @@ cdef int uplink_send(Router router, uint8_t verb, int channel, object data, int 
         NULL, RELAY_EXTEND + (0 if stages is None else len(stages)))
     cdef uint8_t* p = <uint8_t*>PyBytes_AS_STRING(extend)
     cdef int machine = NO_MACHINE
+    if len(extend) > 0xFFFF:
+        raise errors.FrameError("a pipeline with more stages than a guest can pass on",
+                                channel=channel, limit=0xFFFF)
     router.require_engine()
     if to is not None:
         if not 0 <= to < MAX_MACHINES:
@@ -121,10 +124,16 @@ cdef int relay_request(Router router, Session target, Session origin, uint16_t c
     # A request on its way through this node: to a peer for a guest, or to a guest for a peer.
     cdef uint8_t extend[2 + REQUEST_EXTEND]
     cdef int prefix = 2 if target.role == ROLE_GUEST else 0
-    cdef Request request = router.open_request(
+    cdef Request request
+    if origin.role == ROLE_GUEST and origin.relayed >= <uint32_t>GUEST_REQUESTS:
+        raise errors.Overloaded(
+            f"{origin.relayed} requests of this guest are in flight, as many as it may have",
+            channel=channel, limit=GUEST_REQUESTS)
+    request = router.open_request(
         target, channel, None if milliseconds == NO_DEADLINE else max(1, milliseconds) * 1e-3)
     request.origin = origin
     request.origin_correlation = correlation
+    origin.relayed += 1
     store16(extend, <uint16_t>(origin.peer if origin.peer >= 0 else router.id))
     extend[prefix] = TAG_REQUEST
     store64(extend + prefix + 1, request.correlation)
@@ -133,6 +142,7 @@ cdef int relay_request(Router router, Session target, Session origin, uint16_t c
         target.put(channel, data, extend, <uint16_t>(prefix + REQUEST_EXTEND))
     except BaseException:
         request.origin = None
+        origin.relayed -= 1
         request.release()
         raise
     return 0
@@ -143,6 +153,7 @@ cdef int relay_answer(Router router, Request request, int state, object value) e
     cdef Session origin = request.origin
     cdef uint8_t extend[ANSWER_EXTEND]
     request.origin = None
+    origin.relayed -= 1
     if origin.state == SESSION_CLOSED or state == REQUEST_CANCELLED:
         return 0
     extend[8] = STATUS_OK
@@ -244,8 +255,8 @@ cdef int deliver_shared(Router router, Session session, RawFrame* frame) except 
             try:
                 relay_request(router, guest, session, frame.channel, data,
                               load64(frame.extend + 1), load32(frame.extend + 9))
-            except (errors.Overloaded, errors.PeerLost):
-                router.reject(session, STATUS_OVERLOADED, frame)
+            except errors.DomiError as error:
+                router.reject(session, status_of(error)[0], frame)
             return 0
         return relay_frame(router, guest, session, frame, True)
     if not own:

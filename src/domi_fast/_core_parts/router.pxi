@@ -128,6 +128,8 @@ cdef class Router:
         cdef int channel
         if self.loopback is not None:
             self.loopback.fail("the node has another machine id now")
+        if self.peers[machine] is not NULL:
+            (<Session><object>self.peers[machine]).fail("the machine id is this node's own now")
         self.id = machine
         self.loopback = Session(self, -1, ROLE_LOOPBACK, "itself", peer=machine)
         self.peers_set(machine, self.loopback)
@@ -147,8 +149,15 @@ cdef class Router:
             self.loopback.fail(reason)
         self.engine.leave_for_good()
         self.engine = None
-        self.loopback = None
         self.mesh = None
+
+    def abandon(self, contexts):
+        """Answer what nobody will take any more: as if its channel had no handler."""
+        cdef Context context
+        for context in contexts:
+            self.count("dropped_no_subscriber")
+            if context.kind == KIND_REQUEST and not context.answered and not context.posted:
+                self.answer_failure(context, STATUS_NO_SUBSCRIBER, b"")
 
     cdef int forget_handlers(self) except -1:
         # The collector does not see the table: a handler that leads back here would keep both.
@@ -343,6 +352,9 @@ cdef class Router:
         cdef Py_ssize_t begin = 0
         if session.state == SESSION_CLOSED:
             return 0
+        if session.queue.queued >= self.queue_limit + self.queue_limit // 4:
+            session.fail("it takes nothing, and cannot be told of a change of subscriptions")
+            return 0
         while begin == 0 or begin < len(channels):
             data = b"".join([int(channel).to_bytes(2, "little")
                              for channel in channels[begin:begin + CHANNELS_A_FRAME]])
@@ -359,6 +371,9 @@ cdef class Router:
         cdef uint32_t i
         cdef set channels = set()
         cdef bint first = not session.announced
+        cdef list fresh = []
+        if session.role == ROLE_UPLINK:
+            return self.count("dropped_not_negotiated")
         if frame.extend_size != 1 or frame.size % 2 or frame.extend[0] > SUBSCRIBED_REMOVE:
             session.fail("a malformed list of subscriptions", True)
             return 0
@@ -378,11 +393,16 @@ cdef class Router:
                         continue
                     route_add(&self.channels[<int>channel].guests, session)
                     session.channels.add(channel)
-                    self.now_local(channel)
+                    if not self.routed_here(channel):
+                        route_add(&self.channels[<int>channel].route, self.loopback)
+                        fresh.append(channel)
                 else:
                     route_add(&self.channels[<int>channel].route, session)
                     session.channels.add(channel)
         session.announced = True
+        if fresh:
+            self.announce(SUBSCRIBED_ADD, fresh)
+            self.mesh.routes_changed()
         if session.role != ROLE_GUEST:
             if first:
                 self.mesh.listed(session)
@@ -391,13 +411,19 @@ cdef class Router:
         return 0
 
     cdef int drop_routes(self, Session session, set channels) except -1:
+        cdef list gone = []
         for channel in channels & session.channels:
             session.channels.discard(channel)
             if session.role == ROLE_GUEST:
                 route_remove(&self.channels[<int>channel].guests, session)
-                self.maybe_not_local(channel)
+                if not self.is_local(channel):
+                    if self.loopback is not None:
+                        route_remove(&self.channels[<int>channel].route, self.loopback)
+                    gone.append(channel)
             else:
                 route_remove(&self.channels[<int>channel].route, session)
+        if gone:
+            self.announce(SUBSCRIBED_REMOVE, gone)
         return 0
 
     # ----------------------------------------------------------------------------------- the verbs
@@ -776,18 +802,17 @@ cdef class Router:
         return 0
 
     cdef int handler_failed(self, Context context, object error) except -1:
-        cdef bytes text
         if isinstance(error, errors.Overloaded):
             self.count("handlers_overloaded")
             if context.kind == KIND_REQUEST and not context.answered:
-                self.answer_failure(context, STATUS_OVERLOADED, str(error).encode())
+                self.answer_failure(context, STATUS_OVERLOADED, text_of(error))
             return 0
         self.count("handler_errors")
         log.error("the handler of channel %d failed on a message from node %d", context.channel,
                   context.sender, exc_info=error)
         if context.kind == KIND_REQUEST and not context.answered:
-            text = f"{type(error).__name__}\0{error}".encode(errors="replace")[:65536]
-            self.answer_failure(context, STATUS_REMOTE_ERROR, text)
+            self.answer_failure(context, STATUS_REMOTE_ERROR,
+                                text_of(type(error).__name__) + b"\0" + text_of(error))
         return 0
 
     cdef int answer_failure(self, Context context, uint8_t status, bytes text) except -1:
@@ -831,7 +856,7 @@ cdef class Router:
         elif channel == CH_PING:
             session.control(CH_PONG, b"pong")
         elif channel == CH_EXIT:
-            text = PyBytes_FromStringAndSize(<char*>frame.data, frame.size)
+            text = PyBytes_FromStringAndSize(<char*>frame.data, min(frame.size, <uint32_t>1024))
             session.fail(f"the peer said goodbye: {text.decode(errors='replace')}" if text
                          else "the peer said goodbye")
         elif channel == CH_NODE_NAME:
@@ -902,7 +927,9 @@ cdef class Router:
             return 0
         try:
             self.on_error(error, frame)
-        except Exception as raised:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as raised:
             log.error("on_error failed", exc_info=raised)
         return 0
 
@@ -918,7 +945,8 @@ cdef class Router:
         return 0
 
     cdef int peers_clear(self, Session session) except -1:
-        if session.peer >= 0 and self.peers[session.peer] is <PyObject*>session:
+        if 0 <= session.peer < MAX_MACHINES and (
+                self.peers[session.peer] is <PyObject*>session):
             self.peers[session.peer] = NULL
             Py_DECREF(session)
         return 0
@@ -954,6 +982,8 @@ cdef class Router:
             log.warning("closed the session with %s: %s", session.address, session.reason)
         self.drop_routes(session, set(session.channels))
         if session is self.loopback:
+            # Before on_error runs, which may subscribe: a dead session gets into no route.
+            self.loopback = None
             for channel in range(MAX_CHANNELS):
                 route_remove(&self.channels[<int>channel].route, session)
         self.peers_clear(session)
@@ -973,14 +1003,16 @@ cdef class Router:
                     if request.session is session:
                         request.settle(REQUEST_FAILED, errors.PeerLost(
                             str(error), channel=request.channel, peer=session.peer), False)
+                    elif request.origin is session:
+                        request.settle(REQUEST_CANCELLED, None, False)
+        if self.mesh is not None and session.role != ROLE_LOOPBACK:
+            self.mesh.lost(session, was_up)
         for frame in unsent:
             if frame.channel <= USER_LAST and not (
                     len(frame.extend) == REQUEST_EXTEND and frame.extend[0] == TAG_REQUEST):
                 self.report(errors.PeerLost(
                     f"node {session.peer} went before the frame was sent",
                     channel=frame.channel, peer=session.peer), frame)
-        if self.mesh is not None and session.role != ROLE_LOOPBACK:
-            self.mesh.lost(session, was_up)
         return 0
 
 

@@ -18,6 +18,8 @@ cdef class Session:
                   int peer=-1, info=None):
         if router.engine is None:
             raise errors.DomiError("the router is not started")
+        if not -1 <= peer < MAX_MACHINES:
+            raise ValueError(f"machine id {peer}: ids are 0-1023")
         live(LIVE_SESSION, 1)
         self.counted = True
         self.router = router
@@ -45,6 +47,9 @@ cdef class Session:
         self.on_writable = self.writable
 
     def __dealloc__(self):
+        # A loop that was closed with sessions open never failed them.
+        if self.heartbeat.next is not NULL:
+            unlink_node(&self.heartbeat)
         if self.counted:
             live(LIVE_SESSION, -1)
 
@@ -89,7 +94,7 @@ cdef class Session:
         self.fail(str(error), not isinstance(error, errors.TryAgain))
 
     cdef int goodbye(self, str reason) except -1:
-        cdef bytes text = reason.encode()[:1024] if self.extended else b""
+        cdef bytes text = text_of(reason)[:1024] if self.extended else b""
         self.queue.append(CH_EXIT, <uint8_t*>PyBytes_AS_STRING(text), len(text), NULL, 0, NULL)
         self.flush()
         return 0
@@ -141,6 +146,9 @@ cdef class Session:
             future.set_result(None)
         else:
             self.draining = True
+            if len(self.room_waiters) >= 64:
+                self.room_waiters = [waiter for waiter in self.room_waiters
+                                     if not waiter[1].done()]
             self.room_waiters.append((limit, future))
         return future
 
@@ -211,9 +219,11 @@ cdef class Session:
                          uint16_t extend_size) except -1:
         # What tells a peer that something failed has a quarter of the queue limit on top of it: a
         # request that was refused because the queue is full ends all the same.
-        cdef size_t limit = 0 if self.router is None else self.router.queue_limit
+        cdef size_t limit
         if self.state == SESSION_CLOSED:
             raise self.lost_error()
+        limit = self.router.queue_limit
+        data = data[:min(FAILURE_TEXT, self.router.frame_limit - HEADER - extend_size)]
         if self.queue.queued >= limit + limit // 4:
             raise errors.Overloaded(f"too much waits for node {self.peer}", channel=channel,
                                     peer=self.peer, limit=limit)
@@ -420,7 +430,8 @@ cdef class Session:
         cdef int peer
         try:
             if frame.channel == CH_EXIT and self.state != SESSION_MAGIC:
-                self.fail(f"refused: {data.decode(errors='replace')}" if data else "refused")
+                self.fail(f"refused: {data[:1024].decode(errors='replace')}" if data
+                          else "refused")
             elif self.state == SESSION_MAGIC and frame.channel == CH_NODE_NAME:
                 if frame.size != 2:
                     raise errors.FrameError("a node name that is not two bytes")
@@ -451,7 +462,10 @@ cdef class Session:
                     self.router.deliver(self, frame)
             elif self.state == SESSION_DIALLED and frame.channel == CH_WELCOME:
                 self.extended = True
-                self.peer = self.router.mesh.welcomed(self, data)
+                peer = self.router.mesh.welcomed(self, data)
+                if not 0 <= peer < MAX_MACHINES:
+                    raise errors.FrameError(f"machine id {peer}: ids are 0-1023")
+                self.peer = peer
                 self.rise()
             else:
                 raise errors.FrameError(
@@ -517,6 +531,7 @@ cdef class Session:
     cdef int fail(self, object reason, bint protocol=False) except -1:
         cdef int state = self.state
         cdef list unsent
+        cdef Session alive = self       # the table that this leaves may hold the last reference
         if state == SESSION_CLOSED:
             return 0
         self.state = SESSION_CLOSED
@@ -531,6 +546,8 @@ cdef class Session:
         self.on_readable = self.on_writable = None
         if self.room_waiters:
             self.wake_drained()
-        self.router.session_lost(self, state == SESSION_UP, protocol, unsent)
-        self.router = None
+        try:
+            self.router.session_lost(self, state == SESSION_UP, protocol, unsent)
+        finally:
+            self.router = None
         return 0

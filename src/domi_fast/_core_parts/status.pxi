@@ -15,14 +15,23 @@ cdef object failure(uint8_t status, bytes data, int channel, int peer):
     return kind(text, channel=channel, peer=peer if peer >= 0 else None)
 
 
+cdef bytes text_of(object error):
+    # Text for the wire, of whatever a program raised: its __str__ may raise, and hold anything.
+    try:
+        text = str(error)
+    except Exception as raised:
+        text = f"<{type(error).__name__} whose text raises {type(raised).__name__}>"
+    return text.encode(errors="replace")
+
+
 cdef tuple status_of(object error):
     # The status and text that stand for an exception: the reverse of failure().
     if isinstance(error, errors.RemoteError):
-        return STATUS_REMOTE_ERROR, f"{error.type}\0{error.message}".encode()
+        return STATUS_REMOTE_ERROR, text_of(error.type) + b"\0" + text_of(error.message)
     for status, kind in ((STATUS_NO_SUBSCRIBER, errors.NoSubscriber),
                          (STATUS_OVERLOADED, errors.Overloaded),
                          (STATUS_PEER_LOST, errors.PeerLost),
                          (STATUS_DEADLINE, errors.DeadlineExceeded)):
         if isinstance(error, kind):
-            return status, str(error).encode()
-    return STATUS_REFUSED, str(error).encode()
+            return status, text_of(error)
+    return STATUS_REFUSED, text_of(error)

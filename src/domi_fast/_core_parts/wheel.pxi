@@ -220,8 +220,8 @@ cdef class TimeWheel:
                     level -= 1
                     self.cascade(level)
                 head = &self.slots[self.tick & (WHEEL_SLOTS - 1)]
+                self.occupied[0] &= ~(<uint64_t>1 << (self.tick & (WHEEL_SLOTS - 1)))
                 if head.next is not head:
-                    self.occupied[0] &= ~(<uint64_t>1 << (self.tick & (WHEEL_SLOTS - 1)))
                     while head.next is not head:
                         node = head.next
                         unlink_node(node)
