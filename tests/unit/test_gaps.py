@@ -51,7 +51,16 @@ from domi_fast._core import engine_of
 from domi_fast.registry import open_registry
 from tests.conftest import LOOPS
 from tests.property.test_codec import VECTORS, Vector, read_core, read_oracle, single_bytes
-from tests.support import RawPeer, forget_records, guest_greeting, nodes, session, slowness, until
+from tests.support import (
+    MAGIC,
+    RawPeer,
+    forget_records,
+    guest_greeting,
+    nodes,
+    session,
+    slowness,
+    until,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
@@ -481,6 +490,52 @@ async def test_the_plain_protocol_where_the_node_was_declared_open(registry_url:
         finally:
             raw.close()
         await a.wait_peers(0, 5)
+
+
+async def test_a_node_whose_lease_is_over_opens_no_session(registry_url: str) -> None:
+    """It keeps those that live, and lets others in once it holds a machine id again."""
+    async with nodes(registry_url, "a", "b", lease_ttl=0.2) as (a, b):
+        b.subscribe(50, echo)
+        await a.wait_subscribed(50, timeout=5)
+        ends = session(a, b.id), session(b, a.id)
+        members: Any = a._mesh._members
+        grant = members._registry.grant
+        back = asyncio.Event()
+
+        async def away(ttl: float) -> Any:
+            await back.wait()
+            return await grant(ttl)
+
+        members._registry.grant = away
+        lease = members._claim.lease
+        await lease.revoke()
+        lease.lost.set()
+        # Nobody else shall have the id meanwhile.
+        registry = open_registry(registry_url)
+        await registry.open()
+        kept = await registry.grant(60)
+        await registry.create(f"domi/default/nodes/{a.id:04d}", b"{}", lease=kept)
+        raw = await RawPeer.connect(a.port)
+        late = Node("c", registry=registry_url, start_timeout=0.3)
+        try:
+            name = _core.encode_frame(65510, struct.pack("<H", 700))
+            await raw.send(MAGIC + name)
+            with pytest.raises(EOFError):
+                await raw.frame()
+            await late.start()
+            assert list(late.peers) == [b.id]
+            assert list(a.peers) == [b.id]
+            assert (session(a, b.id), session(b, a.id)) == ends
+            assert await a.request(50, b"still") == b"still"
+            await kept.revoke()
+            back.set()
+            await a.wait_peers(2, 5)
+            await late.wait_peers(2, 5)
+        finally:
+            back.set()
+            raw.close()
+            await late.close()
+            await registry.close()
 
 
 # ------------------------------------------------------------------------------------------ errors
