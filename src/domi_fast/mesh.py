@@ -465,15 +465,20 @@ class Mesh:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append((condition, future))
+        timer = None
+        if timeout is not None:
+            timer = self._router.call_later(timeout, lambda: _expire(future))
         try:
-            # Not asyncio.wait_for, which before 3.12 may swallow a cancellation.
-            await asyncio.wait([future], timeout=timeout)
-            if not future.done():
-                raise asyncio.TimeoutError
-            future.result()
+            await future
         finally:
-            future.cancel()
+            if timer is not None:
+                timer.cancel()
             self._waiters = [waiter for waiter in self._waiters if waiter[1] is not future]
+
+
+def _expire(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_exception(asyncio.TimeoutError())
 
 
 async def drain(sessions: Iterable[Session], timeout: float) -> None:

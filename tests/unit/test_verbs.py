@@ -10,7 +10,6 @@ import functools
 import gc
 import logging
 import re
-import sys
 import threading
 import time
 import weakref
@@ -2261,10 +2260,6 @@ async def test_a_unix_socket_that_somebody_serves(registry_url: str, tmp_path: P
         with pytest.raises(OSError, match=re.escape(path)):
             await other.start()
         assert Path(path).is_socket()
-
-
-def test_this_is_a_64_bit_python() -> None:
-    assert sys.maxsize > 2**32
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,6 @@ cdef enum:
     STAGE_EXTEND = 256          # extends up to this size are built on the stack
     CHANNELS_A_FRAME = 2000     # of a list of subscriptions: it fits the smallest frame_limit
 
-cdef object DEFAULT = object()  # request(timeout=): the node's own setting
-
 
 cdef int route_add(Route** place, Session session) except -1:
     cdef Route* route = place[0]
@@ -544,7 +542,7 @@ cdef class Router:
         store16(extend + 2, <uint16_t>reply)
         session.put(<uint16_t>number, data, extend, 4)
 
-    def request(self, channel, data, timeout=DEFAULT, *, to=None):
+    def request(self, channel, data, timeout=..., *, to=None):
         """Send to one subscriber, round robin, and await its answer.
 
         A plain function: the message is on its way when it returns. Await what it returns for the
@@ -593,7 +591,7 @@ cdef class Router:
         cdef double seconds
         cdef uint32_t slot
         cdef uint64_t delay
-        if timeout is DEFAULT:
+        if timeout is ...:
             seconds = self.timeout
         elif timeout is None:
             seconds = -1.0

@@ -223,7 +223,8 @@ cdef class Session:
         if self.state == SESSION_CLOSED:
             raise self.lost_error()
         limit = self.router.queue_limit
-        data = data[:min(FAILURE_TEXT, self.router.frame_limit - HEADER - extend_size)]
+        data = data[:min(<uint32_t>FAILURE_TEXT,
+                         self.router.frame_limit - HEADER - extend_size)]
         if self.queue.queued >= limit + limit // 4:
             raise errors.Overloaded(f"too much waits for node {self.peer}", channel=channel,
                                     peer=self.peer, limit=limit)
