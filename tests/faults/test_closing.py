@@ -278,11 +278,10 @@ print("intact")
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
 def test_a_loop_that_is_closed_with_guests_connected(kind: str) -> None:
     """No timer of a freed session is left in the wheel; freed memory is made to show here."""
-    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", FORSAKEN, kind],
         check=False,
-        env={**os.environ, "PYTHONPATH": path, "PYTHONMALLOC": "debug"},
+        env={**os.environ, "PYTHONMALLOC": "debug"},
         cwd=ROOT,
         capture_output=True,
         text=True,
