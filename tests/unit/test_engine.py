@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -417,7 +418,9 @@ def test_an_idle_session_costs_little(kind: str, sqlite_url: str) -> None:
             before = process.ask("memory")
             connect(count)
             each = (process.ask("memory") - before) / count
-            assert each < 8192
+            # A sanitizer puts red zones around, and keeps, all that is allocated.
+            sanitized = os.environ.get("DOMI_SANITIZE") == "1"
+            assert each < (32768 if sanitized else 8192)
             assert each > 0
         finally:
             for one in sockets:
