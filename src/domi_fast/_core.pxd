@@ -161,7 +161,8 @@ cdef class Engine:
         object finished         # a future that is done, with the result None
         object timer            # the loop's timer handle for the wheel, or None
         uint64_t timer_ns       # when that handle fires; 2**64-1 when there is none
-        uint64_t now            # nanoseconds, monotonic, refreshed at each wake-up
+        uint64_t now            # nanoseconds, monotonic: when the bytes or the timers that are
+                                # being served came
         uint64_t slice_ns       # how long one session may be served before the others' turn
         int depth               # > 0 while frames are dispatched: no nested dispatch
         bint burst              # a flush is scheduled for this turn of the loop
@@ -169,7 +170,7 @@ cdef class Engine:
         readonly bint closed
         int users               # routers that share this engine
 
-    cdef void refresh(self) noexcept
+    cdef uint64_t refresh(self) noexcept
     cdef int enter(self) except -1
     cdef int leave(self) except -1
     cdef int flush_dirty(self) except -1
@@ -330,7 +331,6 @@ cdef struct ChannelEntry:
     PyObject* handler           # strong, or NULL
     Route* route                # owned, or NULL
     Route* guests               # owned, or NULL: guests of this node that subscribe to it
-    uint32_t flags              # HANDLER_*
 
 
 cdef class Router:

@@ -37,6 +37,7 @@ class Frame(tuple[int, bytes, bytes]):
 
 def encode_frame(channel: int, data: Buffer, extend: Buffer = b"") -> bytes: ...
 
+@final
 class FrameReader:
     def __new__(cls, limit: int = ..., *, magic: bool = False) -> Self: ...
     @property
@@ -45,6 +46,7 @@ class FrameReader:
     def pending(self) -> int: ...
     def feed(self, data: Buffer) -> list[Frame]: ...
 
+@final
 class WriteQueue:
     @property
     def queued(self) -> int: ...
@@ -54,6 +56,7 @@ class WriteQueue:
 
 # ---------------------------------------------------------------------------------------- timers
 
+@final
 class TimeWheel:
     def __new__(cls, resolution: float = 0.001, *, start: float = 0.0) -> Self: ...
     def __len__(self) -> int: ...
@@ -73,6 +76,7 @@ class Timer:
 
 # ------------------------------------------------------------------------------ engine and session
 
+@final
 class Engine:
     def __new__(cls, loop: asyncio.AbstractEventLoop, *, slice: float = 1e-4) -> Self: ...
     @property
@@ -90,6 +94,7 @@ class Engine:
 
 def engine_of(loop: asyncio.AbstractEventLoop) -> Engine: ...
 
+@final
 class SocketDriver:
     def __new__(cls, engine: Engine, fd: int) -> Self: ...
     @property
@@ -98,6 +103,7 @@ class SocketDriver:
 
 def abandon_descriptors() -> None: ...
 
+@final
 class Session:
     info: Any
     def __new__(
@@ -203,6 +209,7 @@ class Request:
 
 # ----------------------------------------------------------------------------------------- router
 
+@final
 class Router:
     on_error: Callable[[DomiError, Frame], object] | None
     def __new__(

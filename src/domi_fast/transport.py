@@ -15,11 +15,19 @@ ACCEPTS_A_TURN = 64
 BACKLOG = 1024
 
 
-def tune(sock: socket.socket) -> socket.socket:
-    """Non-blocking, and small frames are not held back."""
+def tune(sock: socket.socket, peer: str) -> socket.socket:
+    """Non-blocking, and small frames are not held back.
+
+    :param peer: the other end's address, or a UNIX socket's path.
+    """
     sock.setblocking(False)
-    if sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if sock.family == socket.AF_UNIX:
+        return sock
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if (peer.startswith("127.") or peer == "::1") and hasattr(socket, "TCP_CONGESTION"):
+        # Within a machine nothing is congested, and BBR, where it is the default, would pace.
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
     return sock
 
 
@@ -59,7 +67,7 @@ class Listener:
                 self._loop.remove_reader(self._sock.fileno())
                 self._retry = self._loop.call_later(0.1, self._resume)
                 return
-            tune(sock)
+            tune(sock, self._path or address[0])
             name = f"unix:{self._path}" if self._path else f"{address[0]}:{address[1]}"
             self._connected(sock.detach(), name)
 
@@ -151,11 +159,12 @@ async def dial(host: str, port: int, unix_path: str | None) -> int:
     loop = asyncio.get_running_loop()
     address: object
     if unix_path is not None:
-        family, address = socket.AF_UNIX, unix_path
+        family, address, peer = socket.AF_UNIX, unix_path, unix_path
     else:
         info = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         family, address = socket.AddressFamily(info[0][0]), info[0][4]
-    sock = tune(socket.socket(family, socket.SOCK_STREAM))
+        peer = str(info[0][4][0])
+    sock = tune(socket.socket(family, socket.SOCK_STREAM), peer)
     try:
         await loop.sock_connect(sock, address)
         if family != socket.AF_UNIX and sock.getsockname() == sock.getpeername():

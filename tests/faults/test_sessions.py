@@ -236,6 +236,31 @@ async def test_a_flood_does_not_starve_another_session(sqlite_url: str) -> None:
             assert worst < 0.25 * slowness()
 
 
+async def test_a_peer_that_always_has_more_lets_the_loop_turn(registry_url: str) -> None:
+    """Its next frame is there whenever the node asks the socket, though never more than one."""
+    async with Node("a", registry=registry_url) as node:
+        raw = await RawPeer.plain(node, 700)
+        frame = encode_frame(60, b"again")
+        arrived = turns = 0
+
+        def handler(ctx: Context) -> None:
+            nonlocal arrived
+            arrived += 1
+            raw.sock.send(frame)
+
+        node.subscribe(60, handler)
+        try:
+            await raw.send(frame)
+            begun = time.monotonic()
+            while arrived < 20_000:
+                turns += 1
+                await asyncio.sleep(0)
+            slices = (time.monotonic() - begun) / 100e-6
+            assert turns > slices / 10, f"{turns} turns of the loop in {slices:.0f} slices"
+        finally:
+            raw.close()
+
+
 async def test_a_receiver_that_does_not_read(registry_url: str) -> None:
     """It costs its queue's limit, and nobody else any time."""
     limit = 4 * MIB

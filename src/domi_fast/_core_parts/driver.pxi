@@ -7,6 +7,7 @@
 cdef object open_drivers = weakref.WeakSet()
 
 
+@cython.final
 cdef class SocketDriver:
     """Owns a non-blocking descriptor.
 
@@ -26,7 +27,7 @@ cdef class SocketDriver:
         # Bytes received, 0 at the end of the stream, or -errno.
         cdef Py_ssize_t n
         while True:
-            n = c_recv(self.fd, where, size, 0)
+            n = c_recv(self.fd, where, size)
             if n >= 0:
                 return n
             if errno != EINTR:
@@ -40,12 +41,12 @@ cdef class SocketDriver:
         cdef int count = queue.gather(vectors, MAX_VECTORS)
         while True:
             if count == 1:
-                n = c_send(self.fd, vectors[0].iov_base, vectors[0].iov_len, MSG_NOSIGNAL)
+                n = c_send(self.fd, vectors[0].iov_base, vectors[0].iov_len)
             else:
                 memset(&message, 0, sizeof(message))
                 message.msg_iov = vectors
                 message.msg_iovlen = count
-                n = c_sendmsg(self.fd, &message, MSG_NOSIGNAL)
+                n = c_sendmsg(self.fd, &message)
             if n >= 0:
                 return n
             if errno != EINTR:

@@ -10,6 +10,7 @@
 cdef object engines = weakref.WeakKeyDictionary()     # loop -> engine
 
 
+@cython.final
 cdef class Engine:
     """What all nodes and clients of one event loop share. Get it with :func:`engine_of`."""
 
@@ -32,8 +33,9 @@ cdef class Engine:
     def __dealloc__(self):
         free(self.buffer)
 
-    cdef void refresh(self) noexcept:
+    cdef uint64_t refresh(self) noexcept:
         self.now = monotonic_ns()
+        return self.now
 
     cdef int check_thread(self) except -1:
         if PyThread_get_thread_ident() != self.thread:
@@ -44,7 +46,6 @@ cdef class Engine:
 
     cdef int enter(self) except -1:
         self.depth += 1
-        self.now = monotonic_ns()
         return 0
 
     cdef int leave(self) except -1:
@@ -104,6 +105,7 @@ cdef class Engine:
 
     def end_burst(self):
         self.burst = False
+        self.refresh()
         self.enter()
         self.leave()
 
@@ -133,7 +135,7 @@ cdef class Engine:
         self.timer_ns = NEVER
         self.enter()
         try:
-            self.wheel.advance_to(self.now)
+            self.wheel.advance_to(self.refresh())
         finally:
             self.leave()
             self.arm()

@@ -88,6 +88,7 @@ def encode_frame(channel, data, extend=b""):
     return out
 
 
+@cython.final
 cdef class FrameReader:
     """Turns a stream of bytes into frames. Pure: it never touches a socket.
 

@@ -64,6 +64,7 @@ cdef inline Session route_next(Route* route):
     return <Session><object>route.members[i]
 
 
+@cython.final
 cdef class Router:
     """Channels, peers and verbs of one node (or of a guest, which has a node for an uplink).
 
@@ -314,8 +315,10 @@ cdef class Router:
 
     cdef int check_channel(self, object channel) except -1:
         # For the verbs and subscriptions: 50-65499, or a library channel by name.
-        cdef long number
+        cdef long number = small_int(channel)
         cdef int overflow = 0
+        if USER_FIRST <= number <= USER_LAST:
+            return <int>number
         if not PyLong_Check(channel):
             raise TypeError(f"channel {channel!r}: a channel is an int")
         number = PyLong_AsLongAndOverflow(channel, &overflow)

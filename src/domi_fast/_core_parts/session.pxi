@@ -5,6 +5,7 @@
 # of the peer's death); `state` is checked after each handler; fail() is the one way down. Owned by
 # the loop thread.
 
+@cython.final
 cdef class Session:
     """A live connection to one peer. The mesh makes them; a program sees them as peers.
 
@@ -243,7 +244,7 @@ cdef class Session:
 
     cdef int send_raw(self, bytes data) except -1:
         # The magic goes before any frame, on an empty socket: the kernel has room for four bytes.
-        if c_send(self.driver.fd, PyBytes_AS_STRING(data), len(data), MSG_NOSIGNAL) != len(data):
+        if c_send(self.driver.fd, PyBytes_AS_STRING(data), len(data)) != len(data):
             self.fail(f"cannot send: {os.strerror(errno)}")
         return 0
 
@@ -346,13 +347,14 @@ cdef class Session:
 
     cdef int read_some(self) except -1:
         # One slice of reading, in a batch.
-        cdef uint64_t until = monotonic_ns() + self.engine.slice_ns
+        cdef uint64_t until = 0
         cdef uint8_t* where
         cdef size_t size
         cdef Py_ssize_t n
         cdef bint finished = False
         try:
             if self.sliced:
+                until = self.engine.refresh() + self.engine.slice_ns
                 self.reader.open_tail()
                 self.parse(until)
             while not self.sliced and self.state != SESSION_CLOSED:
@@ -368,14 +370,17 @@ cdef class Session:
                     else:
                         self.fail(f"the connection broke: {os.strerror(-n)}")
                     break
-                self.last_heard = monotonic_ns()
+                self.last_heard = self.engine.refresh()
+                if until == 0:
+                    until = self.last_heard + self.engine.slice_ns
                 self.bytes_in += n
                 self.reader.received(self.engine.buffer, n)
                 self.parse(until)
                 if <size_t>n < size:
                     # Probably all there was: answers go out before the kernel is asked again.
                     self.engine.flush_dirty()
-                elif monotonic_ns() > until:
+                # A peer that answers while it is being answered would never let go.
+                if self.engine.now > until:
                     break
         finally:
             if not finished and self.state != SESSION_CLOSED:

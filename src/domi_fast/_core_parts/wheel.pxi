@@ -45,6 +45,7 @@ cdef uint64_t wheel_time(TimeWheel wheel, double when) except? 0:
         "allowed")
 
 
+@cython.final
 cdef class TimeWheel:
     """Timers in O(1), on whatever clock it is advanced by.
 

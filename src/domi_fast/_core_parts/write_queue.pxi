@@ -50,6 +50,7 @@ cdef void give_segment(Segment* segment) noexcept:
         free(segment)
 
 
+@cython.final
 cdef class WriteQueue:
     """Frames in the order in which they will be sent. Pure: it never touches a socket.
 
