@@ -15,6 +15,7 @@ Layers, lower ones first; each knows only those above it in this list:
     session.pxi      one connection: handshake state, heartbeats, flushing
     dispatch.pxi     Context and Request: one message each way
     status.pxi       how a message failed: statuses and exceptions
+    routes.pxi       the router's table of who subscribes to what
     router.pxi       one a node: channels, peers, correlation, the verbs
     relay.pxi        guests: what a node does for clients that have no machine id
 """
@@ -373,16 +374,6 @@ cdef class Router:
     cdef int free_slot(self, uint32_t slot) except -1
     cdef int send_stage(self, int channel, object data, const uint8_t* rest,
                         uint16_t size) except -1
-
-    cdef bint is_local(self, int channel) noexcept
-    cdef bint routed_here(self, int channel) noexcept
-    cdef int now_local(self, int channel) except -1
-    cdef int maybe_not_local(self, int channel) except -1
-    cdef object local_channels(self)
-    cdef int announce(self, uint8_t operation, object channels) except -1
-    cdef int announce_to(self, Session session, uint8_t operation, object channels) except -1
-    cdef int handle_subscriptions(self, Session session, RawFrame* frame) except -1
-    cdef int drop_routes(self, Session session, set channels) except -1
 
     cdef int deliver(self, Session session, RawFrame* frame) except -1
     cdef int deliver_rare(self, Session session, RawFrame* frame) except -1

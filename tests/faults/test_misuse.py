@@ -367,6 +367,36 @@ async def test_requests_of_guests_that_left_are_let_go(registry_url: str) -> Non
         kept.clear()
 
 
+async def test_a_guest_has_a_limit_of_requests_in_flight(registry_url: str) -> None:
+    limit, overloaded = 65_536, 3
+    async with Node("node", registry=registry_url) as node:
+        kept: list[Context] = []
+        node.subscribe(60, kept.append)
+        raw = await RawPeer.guest(node)
+
+        def asks(correlation: int) -> bytes:
+            extend = struct.pack("<BHHHQI", 4, 60, 0xFFFF, 0, correlation, 60_000)
+            return encode_frame(LibraryChannel.RELAY, b"", extend)
+
+        async def answer() -> tuple[int, int]:
+            frame = await raw.frame_on(LibraryChannel.ANSWER)
+            return struct.unpack("<QB", frame.extend)
+
+        try:
+            await raw.send(b"".join(map(asks, range(1, limit + 1))))
+            await until(lambda: len(kept) == limit)
+            await raw.send(asks(limit + 1))
+            assert await answer() == (limit + 1, overloaded)
+            kept[7].reply(b"")
+            assert await answer() == (8, 0)
+            await raw.send(asks(limit + 2) + asks(limit + 3))
+            assert await answer() == (limit + 3, overloaded)
+            assert len(kept) == limit + 1
+        finally:
+            raw.close()
+            kept.clear()
+
+
 async def test_a_long_list_of_a_guest_is_passed_on_in_few_frames(registry_url: str) -> None:
     channels = struct.pack("<5000H", *range(1000, 6000))
     async with nodes(registry_url, "a", "b") as (a, b):

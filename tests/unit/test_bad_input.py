@@ -710,6 +710,7 @@ SUBSCRIPTIONS = {
     "two operations": (b"\x32\0", b"\0\1"),
     "operation 3": (b"\x32\0", b"\3"),
     "operation 255": (b"", b"\xff"),
+    "more than there are": (bytes(2 * 65_537), b"\1"),
 }
 
 
@@ -727,6 +728,29 @@ async def test_malformed_subscriptions(
         assert await peer.closed() == []
         scene.refused("a malformed list of subscriptions")
         assert scene.node.subscribers(60) == []
+
+
+async def test_a_peer_that_cannot_be_told_of_subscriptions_is_closed(
+    registry_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    limit = 64 * 1024
+    async with arena(registry_url, caplog, queue_limit=limit) as scene:
+        node = scene.node
+        async with extended(node, registry_url, channels=(60,)):
+            with pytest.raises(Overloaded):
+                while True:
+                    node.notify(60, bytes(4096), to=7)
+            session = node._router.session(7)
+            # News may go on top of a full queue, up to a quarter of it.
+            for told in range(limit):
+                if 7 not in node.peers:
+                    break
+                assert node.peers[7].queued <= limit + limit // 4 + 4096
+                node.subscribe(61, print)
+                node.unsubscribe(61)
+            assert told > 500
+            await node._mesh.wait_for(lambda: 7 not in node.peers, SECONDS)
+            assert "cannot be told of a change of subscriptions" in session.reason
 
 
 async def test_odd_subscriptions_that_are_well_formed(

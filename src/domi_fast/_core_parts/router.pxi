@@ -1,67 +1,12 @@
 # One router a node: channels, peers, correlation and the verbs, which Node exposes as they are.
 #
-# Invariants: a closed session stands in no route, no peer slot and no request; a route holds
-# borrowed sessions, each of which the peer table, the guest table or `loopback` keeps alive; this
-# node stands in the route of a channel while it, or a guest of it, subscribes. Owned by the loop
+# Invariants: a closed session stands in no route, no peer slot and no request. Owned by the loop
 # thread.
 
 cdef enum:
     SLOT_BITS = 20
     SLOT_MASK = (1 << SLOT_BITS) - 1
     STAGE_EXTEND = 256          # extends up to this size are built on the stack
-    CHANNELS_A_FRAME = 2000     # of a list of subscriptions: it fits the smallest frame_limit
-
-
-cdef int route_add(Route** place, Session session) except -1:
-    cdef Route* route = place[0]
-    cdef PyObject** members
-    cdef uint32_t i, capacity
-    if route is NULL:
-        route = <Route*>calloc(1, sizeof(Route))
-        if route is NULL:
-            raise MemoryError
-        place[0] = route
-    for i in range(route.count):
-        if route.members[i] is <PyObject*>session:
-            return 0
-    if route.count == route.capacity:
-        capacity = max(<uint32_t>4, route.capacity * 2)
-        members = <PyObject**>realloc(route.members, capacity * sizeof(PyObject*))
-        if members is NULL:
-            raise MemoryError
-        route.members = members
-        route.capacity = capacity
-    route.members[route.count] = <PyObject*>session
-    route.count += 1
-    return 0
-
-
-cdef void route_remove(Route** place, Session session) noexcept:
-    # An empty route is freed: a channel that is not in use costs nothing.
-    cdef Route* route = place[0]
-    cdef uint32_t i
-    if route is NULL:
-        return
-    for i in range(route.count):
-        if route.members[i] is <PyObject*>session:
-            route.count -= 1
-            memmove(&route.members[i], &route.members[i + 1],
-                    (route.count - i) * sizeof(PyObject*))
-            if route.cursor > i:
-                route.cursor -= 1
-            break
-    if route.count == 0:
-        free(route.members)
-        free(route)
-        place[0] = NULL
-
-
-cdef inline Session route_next(Route* route):
-    cdef uint32_t i = route.cursor
-    if i >= route.count:
-        i = 0
-    route.cursor = i + 1
-    return <Session><object>route.members[i]
 
 
 @cython.final
@@ -133,7 +78,7 @@ cdef class Router:
         self.loopback = Session(self, -1, ROLE_LOOPBACK, "itself", peer=machine)
         self.peers_set(machine, self.loopback)
         for channel in range(MAX_CHANNELS):
-            if self.is_local(channel):
+            if is_local(self, channel):
                 route_add(&self.channels[channel].route, self.loopback)
 
     def stop(self, str reason not None):
@@ -264,7 +209,7 @@ cdef class Router:
                 channel=number)
         Py_INCREF(handler)
         entry.handler = <PyObject*>handler
-        self.now_local(number)
+        now_local(self, number)
 
     def unsubscribe(self, channel):
         """Take the handler off the channel. What is under way to it is refused and counted.
@@ -279,39 +224,8 @@ cdef class Router:
         if handler is NULL:
             raise errors.DomiError(f"channel {number} has no handler", channel=number)
         entry.handler = NULL
-        self.maybe_not_local(number)
+        maybe_not_local(self, number)
         Py_DECREF(<object>handler)
-
-    cdef bint is_local(self, int channel) noexcept:
-        cdef ChannelEntry* entry = &self.channels[channel]
-        return entry.handler is not NULL or entry.guests is not NULL
-
-    cdef int now_local(self, int channel) except -1:
-        # The first of: a handler here, a guest that subscribes.
-        if self.loopback is not None and not self.routed_here(channel):
-            route_add(&self.channels[channel].route, self.loopback)
-            self.announce(SUBSCRIBED_ADD, (channel,))
-            self.mesh.routes_changed()
-        elif self.uplink is not None:
-            self.announce(SUBSCRIBED_ADD, (channel,))
-        return 0
-
-    cdef int maybe_not_local(self, int channel) except -1:
-        if self.is_local(channel):
-            return 0
-        if self.loopback is not None:
-            route_remove(&self.channels[channel].route, self.loopback)
-        self.announce(SUBSCRIBED_REMOVE, (channel,))
-        return 0
-
-    cdef bint routed_here(self, int channel) noexcept:
-        cdef Route* route = self.channels[channel].route
-        cdef uint32_t i
-        if route is not NULL:
-            for i in range(route.count):
-                if route.members[i] is <PyObject*>self.loopback:
-                    return True
-        return False
 
     cdef int check_channel(self, object channel) except -1:
         # For the verbs and subscriptions: 50-65499, or a library channel by name.
@@ -331,101 +245,6 @@ cdef class Router:
         if CH_NIL < number <= CH_RELAY:
             raise ValueError(f"channel {number} ({channel.name}) is served by the core")
         return <int>number
-
-    cdef object local_channels(self):
-        cdef int channel
-        return [channel for channel in range(MAX_CHANNELS) if self.is_local(channel)]
-
-    cdef int announce(self, uint8_t operation, object channels) except -1:
-        cdef Session session
-        if self.engine is None:
-            return 0
-        for session in self.sessions():
-            if session.extended and session.role != ROLE_GUEST:
-                self.announce_to(session, operation, channels)
-                # At once: a message that is sent next may be quicker at its last receiver.
-                session.flush()
-        return 0
-
-    cdef int announce_to(self, Session session, uint8_t operation, object channels) except -1:
-        # A list that is longer than a small frame goes on in further frames.
-        cdef bytes data
-        cdef Py_ssize_t begin = 0
-        if session.state == SESSION_CLOSED:
-            return 0
-        if session.queue.queued >= self.queue_limit + self.queue_limit // 4:
-            session.fail("it takes nothing, and cannot be told of a change of subscriptions")
-            return 0
-        while begin == 0 or begin < len(channels):
-            data = b"".join([int(channel).to_bytes(2, "little")
-                             for channel in channels[begin:begin + CHANNELS_A_FRAME]])
-            session.queue.append(CH_SUBSCRIPTIONS, <uint8_t*>PyBytes_AS_STRING(data), len(data),
-                                 &operation, 1, NULL)
-            begin += CHANNELS_A_FRAME
-            if operation == SUBSCRIBED_ALL:
-                operation = SUBSCRIBED_ADD
-        self.engine.mark_dirty(session)
-        return 0
-
-    cdef int handle_subscriptions(self, Session session, RawFrame* frame) except -1:
-        cdef uint8_t operation
-        cdef uint32_t i
-        cdef set channels = set()
-        cdef bint first = not session.announced
-        cdef list fresh = []
-        if session.role == ROLE_UPLINK:
-            return self.count("dropped_not_negotiated")
-        if frame.extend_size != 1 or frame.size % 2 or frame.extend[0] > SUBSCRIBED_REMOVE:
-            session.fail("a malformed list of subscriptions", True)
-            return 0
-        operation = frame.extend[0]
-        for i in range(0, frame.size, 2):
-            channels.add(load16(frame.data + i))
-        if operation == SUBSCRIBED_ALL:
-            self.drop_routes(session, session.channels - channels)
-        if operation == SUBSCRIBED_REMOVE:
-            self.drop_routes(session, channels)
-        else:
-            for channel in channels - session.channels:
-                if channel > CH_NIL:
-                    continue        # served by the core of each node, and not routed
-                if session.role == ROLE_GUEST:
-                    if channel < USER_FIRST:
-                        continue
-                    route_add(&self.channels[<int>channel].guests, session)
-                    session.channels.add(channel)
-                    if not self.routed_here(channel):
-                        route_add(&self.channels[<int>channel].route, self.loopback)
-                        fresh.append(channel)
-                else:
-                    route_add(&self.channels[<int>channel].route, session)
-                    session.channels.add(channel)
-        session.announced = True
-        if fresh:
-            self.announce(SUBSCRIBED_ADD, fresh)
-            self.mesh.routes_changed()
-        if session.role != ROLE_GUEST:
-            if first:
-                self.mesh.listed(session)
-            else:
-                self.mesh.routes_changed()
-        return 0
-
-    cdef int drop_routes(self, Session session, set channels) except -1:
-        cdef list gone = []
-        for channel in channels & session.channels:
-            session.channels.discard(channel)
-            if session.role == ROLE_GUEST:
-                route_remove(&self.channels[<int>channel].guests, session)
-                if not self.is_local(channel):
-                    if self.loopback is not None:
-                        route_remove(&self.channels[<int>channel].route, self.loopback)
-                    gone.append(channel)
-            else:
-                route_remove(&self.channels[<int>channel].route, session)
-        if gone:
-            self.announce(SUBSCRIBED_REMOVE, gone)
-        return 0
 
     # ----------------------------------------------------------------------------------- the verbs
 
@@ -456,7 +275,7 @@ cdef class Router:
             return route_next(route)
         session = self.session_to(to)
         if session.extended and number not in session.channels and not (
-                session is self.loopback and self.is_local(number)):
+                session is self.loopback and is_local(self, number)):
             raise errors.NoSubscriber(
                 f"node {to} does not subscribe to channel {number}", channel=number, peer=to)
         return session
@@ -865,7 +684,7 @@ cdef class Router:
         elif not session.extended:
             self.count("dropped_not_negotiated")
         elif channel == CH_SUBSCRIPTIONS:
-            self.handle_subscriptions(session, frame)
+            handle_subscriptions(self, session, frame)
         elif channel == CH_REJECT:
             self.handle_reject(session, frame)
         elif channel == CH_RELAY and session.role == ROLE_GUEST:
@@ -961,14 +780,14 @@ cdef class Router:
             self.guests[session.token] = session
         elif session.role == ROLE_UPLINK:
             self.uplink = session
-            self.announce_to(session, SUBSCRIBED_ALL, self.local_channels())
+            announce_to(self, session, SUBSCRIBED_ALL, local_channels(self))
         else:
             if self.peers[session.peer] is not NULL:
                 older = <Session><object>self.peers[session.peer]      # the slot may hold the last
                 older.fail("replaced by a newer session")
             self.peers_set(session.peer, session)
             if session.extended:
-                self.announce_to(session, SUBSCRIBED_ALL, self.local_channels())
+                announce_to(self, session, SUBSCRIBED_ALL, local_channels(self))
         self.mesh.joined(session)
         if not session.extended:
             self.mesh.listed(session)
@@ -981,7 +800,7 @@ cdef class Router:
         if protocol:
             self.count("protocol_errors")
             log.warning("closed the session with %s: %s", session.address, session.reason)
-        self.drop_routes(session, set(session.channels))
+        drop_routes(self, session, set(session.channels))
         if session is self.loopback:
             # Before on_error runs, which may subscribe: a dead session gets into no route.
             self.loopback = None
@@ -1024,9 +843,3 @@ cdef class TaskCompletion:
         cdef Context context = self.context
         self.context = None
         self.router.task_ended(task, context)
-
-
-cdef void free_route(Route* route) noexcept:
-    if route is not NULL:
-        free(route.members)
-        free(route)

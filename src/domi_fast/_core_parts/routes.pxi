@@ -1,0 +1,202 @@
+# Who subscribes to what: the route of each channel, and how the peers are told.
+#
+# Invariants: a route holds borrowed sessions, each of which the peer table, the guest table or
+# `loopback` keeps alive; a closed session stands in none; this node stands in the route of a channel
+# while it, or a guest of it, subscribes. Owned by the loop thread.
+
+cdef enum:
+    CHANNELS_A_FRAME = 2000     # of a list of subscriptions: it fits the smallest frame_limit
+
+
+cdef int route_add(Route** place, Session session) except -1:
+    cdef Route* route = place[0]
+    cdef PyObject** members
+    cdef uint32_t i, capacity
+    if route is NULL:
+        route = <Route*>calloc(1, sizeof(Route))
+        if route is NULL:
+            raise MemoryError
+        place[0] = route
+    for i in range(route.count):
+        if route.members[i] is <PyObject*>session:
+            return 0
+    if route.count == route.capacity:
+        capacity = max(<uint32_t>4, route.capacity * 2)
+        members = <PyObject**>realloc(route.members, capacity * sizeof(PyObject*))
+        if members is NULL:
+            raise MemoryError
+        route.members = members
+        route.capacity = capacity
+    route.members[route.count] = <PyObject*>session
+    route.count += 1
+    return 0
+
+
+cdef void route_remove(Route** place, Session session) noexcept:
+    # An empty route is freed: a channel that is not in use costs nothing.
+    cdef Route* route = place[0]
+    cdef uint32_t i
+    if route is NULL:
+        return
+    for i in range(route.count):
+        if route.members[i] is <PyObject*>session:
+            route.count -= 1
+            memmove(&route.members[i], &route.members[i + 1],
+                    (route.count - i) * sizeof(PyObject*))
+            if route.cursor > i:
+                route.cursor -= 1
+            break
+    if route.count == 0:
+        free(route.members)
+        free(route)
+        place[0] = NULL
+
+
+cdef inline Session route_next(Route* route):
+    cdef uint32_t i = route.cursor
+    if i >= route.count:
+        i = 0
+    route.cursor = i + 1
+    return <Session><object>route.members[i]
+
+
+cdef void free_route(Route* route) noexcept:
+    if route is not NULL:
+        free(route.members)
+        free(route)
+
+
+cdef bint is_local(Router router, int channel) noexcept:
+    cdef ChannelEntry* entry = &router.channels[channel]
+    return entry.handler is not NULL or entry.guests is not NULL
+
+
+cdef int now_local(Router router, int channel) except -1:
+    # The first of: a handler here, a guest that subscribes.
+    if router.loopback is not None and not routed_here(router, channel):
+        route_add(&router.channels[channel].route, router.loopback)
+        announce(router, SUBSCRIBED_ADD, (channel,))
+        router.mesh.routes_changed()
+    elif router.uplink is not None:
+        announce(router, SUBSCRIBED_ADD, (channel,))
+    return 0
+
+
+cdef int maybe_not_local(Router router, int channel) except -1:
+    if is_local(router, channel):
+        return 0
+    if router.loopback is not None:
+        route_remove(&router.channels[channel].route, router.loopback)
+    announce(router, SUBSCRIBED_REMOVE, (channel,))
+    return 0
+
+
+cdef bint routed_here(Router router, int channel) noexcept:
+    cdef Route* route = router.channels[channel].route
+    cdef uint32_t i
+    if route is not NULL:
+        for i in range(route.count):
+            if route.members[i] is <PyObject*>router.loopback:
+                return True
+    return False
+
+
+cdef object local_channels(Router router):
+    cdef int channel
+    return [channel for channel in range(MAX_CHANNELS) if is_local(router, channel)]
+
+
+cdef int announce(Router router, uint8_t operation, object channels) except -1:
+    cdef Session session
+    if router.engine is None:
+        return 0
+    for session in router.sessions():
+        if session.extended and session.role != ROLE_GUEST:
+            announce_to(router, session, operation, channels)
+            # At once: a message that is sent next may be quicker at its last receiver.
+            session.flush()
+    return 0
+
+
+cdef int announce_to(Router router, Session session, uint8_t operation, object channels) except -1:
+    # A list that is longer than a small frame goes on in further frames.
+    cdef bytes data
+    cdef Py_ssize_t begin = 0
+    if session.state == SESSION_CLOSED:
+        return 0
+    if session.queue.queued >= router.queue_limit + router.queue_limit // 4:
+        session.fail("it takes nothing, and cannot be told of a change of subscriptions")
+        return 0
+    while begin == 0 or begin < len(channels):
+        data = b"".join([int(channel).to_bytes(2, "little")
+                         for channel in channels[begin:begin + CHANNELS_A_FRAME]])
+        session.queue.append(CH_SUBSCRIPTIONS, <uint8_t*>PyBytes_AS_STRING(data), len(data),
+                             &operation, 1, NULL)
+        begin += CHANNELS_A_FRAME
+        if operation == SUBSCRIBED_ALL:
+            operation = SUBSCRIBED_ADD
+    router.engine.mark_dirty(session)
+    return 0
+
+
+cdef int handle_subscriptions(Router router, Session session, RawFrame* frame) except -1:
+    cdef uint8_t operation
+    cdef uint32_t i
+    cdef set channels = set()
+    cdef bint first = not session.announced
+    cdef list fresh = []
+    if session.role == ROLE_UPLINK:
+        return router.count("dropped_not_negotiated")
+    if (frame.extend_size != 1 or frame.extend[0] > SUBSCRIBED_REMOVE
+            or frame.size % 2 or frame.size > 2 * MAX_CHANNELS):
+        session.fail("a malformed list of subscriptions", True)
+        return 0
+    operation = frame.extend[0]
+    for i in range(0, frame.size, 2):
+        channels.add(load16(frame.data + i))
+    if operation == SUBSCRIBED_ALL:
+        drop_routes(router, session, session.channels - channels)
+    if operation == SUBSCRIBED_REMOVE:
+        drop_routes(router, session, channels)
+    else:
+        for channel in channels - session.channels:
+            if channel > CH_NIL:
+                continue        # served by the core of each node, and not routed
+            if session.role == ROLE_GUEST:
+                if channel < USER_FIRST:
+                    continue
+                route_add(&router.channels[<int>channel].guests, session)
+                session.channels.add(channel)
+                if not routed_here(router, channel):
+                    route_add(&router.channels[<int>channel].route, router.loopback)
+                    fresh.append(channel)
+            else:
+                route_add(&router.channels[<int>channel].route, session)
+                session.channels.add(channel)
+    session.announced = True
+    if fresh:
+        announce(router, SUBSCRIBED_ADD, fresh)
+        router.mesh.routes_changed()
+    if session.role != ROLE_GUEST:
+        if first:
+            router.mesh.listed(session)
+        else:
+            router.mesh.routes_changed()
+    return 0
+
+
+cdef int drop_routes(Router router, Session session, set channels) except -1:
+    cdef list gone = []
+    for channel in channels & session.channels:
+        session.channels.discard(channel)
+        if session.role == ROLE_GUEST:
+            route_remove(&router.channels[<int>channel].guests, session)
+            if not is_local(router, channel):
+                if router.loopback is not None:
+                    route_remove(&router.channels[<int>channel].route, router.loopback)
+                gone.append(channel)
+        else:
+            route_remove(&router.channels[<int>channel].route, session)
+    if gone:
+        announce(router, SUBSCRIBED_REMOVE, gone)
+    return 0
