@@ -1,8 +1,8 @@
 # Who subscribes to what: the route of each channel, and how the peers are told.
 #
 # Invariants: a route holds borrowed sessions, each of which the peer table, the guest table or
-# `loopback` keeps alive; a closed session stands in none; this node stands in the route of a channel
-# while it, or a guest of it, subscribes. Owned by the loop thread.
+# `loopback` keeps alive; a closed session stands in none; this node stands in the route of a
+# channel while it, or a guest of it, subscribes. Owned by the loop thread.
 
 cdef enum:
     CHANNELS_A_FRAME = 2000     # of a list of subscriptions: it fits the smallest frame_limit
