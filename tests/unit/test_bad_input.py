@@ -750,7 +750,7 @@ async def test_a_peer_that_cannot_be_told_of_subscriptions_is_closed(
                 told += 1
             assert told > 500
             await node._mesh.wait_for(lambda: 7 not in node.peers, SECONDS)
-            assert "cannot be told of a change of subscriptions" in session.reason
+            assert "cannot be told of a change of subscriptions" in str(session.reason)
 
 
 async def test_odd_subscriptions_that_are_well_formed(
