@@ -74,6 +74,12 @@ def run_on(kind: str, work: Coroutine[Any, Any, Any]) -> Any:
     return result
 
 
+def pytest_collection_finish() -> None:
+    # Each test collects garbage, which need not go through what was there before the first.
+    gc.collect()
+    gc.freeze()
+
+
 def collect() -> None:
     # Twice: the core's objects are not tracked, so a cycle through one takes two rounds to free.
     gc.collect()
