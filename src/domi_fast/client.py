@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-import weakref
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from types import TracebackType
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 from . import transport
 from ._core import ROLE_UPLINK, Router, Session
 from .channels import LibraryChannel
+from .endpoint import Endpoint
 from .errors import DomiError, PeerLost
 from .handshake import Offer, decode_welcome
 from .mesh import drain
-from .node import Messages, watch
 
 
 async def connect(
@@ -66,7 +63,7 @@ def _parse(url: str) -> tuple[str, int, str | None]:
     )
 
 
-class Client:
+class Client(Endpoint):
     """A guest of one node: the same verbs, sent and answered by that node.
 
     Made by :func:`connect`. When the connection goes, requests in flight end with PeerLost and
@@ -89,7 +86,7 @@ class Client:
         self.url = url
         self._address = _parse(url)
         self._offer = Offer(name, "0", cluster, epoch=0, instance=os.urandom(16))
-        self._router = router = Router(
+        router = Router(
             heartbeat=heartbeat_interval,
             silence=heartbeat_timeout,
             timeout=request_timeout,
@@ -97,19 +94,10 @@ class Client:
             frame_limit=frame_limit,
             on_error=on_error,
         )
+        super().__init__(router)
         self._session: Session | None = None
         self._connected: asyncio.Future[None] | None = None
-        self._closing: asyncio.Future[None] | None = None
-        self._watches: weakref.WeakSet[Messages] = weakref.WeakSet()
         self._node = -1
-        self.subscribe = router.subscribe
-        self.unsubscribe = router.unsubscribe
-        self.notify = router.notify
-        self.publish = router.publish
-        self.call = router.call
-        self.request = router.request
-        self.ventilator = router.ventilator
-        self.counters = router.counters
 
     async def start(self) -> None:
         """Connect; :func:`connect` does it."""
@@ -127,10 +115,11 @@ class Client:
             raise
 
     async def close(self) -> None:
-        """Send what is queued (for up to 2 s), say goodbye and disconnect. Idempotent."""
-        if self._closing is None:
-            self._closing = asyncio.ensure_future(self._close())
-        await asyncio.shield(self._closing)
+        """Send what is queued (for up to 2 s), say goodbye and disconnect.
+
+        Every call waits until that is done; cancelling one of them does not stop it.
+        """
+        await super().close()
 
     async def _close(self) -> None:
         session = self._session
@@ -145,14 +134,6 @@ class Client:
     async def __aenter__(self) -> Client:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
-
     @property
     def node_id(self) -> int:
         """Machine id of the node that this guest talks through."""
@@ -165,13 +146,6 @@ class Client:
     def drained(self) -> asyncio.Future[None]:
         """A future that is done once there is room to send."""
         return self._router.drained(self._node)
-
-    @asynccontextmanager
-    async def watch_channel(self, channel: int, maxsize: int = 1024) -> AsyncIterator[Messages]:
-        """As :meth:`Node.watch_channel <domi_fast.Node.watch_channel>`."""
-        async with watch(self._router, channel, maxsize) as messages:
-            self._watches.add(messages)
-            yield messages
 
     # ----------------------------------------------------------------- what the core's router calls
 
@@ -187,8 +161,7 @@ class Client:
         """A guest keeps no account of who subscribes."""
 
     def lost(self, session: Session, was_up: bool) -> None:
-        for messages in list(self._watches):
-            messages.finish()
+        self._end_watches()
         if self._connected is not None and not self._connected.done():
             self._connected.set_exception(
                 PeerLost(f"{self.url} did not take this guest: {session.reason}")

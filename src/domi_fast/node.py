@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import weakref
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from types import TracebackType
+from collections.abc import Mapping
 from typing import Any
 
 from . import _core, errors
-from ._core import Context, Router
+from ._core import Router
 from .channels import LibraryChannel
 from .config import NodeConfig
-from .errors import DomiError, Overloaded
+from .endpoint import Endpoint
+from .errors import DomiError
 from .mesh import Mesh, Peer
 from .registry import default_url, open_registry
 
 _core.bind(errors, LibraryChannel)
 
 
-class Node:
+class Node(Endpoint):
     """A node of the mesh: it subscribes, sends and answers.
 
     ``Node(name, *, version="0", cluster="default", host="127.0.0.1", port=0, ...)``: every keyword
@@ -47,7 +44,7 @@ class Node:
                 f"Node has no setting {', '.join(unknown)}; it has {', '.join(fields)}"
             ) from None
         config = self.config
-        self._router = router = Router(
+        router = Router(
             heartbeat=config.heartbeat_interval,
             silence=config.heartbeat_timeout,
             handshake=config.handshake_timeout,
@@ -56,23 +53,14 @@ class Node:
             frame_limit=config.frame_limit,
             on_error=config.on_error,
         )
+        super().__init__(router)
         self._mesh = Mesh(
             router, config, open_registry(config.registry or default_url(config.cluster))
         )
         self._state = "new"
         self._starting: asyncio.Future[None] | None = None
-        self._closing: asyncio.Future[None] | None = None
-        self._watches: weakref.WeakSet[Messages] = weakref.WeakSet()
         self._closers: set[asyncio.Task[Any]] = set()
-        self.subscribe = router.subscribe
-        self.unsubscribe = router.unsubscribe
-        self.notify = router.notify
-        self.publish = router.publish
-        self.call = router.call
-        self.request = router.request
-        self.ventilator = router.ventilator
         self.drained = router.drained
-        self.counters = router.counters
         self.subscribers = router.subscribers
 
     async def start(self) -> None:
@@ -108,17 +96,14 @@ class Node:
         current = asyncio.current_task()
         if current is not None:
             self._closers.add(current)
-        if self._closing is None:
-            self._closing = asyncio.ensure_future(self._close())
-        await asyncio.shield(self._closing)
+        await super().close()
 
     async def _close(self) -> None:
         self._state = "closed"
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
             await asyncio.wait([self._starting])
-        for messages in list(self._watches):
-            messages.finish()
+        self._end_watches()
         try:
             # A handler that closes the node waits for this, and this does not wait for it.
             await self._end_handlers(self.config.drain_timeout)
@@ -140,14 +125,6 @@ class Node:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
-
     @property
     def id(self) -> int:
         """The machine id, 0-1023; -1 before the start."""
@@ -163,17 +140,6 @@ class Node:
         """The connected peers by machine id, without this node; a live view."""
         return self._mesh.peers
 
-    @property
-    def on_error(self) -> Callable[[DomiError, Any], object] | None:
-        """Called with (exception, Frame) for what is refused or lost after its verb returned."""
-        return self._router.on_error
-
-    @on_error.setter
-    def on_error(self, function: Callable[[DomiError, Any], object] | None) -> None:
-        if function is not None and not callable(function):
-            raise TypeError(f"on_error {function!r} is not callable")
-        self._router.on_error = function
-
     async def wait_subscribed(
         self, channel: int, count: int = 1, timeout: float | None = None
     ) -> None:
@@ -187,73 +153,3 @@ class Node:
     async def wait_peers(self, count: int, timeout: float | None = None) -> None:
         """Wait until exactly ``count`` peers are connected. ``timeout`` as above."""
         await self._mesh.wait_for(lambda: len(self.peers) == count, timeout)
-
-    @asynccontextmanager
-    async def watch_channel(self, channel: int, maxsize: int = 1024) -> AsyncIterator[Messages]:
-        """Subscribe for the length of a block; iterate over the contexts that arrive.
-
-        :param maxsize: how many wait at most. When so many do, the newest is refused: a request is
-            answered with Overloaded, anything else is dropped and counted
-            (``handlers_overloaded``).
-        """
-        async with watch(self._router, channel, maxsize) as messages:
-            self._watches.add(messages)
-            yield messages
-
-
-class Messages:
-    """What ``watch_channel`` gives: an iterator that ends with its node; a wait in it that is
-    cancelled loses nothing.
-    """
-
-    def __init__(self, queue: asyncio.Queue[Context | None]) -> None:
-        self._queue = queue
-        self._finished = False
-
-    def __aiter__(self) -> Messages:
-        return self
-
-    async def __anext__(self) -> Context:
-        context = None
-        if not (self._finished and self._queue.empty()):
-            context = await self._queue.get()
-        if context is None:
-            raise StopAsyncIteration
-        return context
-
-    def finish(self) -> None:
-        """End the iteration once what waits has been taken; the node or guest closes."""
-        self._finished = True
-        if self._queue.empty():
-            self._queue.put_nowait(None)
-
-    def __len__(self) -> int:
-        """How many messages wait."""
-        return self._queue.qsize()
-
-
-@asynccontextmanager
-async def watch(router: Router, channel: int, maxsize: int) -> AsyncIterator[Messages]:
-    """What ``watch_channel`` of nodes and guests does."""
-    if maxsize < 1:
-        raise ValueError(f"maxsize {maxsize}: at least 1 message must have room")
-    queue: asyncio.Queue[Context | None] = asyncio.Queue(maxsize)
-
-    def arrived(context: Context) -> None:
-        try:
-            queue.put_nowait(context)
-        except asyncio.QueueFull:
-            raise Overloaded(
-                f"{maxsize} messages of channel {channel} wait to be taken",
-                channel=channel,
-                limit=maxsize,
-            ) from None
-
-    router.subscribe(channel, arrived)
-    try:
-        yield Messages(queue)
-    finally:
-        with contextlib.suppress(DomiError):
-            router.unsubscribe(channel)
-        left = [queue.get_nowait() for _ in range(queue.qsize())]
-        router.abandon([context for context in left if context is not None])

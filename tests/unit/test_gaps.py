@@ -387,6 +387,47 @@ def test_a_timer_costs_the_same_however_many_there_are() -> None:
     assert cost(200_000) < 3 * cost(10)
 
 
+def test_the_wheel_carries_the_reconnections(registry_url: str) -> None:
+    """Fifty nodes that cannot be reached wait in the wheel, and the loop has a handful of timers."""
+
+    async def work() -> None:
+        loop: Any = asyncio.get_running_loop()
+        registry = open_registry(registry_url)
+        await registry.open()
+        lease = await registry.grant(60)
+        with socket.socket() as deaf:
+            deaf.bind(("127.0.0.1", 0))
+            for machine in range(900, 950):
+                value = {
+                    "name": "deaf",
+                    "version": "0",
+                    "host": "127.0.0.1",
+                    "port": deaf.getsockname()[1],
+                    "unix_path": None,
+                    "instance": bytes(16).hex(),
+                    "machine": "",
+                }
+                key = f"domi/default/nodes/{machine:04d}"
+                await registry.create(key, json.dumps(value).encode(), lease=lease)
+            async with Node("a", registry=registry_url, start_timeout=0.0):
+                await until(lambda: engine_of(loop).timers >= 50)
+                waited = 0
+                while waited < 200:
+                    # Those that dial at this moment are not waiting.
+                    if engine_of(loop).timers >= 45:
+                        waited += 1
+                        assert sum(not one.cancelled() for one in loop._scheduled) < 10
+                    await asyncio.sleep(0)
+        await lease.revoke()
+        await registry.close()
+
+    loop = LOOPS["asyncio"]()
+    try:
+        loop.run_until_complete(asyncio.wait_for(work(), 60))
+    finally:
+        loop.close()
+
+
 async def test_dialling_backs_off_with_jitter(registry_url: str) -> None:
     """A registered node that takes no connection is tried again: ever later, and never in step."""
     registry = open_registry(registry_url)
