@@ -388,7 +388,7 @@ def test_a_timer_costs_the_same_however_many_there_are() -> None:
 
 
 def test_the_wheel_carries_the_reconnections(registry_url: str) -> None:
-    """Fifty nodes that cannot be reached wait in the wheel, and the loop has a handful of timers."""
+    """Fifty nodes out of reach wait in the wheel, and the loop has a handful of timers."""
 
     async def work() -> None:
         loop: Any = asyncio.get_running_loop()
