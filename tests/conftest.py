@@ -74,8 +74,9 @@ def run_on(kind: str, work: Coroutine[Any, Any, Any]) -> Any:
     return result
 
 
-def pytest_collection_finish() -> None:
-    # Each test collects garbage, which need not go through what was there before the first.
+@pytest.fixture(autouse=True, scope="module")
+def older_objects_are_not_searched() -> None:
+    """Each test collects garbage: it need not look for it in what other modules have left."""
     gc.collect()
     gc.freeze()
 
