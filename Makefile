@@ -172,7 +172,7 @@ format: $(VENV)/.ready ## Put the Python files in form
 	$(PY) -m ruff format .
 
 test-debug: .venv-debug/.ready ## Run the tests with run-time checks, live-object counters, asyncio's debug mode
-	DOMI_DEBUG=1 .venv-debug/bin/python -X dev $(PYTEST) $(ARGS)
+	DOMI_DEBUG=1 PYTHONASYNCIODEBUG=1 .venv-debug/bin/python -X dev $(PYTEST) $(ARGS)
 
 # The debug build looks for leaks; LeakSanitizer would report the interpreter's own. ASan reports to
 # files, so that a process which a test started does not die unheard; UBSan knows only the standard
@@ -217,7 +217,7 @@ bench-smoke: $(VENV)/.ready ## See that the benchmarks run; the numbers mean not
 	$(PY) -m bench.machine
 	$(PY) -m bench.peers.c_echo --count 2000 --warm-up 200
 	$(PY) -m bench.peers.c_echo --count 2000 --warm-up 200 --unix
-	$(if $(wildcard bench/__main__.py),$(PY) -m bench --smoke)
+	$(PY) -m bench --smoke
 
 soak: $(VENV)/.ready ## Run the tests for hours rather than seconds
 	DOMI_SOAK=1 $(PY) $(PYTEST) -o timeout=0 -o faulthandler_timeout=0 $(ARGS)

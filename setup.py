@@ -25,7 +25,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext as _build_ext
 
 if sys.maxsize < 2**32:
-    sys.exit("domi_fast needs a 64-bit Python: its ring buffer and its counters are 64 bits wide.")
+    sys.exit("domi_fast needs a 64-bit Python: its counters and ids are 64 bits wide.")
 
 
 def switch(name: str) -> bool:

@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, settings
 from domi_fast import _core
 
 SOAK = os.environ.get("DOMI_SOAK") == "1"
-LOOP_DEBUG = os.environ.get("DOMI_LOOP_DEBUG") == "1"
 DEADLINE = 600.0 if SOAK else 60.0
 
 settings.register_profile(
@@ -53,7 +52,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def run_on(kind: str, work: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine on a new loop of this kind; fail when it hangs or leaves tasks behind."""
     loop = LOOPS[kind]()
-    loop.set_debug(LOOP_DEBUG)
     problems: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: problems.append(context))
     try:

@@ -5,7 +5,8 @@ One thread rule covers everything below: all of it belongs to the thread that ru
 (the *loop thread*), and is touched with the GIL held. The exceptions are said where they stand:
 `Context`'s answering methods, which post to the loop thread from any other.
 
-Layers, lower ones first; each knows only those above it in this list:
+The parts, each built on those above it in this list (a timer that fires, and a flush, reach back
+down to what they are for):
 
     frame.pxi        bytes <-> frames, pure
     write_queue.pxi  frames waiting to be sent, pure
@@ -179,6 +180,7 @@ cdef class Engine:
     cdef void queue_flush(self, Session session) noexcept
     cdef int arm(self) except -1
     cdef uint64_t schedule(self, TimerNode* node, uint64_t delay_ns) except 0
+    cdef int abandon(self) except -1
     cdef int check_thread(self) except -1
 
 
@@ -212,7 +214,6 @@ cdef class Session:
         object on_writable
         TimerNode heartbeat     # TIMER_SESSION, in the engine's wheel
         uint64_t last_heard     # nanoseconds
-        uint64_t opened         # nanoseconds
         int state               # SESSION_*
         int role                # ROLE_*
         bint counted            # among the live objects of a debug build
@@ -245,6 +246,7 @@ cdef class Session:
     cdef int parse(self, uint64_t until) except -1
     cdef int read_some(self) except -1
     cdef int handshake_frame(self, RawFrame* frame) except -1
+    cdef int answer_is_lost(self, uint64_t correlation) noexcept
     cdef int control(self, uint16_t channel, bytes data) except -1
     cdef int put_failure(self, uint16_t channel, bytes data, const uint8_t* extend,
                          uint16_t extend_size) except -1
@@ -349,6 +351,7 @@ cdef class Router:
         Session loopback        # this node's session with itself
         Session uplink          # a guest's session with its node, otherwise None
         str uplink_lost         # why that session is gone
+        str stopped             # why no subscription is taken any more, otherwise None
         dict guests             # token -> Session
         uint32_t next_token
         object mesh             # what decides about handshakes and hears of losses
@@ -365,9 +368,10 @@ cdef class Router:
         uint64_t frames_in, frames_out, bytes_in, bytes_out
 
     cdef int forget_handlers(self) except -1
+    cdef int check_open(self) except -1
     cdef int require_engine(self) except -1
     cdef int check_channel(self, object channel) except -1
-    cdef Session session_to(self, int machine)
+    cdef Session session_to(self, object machine)
     cdef Session pick(self, int number, object to)
     cdef Request open_request(self, Session session, uint16_t channel, object timeout)
     cdef uint32_t take_slot(self, int channel) except? 0xFFFFFFFF
@@ -382,7 +386,6 @@ cdef class Router:
     cdef int handler_failed(self, Context context, object error) except -1
     cdef int start_task(self, object coroutine, Context context) except -1
     cdef int task_ended(self, object task, Context context) except -1
-    cdef int check_answered(self, Context context) except -1
     cdef int answer_failure(self, Context context, uint8_t status, bytes text) except -1
     cdef int handle_answer(self, Session session, RawFrame* frame) except -1
     cdef bint handle_library(self, Session session, RawFrame* frame) except -1

@@ -152,6 +152,8 @@ class Master:
             # Its end is waited for: until then it may hold what the others need to close.
             while not start.done() and not self._given_up.is_set():
                 cancelled |= not await self._settled(start)
+            if start.done():
+                self._busy_with = ""
             if start.done() and not start.cancelled() and start.exception() is None:
                 started.append(component)
         if cancelled:

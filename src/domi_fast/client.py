@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 from . import transport
 from ._core import ROLE_UPLINK, Router, Session
 from .channels import LibraryChannel
+from .config import GuestConfig, check_number
 from .endpoint import Endpoint
 from .errors import DomiError, PeerLost
 from .handshake import Offer, decode_welcome
@@ -29,20 +29,24 @@ async def connect(
     """Connect to one node of a cluster as a guest.
 
     :param url: ``tcp://host:port`` or ``unix:///path``: where the node listens.
-    :param name: what the node's log calls this guest.
+    :param name: what the node's log calls this guest: 1-255 bytes of UTF-8.
     :param cluster: refuse to talk to a node of another cluster; empty: whatever it is.
-    :param timeout: seconds to get connected in.
+    :param timeout: seconds to get connected in, 0.001 to 86,400.
     :param settings: ``heartbeat_interval``, ``heartbeat_timeout``, ``request_timeout`` (seconds),
-        ``queue_limit``, ``frame_limit`` (bytes) and ``on_error``, as for a node.
-    :raises ValueError: the URL is not of one of the two forms.
+        ``queue_limit``, ``frame_limit`` (bytes) and ``on_error``, as for a node: see
+        :class:`~domi_fast.config.GuestConfig`.
+    :raises ValueError: the URL is not of one of the two forms, or a setting is out of its range.
+    :raises TypeError: a setting does not exist, or is of the wrong kind.
+    :raises DomiError: ``secret`` is given, which this version does not have.
     :raises PeerLost: the node refused, or did not answer.
     :raises OSError: nobody listens there.
     :raises asyncio.TimeoutError: it took too long.
     """
     if secret is not None:
         raise DomiError("secret=...: this version has no authentication yet; leave it out")
+    check_number("timeout", timeout, 0.001, 86400)
     client = Client(url, name=name, cluster=cluster, **settings)
-    await asyncio.wait_for(client.start(), timeout)
+    await client._connect(timeout)
     return client
 
 
@@ -66,53 +70,70 @@ def _parse(url: str) -> tuple[str, int, str | None]:
 class Client(Endpoint):
     """A guest of one node: the same verbs, sent and answered by that node.
 
-    Made by :func:`connect`. When the connection goes, requests in flight end with PeerLost and
-    every verb raises it; connect again. Belongs to the loop that made it.
+    Made by :func:`connect`, which also takes its settings. When the connection goes, requests in
+    flight end with PeerLost and every verb raises it; connect again. Belongs to the loop that made
+    it.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        name: str = "guest",
-        cluster: str = "",
-        heartbeat_interval: float = 5.0,
-        heartbeat_timeout: float = 10.0,
-        request_timeout: float = 5.0,
-        queue_limit: int = 16 * 1024 * 1024,
-        frame_limit: int = 16 * 1024 * 1024,
-        on_error: Callable[[DomiError, Any], object] | None = None,
-    ) -> None:
+    def __init__(self, url: str, **settings: Any) -> None:
+        fields = GuestConfig.__dataclass_fields__
+        unknown = sorted(set(settings) - set(fields))
+        if unknown:
+            raise TypeError(
+                f"Client has no setting {', '.join(unknown)}; it has {', '.join(fields)}"
+            )
+        self.config = config = GuestConfig(**settings)
         self.url = url
         self._address = _parse(url)
-        self._offer = Offer(name, "0", cluster, epoch=0, instance=os.urandom(16))
+        self._offer = Offer(config.name, "0", config.cluster, epoch=0, instance=os.urandom(16))
         router = Router(
-            heartbeat=heartbeat_interval,
-            silence=heartbeat_timeout,
-            timeout=request_timeout,
-            queue_limit=queue_limit,
-            frame_limit=frame_limit,
-            on_error=on_error,
+            heartbeat=config.heartbeat_interval,
+            silence=config.heartbeat_timeout,
+            handshake=86400.0,  # connect() has a timeout of its own
+            timeout=config.request_timeout,
+            queue_limit=config.queue_limit,
+            frame_limit=config.frame_limit,
+            on_error=config.on_error,
         )
         super().__init__(router)
         self._session: Session | None = None
-        self._connected: asyncio.Future[None] | None = None
+        # Whether the node has taken this guest, once that is known.
+        self._taken: asyncio.Future[bool] | None = None
         self._node = -1
 
-    async def start(self) -> None:
-        """Connect; :func:`connect` does it."""
+    async def _connect(self, timeout: float) -> None:
+        """Connect, once; what is not connected in time, or at all, leaves nothing behind."""
+        self._loop = asyncio.get_running_loop()
+        # Not wait_for: before Python 3.12 it may end well though it was cancelled, and then nobody
+        # would have the guest to close it.
+        joining = asyncio.ensure_future(self._join())
+        try:
+            await asyncio.wait([joining], timeout=timeout)
+            if not joining.done():
+                raise asyncio.TimeoutError(f"{self.url} did not answer within {timeout} s")
+            joining.result()
+        except BaseException:
+            joining.cancel()
+            self._disconnect("the guest gives up")
+            # Waits until the socket is closed, and asks for the exception, if there is another one.
+            await asyncio.gather(joining, return_exceptions=True)
+            raise
+
+    async def _join(self) -> None:
+        self._router.start(self)
         host, port, path = self._address
         fd = await transport.dial(host, port, path)
-        self._router.start(self)
-        self._connected = asyncio.get_running_loop().create_future()
+        self._taken = asyncio.get_running_loop().create_future()
         self._session = session = Session(self._router, fd, ROLE_UPLINK, self.url)
-        try:
-            session.start()
-            session.dial(LibraryChannel.GUEST_NAME, self._offer.encode(), b"")
-            await self._connected
-        except BaseException:
-            await self.close()
-            raise
+        session.start()
+        session.dial(LibraryChannel.GUEST_NAME, self._offer.encode(), b"")
+        if not await self._taken:
+            raise PeerLost(f"{self.url} did not take this guest: {session.reason}")
+
+    def _disconnect(self, reason: str) -> None:
+        if self._session is not None:
+            self._session.close(reason)
+        self._router.stop(reason)
 
     async def close(self) -> None:
         """Send what is queued (for up to 2 s), say goodbye and disconnect.
@@ -122,14 +143,11 @@ class Client(Endpoint):
         await super().close()
 
     async def _close(self) -> None:
-        session = self._session
         try:
-            if session is not None:
-                await drain([session], 2.0)
+            if self._session is not None:
+                await drain([self._session], 2.0)
         finally:
-            if session is not None:
-                session.close("the guest is closing")
-            self._router.stop("the guest is closing")
+            self._disconnect("the guest is closing")
 
     async def __aenter__(self) -> Client:
         return self
@@ -154,15 +172,12 @@ class Client(Endpoint):
         return self._node
 
     def joined(self, session: Session) -> None:
-        if self._connected is not None and not self._connected.done():
-            self._connected.set_result(None)
-
-    def routes_changed(self) -> None:
-        """A guest keeps no account of who subscribes."""
+        self._decide(True)
 
     def lost(self, session: Session, was_up: bool) -> None:
         self._end_watches()
-        if self._connected is not None and not self._connected.done():
-            self._connected.set_exception(
-                PeerLost(f"{self.url} did not take this guest: {session.reason}")
-            )
+        self._decide(False)
+
+    def _decide(self, taken: bool) -> None:
+        if self._taken is not None and not self._taken.done():
+            self._taken.set_result(taken)

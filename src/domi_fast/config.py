@@ -1,9 +1,9 @@
-"""NodeConfig: every setting of a node, validated once, with what is allowed in each message."""
+"""The settings of nodes and guests, validated once, with what is allowed in each message."""
 
 from __future__ import annotations
 
+import inspect
 import ipaddress
-import math
 import os
 import re
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from .errors import DomiError
 
 MIB = 1024 * 1024
 _CLUSTER = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_BRACKETED = re.compile(r"\[([^\[\]]*:[^\[\]]*)\]")
 
 
 def parse_version(text: str) -> Version:
@@ -33,23 +34,110 @@ def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
 
+def check_on_error(function: object) -> None:
+    """Raise TypeError unless it is None or a callable that need not be awaited."""
+    if function is None:
+        return
+    if not callable(function):
+        raise TypeError(f"on_error {function!r} is not callable: a function or None is wanted")
+    if any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
+        raise TypeError(
+            f"on_error {function!r} is an async def, which nobody would await: a plain function "
+            "is wanted; it may start a task"
+        )
+
+
+def check_number(what: str, value: object, low: float, high: float) -> None:
+    """Raise ValueError unless it is an int or float from ``low`` to ``high``."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"{what} {value!r}: a number from {low} to {high} is wanted")
+
+
+class EndpointConfig:
+    """The settings that nodes and guests have in common, and their checks.
+
+    No dataclass itself: its fields would come before those of :class:`NodeConfig`, whose order is
+    public.
+    """
+
+    name: str
+    heartbeat_interval: float
+    heartbeat_timeout: float
+    request_timeout: float
+    queue_limit: int
+    frame_limit: int
+    on_error: Callable[[DomiError, Any], object] | None
+
+    def __post_init__(self) -> None:
+        self._check_type("queue_limit", int)
+        self._check_type("frame_limit", int)
+        if not isinstance(self.name, str) or not 1 <= _utf8_length(self.name) <= 255:
+            raise ValueError(f"name {self.name!r}: a name is text of 1 to 255 bytes of UTF-8")
+        check_on_error(self.on_error)
+        self._check_range("heartbeat_interval", 0.1, 3600)
+        self._check_range("heartbeat_timeout", 0.1, 86400)
+        if self.heartbeat_timeout <= self.heartbeat_interval:
+            raise ValueError(
+                f"heartbeat_timeout {self.heartbeat_timeout}: it must be above the "
+                f"heartbeat_interval of {self.heartbeat_interval}"
+            )
+        self._check_range("request_timeout", 0.001, 86400)
+        self._check_range("queue_limit", 64 * 1024, 1 << 40)
+        self._check_range("frame_limit", 4096, 0xFFFFFFFF)
+
+    def _check_type(self, field: str, kind: type) -> None:
+        value = getattr(self, field)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise TypeError(f"{field} {value!r}: {kind.__name__} is wanted")
+
+    def _check_range(self, field: str, low: float, high: float) -> None:
+        check_number(field, getattr(self, field), low, high)
+
+
 @dataclass(frozen=True)
-class NodeConfig:
+class GuestConfig(EndpointConfig):
+    """The settings of a guest. ``connect(url, ...)`` fills it from its keyword arguments.
+
+    :ivar name: what the node's log calls this guest: 1-255 bytes of UTF-8.
+    :ivar cluster: refuse to talk to a node of another cluster; empty: whatever it is.
+
+    All others are as in :class:`NodeConfig`.
+    """
+
+    name: str = "guest"
+    cluster: str = ""
+    heartbeat_interval: float = 5.0
+    heartbeat_timeout: float = 10.0
+    request_timeout: float = 5.0
+    queue_limit: int = 16 * MIB
+    frame_limit: int = 16 * MIB
+    on_error: Callable[[DomiError, Any], object] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cluster != "":
+            _check_cluster(self.cluster)
+
+
+@dataclass(frozen=True)
+class NodeConfig(EndpointConfig):
     """The settings of a node. ``Node(name, ...)`` fills it from its keyword arguments.
 
     :ivar name: what the node is, for people and for versions: 1-255 bytes of UTF-8.
     :ivar version: compared as PEP 440; an older node may not join once a newer one of its name is
         in the cluster.
     :ivar cluster: letters, digits, ``.``, ``_`` and ``-``, 1-64 of them.
-    :ivar host: the address to listen on and to be found at. Anything but loopback needs
-        ``insecure=True`` as long as there is neither a secret nor TLS.
+    :ivar host: the address to listen on and to be found at; an IPv6 address may have brackets,
+        which are taken off. Anything but loopback needs ``insecure=True`` as long as there is
+        neither a secret nor TLS.
     :ivar port: the TCP port; 0 lets the system choose.
-    :ivar unix_path: listen on this UNIX socket as well; peers on this machine prefer it.
+    :ivar unix_path: listen on this UNIX socket as well; peers on this machine prefer it. A relative
+        path is made absolute here; it may then have 107 bytes.
     :ivar registry: a registry URL; None is an SQLite file for the cluster in the user's runtime
         directory.
     :ivar heartbeat_interval: seconds between heartbeats, 0.1 or more.
@@ -62,7 +150,7 @@ class NodeConfig:
     :ivar queue_limit: bytes that may wait for one peer before sending to it raises Overloaded.
     :ivar frame_limit: the largest frame in bytes, header included.
     :ivar on_error: called with (exception, Frame) for what is refused or lost after its verb
-        returned; None logs it.
+        returned; None logs it. No ``async def``.
     """
 
     name: str
@@ -100,59 +188,74 @@ class NodeConfig:
                     f"{field}={getattr(self, field)!r}: this version has no {field} yet; leave it "
                     f"at {unset!r}"
                 )
-        for field, kind in (
-            ("version", str),
-            ("host", str),
-            ("port", int),
-            ("insecure", bool),
-            ("queue_limit", int),
-            ("frame_limit", int),
-        ):
+        super().__post_init__()
+        for field, kind in (("version", str), ("host", str), ("port", int), ("insecure", bool)):
             self._check_type(field, kind)
         for field, kind in (("unix_path", str), ("registry", str)):
             if getattr(self, field) is not None:
                 self._check_type(field, kind)
-        if not isinstance(self.name, str) or not 1 <= len(self.name.encode()) <= 255:
-            raise ValueError(f"name {self.name!r}: a name is text of 1 to 255 bytes")
-        if not isinstance(self.cluster, str) or not _CLUSTER.fullmatch(self.cluster):
-            raise ValueError(
-                f"cluster {self.cluster!r}: 1 to 64 letters, digits, '.', '_' and '-' are allowed"
-            )
+        _check_cluster(self.cluster)
         parse_version(self.version)
+        if len(self.version) > 255:
+            raise ValueError(f"version {self.version!r}: at most 255 characters are allowed")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port {self.port}: 0 (the system chooses) to 65535 are allowed")
-        if self.unix_path is not None and not 1 <= len(os.fsencode(self.unix_path)) <= 107:
+        if self.registry == "":
             raise ValueError(
-                f"unix_path {self.unix_path!r}: the path of a UNIX socket has 1 to 107 bytes"
+                "registry '': a registry URL is wanted, or None for the cluster's file in your "
+                "runtime directory"
             )
+        if self.unix_path is not None:
+            object.__setattr__(self, "unix_path", _socket_path(self.unix_path))
+        object.__setattr__(self, "host", _host(self.host))
         if not is_loopback(self.host) and not self.insecure:
             raise DomiError(
                 f"host {self.host!r} can be reached from other machines, and nothing keeps "
                 "strangers out: listen on 127.0.0.1, or say insecure=True"
             )
-        if self.on_error is not None and not callable(self.on_error):
-            raise TypeError(f"on_error {self.on_error!r} is not callable")
-        self._check_range("heartbeat_interval", 0.1, 3600.0)
-        self._check_range("heartbeat_timeout", 0.1, 86400.0)
-        if self.heartbeat_timeout <= self.heartbeat_interval:
-            raise ValueError(
-                f"heartbeat_timeout {self.heartbeat_timeout}: it must be above the "
-                f"heartbeat_interval of {self.heartbeat_interval}"
-            )
-        self._check_range("handshake_timeout", 0.01, 60.0)
-        self._check_range("request_timeout", 0.001, 86400.0)
-        self._check_range("start_timeout", 0.0, 3600.0)
-        self._check_range("drain_timeout", 0.0, 3600.0)
-        self._check_range("lease_ttl", 0.1, 3600.0)
-        self._check_range("queue_limit", 64 * 1024, 1 << 40)
-        self._check_range("frame_limit", 4096, 0xFFFFFFFF)
+        self._check_range("handshake_timeout", 0.01, 60)
+        self._check_range("start_timeout", 0, 3600)
+        self._check_range("drain_timeout", 0, 3600)
+        self._check_range("lease_ttl", 0.1, 3600)
 
-    def _check_type(self, field: str, kind: type) -> None:
-        value = getattr(self, field)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise TypeError(f"{field} {value!r}: {kind.__name__} is wanted")
 
-    def _check_range(self, field: str, low: float, high: float) -> None:
-        value = getattr(self, field)
-        if not isinstance(value, (int, float)) or math.isnan(value) or not low <= value <= high:
-            raise ValueError(f"{field} {value!r}: {low:g} to {high:g} are allowed")
+def _utf8_length(text: str) -> int:
+    """Bytes of UTF-8; 0 for what has no such form."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        return 0
+
+
+def _check_cluster(cluster: object) -> None:
+    if not isinstance(cluster, str) or not _CLUSTER.fullmatch(cluster):
+        raise ValueError(
+            f"cluster {cluster!r}: 1 to 64 letters, digits, '.', '_' and '-' are allowed"
+        )
+
+
+def _socket_path(path: str) -> str:
+    """The absolute path: the socket's file is to be found also after a ``chdir``."""
+    # An empty path would become that of the current directory.
+    absolute = os.path.abspath(path) if path else ""
+    try:
+        length = len(os.fsencode(absolute))
+    except UnicodeEncodeError:
+        length = 0
+    if "\0" in absolute or not 1 <= length <= 107:
+        raise ValueError(
+            f"unix_path {path!r}: the absolute path of a UNIX socket has 1 to 107 bytes, none of "
+            f"them NUL; this one is {absolute!r}"
+        )
+    return absolute
+
+
+def _host(host: str) -> str:
+    """The host without the brackets that an IPv6 address has in a URL."""
+    bracketed = _BRACKETED.fullmatch(host)
+    plain = bracketed[1] if bracketed else host
+    if not plain or not plain.isprintable() or any(sign in plain for sign in "[] "):
+        raise ValueError(
+            f"host {host!r}: an address or a name is wanted, for example 127.0.0.1 or ::1"
+        )
+    return plain

@@ -11,17 +11,39 @@ from types import TracebackType
 from typing import Any
 
 from ._core import Context, Router
+from .config import check_on_error
 from .errors import DomiError, Overloaded
+
+VERBS = (
+    "subscribe",
+    "unsubscribe",
+    "notify",
+    "publish",
+    "call",
+    "request",
+    "ventilator",
+    "counters",
+)
 
 
 class Endpoint:
     """Sends, subscribes and closes once; :class:`Node` and :class:`Client` add how to connect.
 
-    :param router: its methods become the endpoint's own.
+    :param router: its methods become the endpoint's own, of each instance: a subclass cannot
+        override a verb, and one that tries is a TypeError.
     """
+
+    def __init_subclass__(cls) -> None:
+        for verb in VERBS:
+            if verb in cls.__dict__:
+                raise TypeError(
+                    f"{cls.__name__}.{verb}: verbs are the core's own and cannot be overridden; "
+                    "give the method another name"
+                )
 
     def __init__(self, router: Router) -> None:
         self._router = router
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Future[None] | None = None
         self._watches: weakref.WeakSet[Messages] = weakref.WeakSet()
         self.subscribe = router.subscribe
@@ -34,7 +56,12 @@ class Endpoint:
         self.counters = router.counters
 
     async def close(self) -> None:
-        """Every call waits for the one closing; to cancel a call does not stop it."""
+        """Every call waits for the one closing; to cancel a call does not stop it.
+
+        :raises DomiError: it was called on another loop than the one that it was started on.
+        """
+        if self._loop not in (None, asyncio.get_running_loop()):
+            raise DomiError("closed on another event loop than the one that it was started on")
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)
@@ -57,8 +84,7 @@ class Endpoint:
 
     @on_error.setter
     def on_error(self, function: Callable[[DomiError, Any], object] | None) -> None:
-        if function is not None and not callable(function):
-            raise TypeError(f"on_error {function!r} is not callable")
+        check_on_error(function)
         self._router.on_error = function
 
     @asynccontextmanager
@@ -89,10 +115,13 @@ class Endpoint:
         try:
             yield messages
         finally:
-            with contextlib.suppress(DomiError):
-                self.unsubscribe(channel)
+            # The handler may be gone, or another by now.
+            if self._router.handlers().get(channel) is arrived:
+                with contextlib.suppress(DomiError):
+                    self.unsubscribe(channel)
             left = [queue.get_nowait() for _ in range(queue.qsize())]
             self._router.abandon([context for context in left if context is not None])
+            messages.finish()
 
     def _end_watches(self) -> None:
         for messages in list(self._watches):
@@ -100,8 +129,9 @@ class Endpoint:
 
 
 class Messages:
-    """What ``watch_channel`` gives: an iterator that ends with its node; a wait in it that is
-    cancelled loses nothing.
+    """What ``watch_channel`` gives: an iterator that ends with its block or its node.
+
+    Several tasks may take from it; a wait that is cancelled loses nothing.
     """
 
     def __init__(self, queue: asyncio.Queue[Context | None]) -> None:
@@ -116,11 +146,12 @@ class Messages:
         if not (self._finished and self._queue.empty()):
             context = await self._queue.get()
         if context is None:
+            self.finish()  # for the next who waits
             raise StopAsyncIteration
         return context
 
     def finish(self) -> None:
-        """End the iteration once what waits has been taken; the node or guest closes."""
+        """End the iteration, for all who iterate, once what waits has been taken."""
         self._finished = True
         if self._queue.empty():
             self._queue.put_nowait(None)

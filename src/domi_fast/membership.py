@@ -22,7 +22,7 @@ from typing import Protocol
 from .config import NodeConfig, parse_version
 from .errors import ClusterFull, DomiError, RegistryError, VersionTooOld
 from .handshake import Offer
-from .registry.base import Claim, Delete, Entry, NoKeyFree, Put, Registry, Reset, Snapshot
+from .registry.base import Claim, Delete, Entry, Event, NoKeyFree, Put, Registry, Reset, Snapshot
 
 log = logging.getLogger("domi_fast")
 
@@ -168,20 +168,31 @@ class Membership:
             self._claim = None
 
     async def follow(self, snapshot: Snapshot) -> None:
-        """Keep the view up to date, for ever."""
-        async for event in self._registry.watch(self._prefix, since=snapshot.cursor):
-            before = set(self.view)
-            if isinstance(event, Reset):
-                self._replace(event.snapshot)
-            elif isinstance(event, Put):
-                self._put(self._decode([event.entry]))
-            elif isinstance(event, Delete):
-                self.view = {
-                    machine: info
-                    for machine, info in self.view.items()
-                    if self._key(machine) != event.key
-                }
-            self._follower.members_changed(set(self.view) - before)
+        """Keep the view up to date, for ever; a watch that failed begins anew with a list."""
+        while True:
+            try:
+                async for event in self._registry.watch(self._prefix, since=snapshot.cursor):
+                    self._changed(event)
+            except (RegistryError, OSError) as error:
+                log.warning("%s: cannot watch the registry: %s", self._config.name, error)
+            await asyncio.sleep(REGISTER_PAUSE * random.uniform(0.5, 1.5))
+            with contextlib.suppress(RegistryError, OSError):
+                snapshot = await self._registry.list(self._prefix)
+                self._changed(Reset(snapshot))
+
+    def _changed(self, event: Event) -> None:
+        before = set(self.view)
+        if isinstance(event, Reset):
+            self._replace(event.snapshot)
+        elif isinstance(event, Put):
+            self._put(self._decode([event.entry]))
+        elif isinstance(event, Delete):
+            self.view = {
+                machine: info
+                for machine, info in self.view.items()
+                if self._key(machine) != event.key
+            }
+        self._follower.members_changed(set(self.view) - before)
 
     async def keep(self) -> None:
         """Take a machine id again each time the lease is lost, for ever."""
@@ -236,6 +247,11 @@ class Membership:
             raise ClusterFull(
                 f"all machine ids of cluster {config.cluster!r} are taken", limit=MACHINES
             ) from None
+        except BaseException:
+            # The registry would keep alive what nobody knows of.
+            with contextlib.suppress(DomiError):
+                await lease.revoke()
+            raise
         self._claim = claim
         self._follower.identified(int(claim.key.rsplit("/", 1)[1]))
 

@@ -150,6 +150,12 @@ class Mesh:
                 self._config.start_timeout,
             )
 
+    async def drain_itself(self) -> None:
+        """Wait until the node's messages to itself are delivered, ``drain_timeout`` at most."""
+        own = self._router.session(self.id)
+        if own is not None:
+            await drain([own], self._config.drain_timeout)
+
     async def close(self) -> None:
         """Leave the registry, stop listening, say goodbye to every peer."""
         self._closing = True
@@ -245,7 +251,7 @@ class Mesh:
                 try:
                     await self._dial(info)
                     return
-                except (OSError, asyncio.TimeoutError, DomiError) as error:
+                except (OSError, ValueError, asyncio.TimeoutError, DomiError) as error:
                     log.debug("node %d: dialling node %d: %s", self.id, machine, error)
             pause = min(DIAL_BACKOFF[1], DIAL_BACKOFF[0] * 2**attempts) * random.uniform(0.5, 1.5)
             attempts = min(attempts + 1, 10)
@@ -346,6 +352,7 @@ class Mesh:
         return b""
 
     async def _examine(self, session: Session, machine: int, offer: Offer) -> None:
+        await asyncio.sleep(0)  # even where tasks begin at once, admit() returns first
         try:
             if not await self._members.is_claimed_by(machine, offer):
                 raise AuthError(f"the registry does not know this node as {machine}", peer=machine)
@@ -464,10 +471,10 @@ class Mesh:
         if condition():
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append((condition, future))
         timer = None
         if timeout is not None:
             timer = self._router.call_later(timeout, lambda: _expire(future))
+        self._waiters.append((condition, future))
         try:
             await future
         finally:

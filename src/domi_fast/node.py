@@ -77,6 +77,7 @@ class Node(Endpoint):
         if self._state != "new":
             raise DomiError(f"this node is {self._state}: make another Node to start again")
         self._state = "started"
+        self._loop = asyncio.get_running_loop()
         self._starting = asyncio.ensure_future(self._mesh.start())
         try:
             await self._starting
@@ -105,6 +106,7 @@ class Node(Endpoint):
             await asyncio.wait([self._starting])
         self._end_watches()
         try:
+            await self._mesh.drain_itself()
             # A handler that closes the node waits for this, and this does not wait for it.
             await self._end_handlers(self.config.drain_timeout)
         finally:

@@ -10,6 +10,7 @@ import socket
 import stat
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 ACCEPTS_A_TURN = 64
 BACKLOG = 1024
@@ -87,11 +88,12 @@ class Listener:
         """Stop listening; a UNIX socket's file goes too."""
         if self._retry is not None:
             self._retry.cancel()
-        self._loop.remove_reader(self._sock.fileno())
-        self._sock.close()
         if self._path:
+            # First: once the socket is closed, another process may take the path.
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
+        self._loop.remove_reader(self._sock.fileno())
+        self._sock.close()
 
 
 _listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
@@ -155,15 +157,23 @@ def _is_served(path: str) -> bool:
 
 
 async def dial(host: str, port: int, unix_path: str | None) -> int:
-    """Connect, over the UNIX socket if there is one; a descriptor. Raises OSError."""
-    loop = asyncio.get_running_loop()
-    address: object
+    """Connect, over the UNIX socket if there is one, else to the first address that answers.
+
+    A detached, non-blocking descriptor. Raises OSError.
+    """
     if unix_path is not None:
-        family, address, peer = socket.AF_UNIX, unix_path, unix_path
-    else:
-        info = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        family, address = socket.AddressFamily(info[0][0]), info[0][4]
-        peer = str(info[0][4][0])
+        return await _dial(socket.AF_UNIX, unix_path, unix_path)
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for family, _, _, _, address in found[:-1]:
+        with contextlib.suppress(OSError):
+            return await _dial(family, address, str(address[0]))
+    family, _, _, _, address = found[-1]
+    return await _dial(family, address, str(address[0]))
+
+
+async def _dial(family: int, address: str | tuple[Any, ...], peer: str) -> int:
+    loop = asyncio.get_running_loop()
     sock = tune(socket.socket(family, socket.SOCK_STREAM), peer)
     try:
         await loop.sock_connect(sock, address)

@@ -1003,8 +1003,16 @@ async def test_a_relay_that_cannot_be_carried_out(
     extend, status, channel = REFUSED_RELAYS[row]
     async with arena(registry_url, caplog) as scene, guest(scene.node) as peer:
         await peer.say(reference.encode(reference.RELAY, b"data", extend))
+        refused = {
+            "call nobody": struct.pack("<HH", scene.node.id, 51),
+            "a pipeline to nobody": b"\x04",
+        }.get(row, b"")
         assert await peer.settled() == [
-            (reference.REJECT, b"data", reference.reject_extend(status, channel, 0))
+            (
+                reference.REJECT,
+                refused + b"data",
+                reference.reject_extend(status, channel, len(refused)),
+            )
         ]
         scene.unharmed()
 

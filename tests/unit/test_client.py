@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
+import os
+import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from domi_fast import (
     DomiError,
     FrameError,
     Node,
+    NodeConfig,
     NoSubscriber,
     Overloaded,
     PeerLost,
@@ -29,6 +34,7 @@ from domi_fast import (
     connect,
     encode_frame,
 )
+from domi_fast.config import GuestConfig
 from tests.support import RawPeer, forget_records, nodes, slowness, until
 
 
@@ -683,6 +689,179 @@ async def test_settings_of_a_guest(registry_url: str) -> None:
                 await guest.request(60, b"")
 
 
+class Awaited:
+    async def __call__(self, error: DomiError, frame: Any) -> None:
+        """Nobody awaits it."""
+
+
+async def awaited(error: DomiError, frame: Any) -> None:
+    """Nobody awaits it."""
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[tuple[socket.socket, str]]:
+    """A socket that takes connections and never answers, and its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        yield server, f"tcp://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "kind"),
+    [
+        ("timeout", 0, ValueError),
+        ("timeout", -1, ValueError),
+        ("timeout", float("nan"), ValueError),
+        ("timeout", float("inf"), ValueError),
+        ("timeout", None, ValueError),
+        ("timeout", "5", ValueError),
+        ("timeout", True, ValueError),
+        ("timeout", 10**400, ValueError),
+        ("request_timeout", -1, ValueError),
+        ("request_timeout", 0, ValueError),
+        ("request_timeout", float("nan"), ValueError),
+        ("request_timeout", None, ValueError),
+        ("heartbeat_interval", 0, ValueError),
+        ("heartbeat_interval", -1, ValueError),
+        ("heartbeat_interval", float("nan"), ValueError),
+        ("heartbeat_interval", 10, ValueError),
+        ("heartbeat_timeout", 5, ValueError),
+        ("heartbeat_timeout", 1, ValueError),
+        ("heartbeat_timeout", float("nan"), ValueError),
+        ("queue_limit", 0, ValueError),
+        ("queue_limit", -1, ValueError),
+        ("queue_limit", 1e6, TypeError),
+        ("frame_limit", 4095, ValueError),
+        ("frame_limit", 1 << 32, ValueError),
+        ("frame_limit", None, TypeError),
+        ("on_error", 5, TypeError),
+        ("on_error", awaited, TypeError),
+        ("on_error", functools.partial(awaited), TypeError),
+        ("on_error", Awaited(), TypeError),
+        ("name", "", ValueError),
+        ("name", "x" * 256, ValueError),
+        ("name", "é" * 128, ValueError),
+        ("name", "\ud800", ValueError),
+        ("name", b"guest", ValueError),
+        ("name", None, ValueError),
+        ("cluster", "a b", ValueError),
+        ("cluster", "x" * 65, ValueError),
+        ("cluster", None, ValueError),
+        ("cluster", 0, ValueError),
+        ("secret", "hush", DomiError),
+        ("secret", b"", DomiError),
+        ("colour", "red", TypeError),
+        ("version", "1.0", TypeError),
+    ],
+)
+async def test_settings_of_a_guest_that_are_refused(
+    setting: str, value: Any, kind: type[Exception]
+) -> None:
+    """Before anything is dialled, and by a message that names the setting."""
+    with listening() as (server, address):
+        with pytest.raises(kind, match=setting):
+            await connect(address, **{setting: value})
+        await asyncio.sleep(0)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+async def test_a_keyword_that_a_guest_does_not_have_is_answered_with_those_that_it_has() -> None:
+    with pytest.raises(TypeError) as refused:
+        await connect("tcp://127.0.0.1:1", shape="round", colour="red")
+    text = str(refused.value)
+    assert text.startswith("Client has no setting colour, shape; it has name, cluster, heartbeat")
+    assert all(field.name in text for field in fields(GuestConfig))
+
+
+def test_a_guest_has_the_defaults_of_a_node() -> None:
+    node, guest = NodeConfig("guest"), GuestConfig()
+    for field in fields(GuestConfig):
+        if field.name != "cluster":
+            assert getattr(guest, field.name) == getattr(node, field.name)
+
+
+async def test_the_longest_name_of_a_guest(registry_url: str) -> None:
+    async with nodes(registry_url, "a") as (a,), guests(a, name="x" * 255) as (guest,):
+        assert guest.connected
+        assert guest.config.name == "x" * 255
+        assert [session.info.name for session in a._router.sessions()] == ["x" * 255]
+
+
+def descriptors() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def test_a_guest_that_cannot_connect_leaves_nothing_behind(registry_url: str) -> None:
+    """No session, no descriptor, no exception that nobody asked for (conftest looks for those)."""
+    async with nodes(registry_url, "a") as (a,):
+        with listening() as (server, address):
+            open_before = descriptors()
+            for _ in range(3):
+                with pytest.raises(asyncio.TimeoutError, match=r"did not answer within 0\.05 s"):
+                    await connect(address, timeout=0.05)
+                # The other end sees it end.
+                accepted, _ = server.accept()
+                with accepted:
+                    accepted.settimeout(5)
+                    while accepted.recv(1 << 16):
+                        pass
+            for _ in range(3):
+                with pytest.raises(PeerLost):
+                    await connect(url(a), cluster="another")
+                with pytest.raises(ConnectionRefusedError):
+                    await connect("tcp://127.0.0.1:1")
+            await until(lambda: not a._router.sessions())
+            assert descriptors() == open_before
+
+
+async def test_connecting_is_cancelled_at_any_step(registry_url: str) -> None:
+    """Either the guest is the caller's, or nobody's; a cancellation does not get lost."""
+    async with nodes(registry_url, "a") as (a,):
+        open_before = descriptors()
+        steps = 0
+        while True:
+            connecting = asyncio.ensure_future(connect(url(a)))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            if not connecting.cancel():
+                break
+            with pytest.raises(asyncio.CancelledError):
+                await connecting
+            steps += 1
+        await (await connecting).close()
+        assert steps > 3
+        await until(lambda: not a._router.sessions())
+        assert descriptors() == open_before
+
+
+async def test_a_session_that_cannot_begin_is_closed(
+    registry_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unspeakable:
+        def encode(self) -> bytes:
+            raise DomiError("no offer")
+
+    async with nodes(registry_url, "a") as (a,):
+        guest = Client(url(a))
+        monkeypatch.setattr(guest, "_offer", Unspeakable())
+        with pytest.raises(DomiError, match="no offer"):
+            await guest._connect(5)
+        assert not guest.connected
+        await until(lambda: not a._router.sessions())
+        del guest
+        gc.collect()
+
+
+async def test_connect_is_the_only_way_to_connect() -> None:
+    assert not hasattr(Client, "start")
+    guest = Client("tcp://127.0.0.1:1")
+    with pytest.raises(DomiError):
+        guest.notify(60, b"")
+    await guest.close()
+
+
 async def test_a_guest_takes_no_machine_id(registry_url: str) -> None:
     async with nodes(registry_url, "a") as (a,), guests(a, a, a):
         assert not a.peers
@@ -710,7 +889,7 @@ async def test_subscriptions_made_before_and_after_connecting(registry_url: str)
     async with nodes(registry_url, "a") as (a,):
         guest = Client(url(a))
         guest.subscribe(60, echo)
-        await guest.start()
+        await guest._connect(5)
         try:
             guest.subscribe(61, echo)
             await a.wait_subscribed(60, timeout=5)

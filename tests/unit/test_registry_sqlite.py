@@ -131,6 +131,8 @@ def child_of(path: str) -> Iterator[Child]:
         ("sqlite:relative", "absolute path"),
         ("sqlite:///", "absolute path"),
         ("sqlite:///tmp/", "absolute path"),
+        ("sqlite:////", "absolute path"),
+        ("sqlite:////tmp/", "absolute path"),
         ("sqlite:///tmp/x?mode=ro", "no options"),
         ("memory://", "letters"),
         ("memory://a/b", "letters"),
@@ -159,6 +161,19 @@ def test_a_url_with_odd_characters_leads_to_its_file(tmp_path: Path) -> None:
 
     run(main)
     assert [p.name for p in tmp_path.iterdir()] == ["a b?c%"]
+
+
+def test_four_slashes_are_taken_for_three(tmp_path: Path) -> None:
+    async def main() -> None:
+        for url in (f"sqlite:///{tmp_path}/file", f"sqlite://///{tmp_path}/file"):
+            registry = open_registry(url)
+            assert registry.url == f"sqlite://{tmp_path}/file"
+            await registry.open()
+            await registry.put("k", b"")
+            await registry.close()
+
+    run(main)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_the_default_is_a_private_file_in_the_runtime_directory(

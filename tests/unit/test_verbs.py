@@ -2267,3 +2267,140 @@ def no_records_kept(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     caplog.set_level(logging.INFO, "domi_fast")
     yield
     forget_records(caplog)
+
+
+# ------------------------------------------------------------------- settings that are put in order
+
+
+async def awaited(error: DomiError, frame: Any) -> None:
+    """Nobody awaits it."""
+
+
+class Awaited:
+    async def __call__(self, error: DomiError, frame: Any) -> None:
+        """Nobody awaits it."""
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "kind", "words"),
+    [
+        ("on_error", awaited, TypeError, "async def"),
+        ("on_error", functools.partial(awaited), TypeError, "async def"),
+        ("on_error", Awaited(), TypeError, "async def"),
+        ("registry", "", ValueError, "None"),
+        ("unix_path", "", ValueError, "1 to 107 bytes"),
+        ("unix_path", "/tmp/a\0b", ValueError, "NUL"),
+        ("unix_path", "\0abstract", ValueError, "NUL"),
+        ("unix_path", "/tmp/\ud800", ValueError, "1 to 107 bytes"),
+        ("unix_path", "x" * 107, ValueError, "absolute path"),
+        ("host", "[::1", ValueError, "::1"),
+        ("host", "::1]", ValueError, "::1"),
+        ("host", "[]", ValueError, "::1"),
+        ("host", "[localhost]", ValueError, "127.0.0.1"),
+        ("host", "", ValueError, "127.0.0.1"),
+        ("host", "127.0.0.1\0", ValueError, "127.0.0.1"),
+        ("host", "127.0.0.1 ", ValueError, "127.0.0.1"),
+        ("name", "\ud800", ValueError, "1 to 255 bytes"),
+        ("version", "1" * 256, ValueError, "255"),
+        ("request_timeout", True, ValueError, "0.001 to 86400"),
+        ("request_timeout", 10**400, ValueError, "0.001 to 86400"),
+        ("frame_limit", 1, ValueError, "4096 to 4294967295"),
+    ],
+)
+def test_settings_that_are_refused_with_advice(
+    registry_url: str, setting: str, value: Any, kind: type[Exception], words: str
+) -> None:
+    given: dict[str, Any] = {"name": "a", "registry": registry_url, "insecure": True}
+    with pytest.raises(kind, match=f"(?s)^{setting} .*{re.escape(words)}"):
+        Node(**given | {setting: value})
+
+
+async def test_an_ipv6_host_may_have_brackets(registry_url: str) -> None:
+    assert NodeConfig("a", host="[::]", insecure=True).host == "::"
+    node = Node("a", registry=registry_url, host="[::1]")
+    assert node.config.host == "::1"
+    addresses = Path("/proc/net/if_inet6")
+    if addresses.exists() and f"{1:032x}" in addresses.read_text():
+        async with node, Node("b", registry=registry_url, host="::1") as other:
+            await other.wait_peers(1, 5)
+
+
+async def test_a_relative_unix_path_outlives_a_chdir(
+    registry_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    node = Node("a", registry=registry_url, unix_path="a.sock")
+    assert node.config.unix_path == str(tmp_path / "a.sock")
+    monkeypatch.chdir("elsewhere")
+    async with node, Node("b", registry=registry_url) as other:
+        await other.wait_peers(1, 5)
+        assert (tmp_path / "a.sock").is_socket()
+        assert other.peers[node.id].address == f"unix:{tmp_path}/a.sock"
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+
+
+def test_the_order_of_a_nodes_settings_is_public() -> None:
+    config = NodeConfig("a", "1.0", "cluster", "localhost", 7000)
+    assert (config.version, config.cluster, config.host, config.port) == (
+        "1.0",
+        "cluster",
+        "localhost",
+        7000,
+    )
+
+
+@pytest.mark.parametrize("machine", [0.9, True, False, "1", b"\1", [1]])
+async def test_a_machine_id_that_is_no_int(registry_url: str, machine: Any) -> None:
+    async with nodes(registry_url, "a", "b") as (a, b):
+        b.subscribe(60, echo)
+        await a.wait_subscribed(60, timeout=5)
+        for verb in (
+            lambda: a.notify(60, b"", to=machine),
+            lambda: a.publish(60, b"", to=machine),
+            lambda: a.call(60, b"", 61, to=machine),
+            lambda: a.request(60, b"", to=machine),
+            lambda: a.drained(machine),
+        ):
+            with pytest.raises(TypeError, match="an int of 0-1023 is wanted"):
+                verb()
+
+
+@pytest.mark.parametrize("machine", [-1, 900, 1023, 1024, 2**31, 2**32, 2**64, -(2**70)])
+async def test_a_machine_id_that_no_node_has(registry_url: str, machine: int) -> None:
+    async with nodes(registry_url, "a") as (a,):
+        for verb in (lambda: a.notify(60, b"", to=machine), lambda: a.drained(machine)):
+            with pytest.raises(PeerLost) as caught:
+                verb()
+            assert caught.value.peer == machine
+        with pytest.raises(ValueError, match="channel"):
+            a.subscribers(machine if machine < 0 else machine + 2**16)
+
+
+async def test_publish_takes_what_notify_takes(registry_url: str) -> None:
+    """Also when nobody subscribes, and it would not be sent."""
+    async with nodes(registry_url, "a") as (a,):
+        for handler in (None, print):
+            if handler is not None:
+                a.subscribe(60, handler)
+            for data, error in ((memoryview(b"gapped")[::2], BufferError), ("text", TypeError)):
+                for verb in (a.notify, a.publish):
+                    if handler is None and verb == a.notify:
+                        continue
+                    with pytest.raises(error):
+                        verb(60, data)  # type: ignore[arg-type]
+            assert a.publish(60, array.array("H", [1, 2])) == (0 if handler is None else 1)
+
+
+async def test_infinity_is_no_deadline(registry_url: str) -> None:
+    async with nodes(registry_url, "a", "b") as (a, b):
+        deadlines: list[float | None] = []
+
+        def answer(ctx: Context) -> None:
+            deadlines.append(ctx.deadline)
+            ctx.reply(b"")
+
+        b.subscribe(60, answer)
+        await a.wait_subscribed(60, timeout=5)
+        await a.request(60, b"", float("inf"))
+        assert deadlines == [None]

@@ -4,9 +4,6 @@
 # exactly once, and from then on no slot, timer or session points to it. Owned by the loop thread;
 # a Context's reply, next and error may be called from any other and are posted.
 
-cdef dict status_errors = {}        # STATUS_* -> exception class, filled by bind_errors
-
-
 # Not tracked by the collector: a context leads to a session, which lets go of its router when it
 # closes, so that no cycle through a context outlives its node.
 @cython.final
@@ -21,6 +18,12 @@ cdef class Context:
     :ivar data: the message, bytes.
     :ivar channel: the channel on which it came.
     """
+
+    def __dealloc__(self):
+        # Whoever could have answered is gone; the asker is told by the loop's next turn.
+        if self.kind == KIND_REQUEST and not self.answered and not self.posted and (
+                self.session.state == SESSION_UP):
+            self.session.answer_is_lost(load64(self.extend + 1))
 
     @property
     def sender(self):
@@ -74,13 +77,11 @@ cdef class Context:
         if self.session.state == SESSION_CLOSED:
             raise self.session.lost_error()
         if name != "error":
-            if isinstance(argument, str):
-                raise TypeError("data must be bytes-like, not str: encode it first")
-            argument = bytes(memoryview(argument))
+            argument = bytes_of(argument)
         self.posted = True
-        self.session.engine.call_soon_threadsafe(self.posted_answer, name, argument)
+        self.session.engine.call_soon_threadsafe(self._posted_answer, name, argument)
 
-    def posted_answer(self, str name, argument):
+    def _posted_answer(self, str name, argument):
         """What another thread answered, now on the loop thread."""
         cdef Router router = self.session.router
         try:
@@ -98,6 +99,8 @@ cdef class Context:
     cdef bint is_foreign(self) except -1:
         if PyThread_get_thread_ident() == self.session.engine.thread:
             return False
+        if self.session.engine.thread == 0:
+            self.session.engine.check_thread()
         if self.posted:
             raise errors.AlreadyReplied(
                 f"the message on channel {self.channel} was answered before",
@@ -265,10 +268,7 @@ cdef inline Context make_context(Session session, RawFrame* frame):
     context.session = session
     context.channel = frame.channel
     context.origin = -1
-    if frame.owner is not NULL:
-        context.data = <bytes>frame.owner
-    else:
-        context.data = PyBytes_FromStringAndSize(<char*>frame.data, frame.size)
+    context.data = frame_data(frame)
     if session.role == ROLE_UPLINK and size >= 2:
         # A node tells its guest who sent the frame before the extend itself.
         context.origin = load16(p)
@@ -338,9 +338,14 @@ cdef void* wakeup_function = NULL   # with 3.12 and later, where that type is a 
 cdef int find_wakeup() except -1:
     global wakeup_type, wakeup_function
     cdef WakeupProbe probe = WakeupProbe()
-    task = asyncio.Task(await_probe(probe), loop=probe)
-    wakeup = probe.wakeup
-    wakeup(probe)
+    coroutine = await_probe(probe)
+    try:
+        task = asyncio.Task(coroutine, loop=probe)
+        wakeup = probe.wakeup
+        wakeup(probe)
+    except Exception:
+        coroutine.close()
+        return 0            # an asyncio that steps tasks on real loops only: no short cut there
     if task.done() and type(wakeup).__module__ != "builtins":
         wakeup_type = type(wakeup)
     elif task.done() and PyCFunction_CheckExact(<PyObject*>wakeup):

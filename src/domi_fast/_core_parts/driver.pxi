@@ -58,10 +58,10 @@ cdef class SocketDriver:
         return 0
 
     cdef int want_write(self, object callback) except -1:
-        self.writing = True
         if not self.writer:
             self.engine.loop.add_writer(self.fd, callback)
             self.writer = True
+        self.writing = True
         return 0
 
     cdef int stop_write(self) except -1:
@@ -95,8 +95,12 @@ cdef class SocketDriver:
 
 def abandon_descriptors():
     # A child that keeps its copies would hide the parent's death from the peers.
+    cdef Engine engine
     for driver in list(open_drivers):
         driver.abandon()
+    for engine in list(engines.values()):
+        engine.abandon()
+    engines.clear()
 
 
 os.register_at_fork(after_in_child=abandon_descriptors)

@@ -7,7 +7,7 @@
 # Invariants: no dispatch inside a dispatch (depth); the receive buffer is used by one session at a
 # time and never across an await. Owned by the loop thread.
 
-cdef object engines = weakref.WeakKeyDictionary()     # loop -> engine
+cdef dict engines = {}              # loop -> engine, while a router uses it
 
 
 @cython.final
@@ -37,7 +37,15 @@ cdef class Engine:
         self.now = monotonic_ns()
         return self.now
 
+    cdef int abandon(self) except -1:
+        # In a forked child: nobody is the loop thread of what belongs to the parent.
+        self.thread = 0
+        return 0
+
     cdef int check_thread(self) except -1:
+        if self.thread == 0:
+            raise errors.DomiError(
+                "this belongs to the process that was forked: make a node of the child's own")
         if PyThread_get_thread_ident() != self.thread:
             raise errors.DomiError(
                 "called from another thread than the event loop's: use "
@@ -137,13 +145,16 @@ cdef class Engine:
         try:
             self.wheel.advance_to(self.refresh())
         finally:
-            self.leave()
-            self.arm()
+            try:
+                self.leave()
+            finally:
+                self.arm()
 
-    def use(self):
+    def acquire(self):
+        """A router begins to use it."""
         self.users += 1
 
-    def leave_for_good(self):
+    def release(self):
         """A router closes; the last one takes the engine's timer off the loop."""
         self.users -= 1
         if self.users == 0:

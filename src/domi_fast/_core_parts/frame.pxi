@@ -38,13 +38,14 @@ class Frame(tuple):
         return f"Frame(channel={self[0]}, data={self[1]!r}, extend={self[2]!r})"
 
 
-cdef object frame_object(RawFrame* frame):
-    cdef object data
+cdef inline bytes frame_data(RawFrame* frame):
     if frame.owner is not NULL:
-        data = <object>frame.owner
-    else:
-        data = PyBytes_FromStringAndSize(<char*>frame.data, frame.size)
-    return Frame(frame.channel, data,
+        return <bytes>frame.owner
+    return PyBytes_FromStringAndSize(<char*>frame.data, frame.size)
+
+
+cdef object frame_object(RawFrame* frame):
+    return Frame(frame.channel, frame_data(frame),
                  PyBytes_FromStringAndSize(<char*>frame.extend, frame.extend_size))
 
 
@@ -138,8 +139,10 @@ cdef class FrameReader:
                 self.open_window(&view[0], size)
             try:
                 while self.next(&frame):
-                    frames.append(frame_object(&frame))
-                    Py_XDECREF(frame.owner)
+                    try:
+                        frames.append(frame_object(&frame))
+                    finally:
+                        Py_XDECREF(frame.owner)
             finally:
                 self.close_window()
         finally:
@@ -164,7 +167,8 @@ cdef class FrameReader:
         return 0
 
     cdef int close_window(self) except -1:
-        cdef size_t left = self.end - self.position
+        # What follows a fault is of no use.
+        cdef size_t left = self.end - self.position if self.fault is NULL else 0
         cdef uint8_t* memory
         if left == 0:
             free_tail(self)
@@ -285,9 +289,10 @@ cdef class FrameReader:
                 self.big_have == capacity and capacity < self.big_size):
             wanted = min(self.big_size, max(self.big_have + arriving, self.big_have * 2))
             if _PyBytes_Resize(&self.big, <Py_ssize_t>wanted) < 0:
-                live(LIVE_BIG, -1)
+                live(LIVE_BIG, -1)      # its memory is freed, and `big` is NULL
+                self.big_have = 0
                 self.fault = "no memory for the frame"
-                raise MemoryError
+                return -1
         return 0
 
     cdef int room(self, uint8_t* shared, size_t capacity, uint8_t** where,

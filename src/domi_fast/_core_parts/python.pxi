@@ -7,17 +7,18 @@ cdef extern from "Python.h":
         PYGEN_ERROR
         PYGEN_NEXT
     object PyBytes_FromStringAndSize(const char* data, Py_ssize_t size)
-    int _PyBytes_Resize(PyObject** target, Py_ssize_t size) except -1
+    # Declared without an exception clause: what a failure leaves has to be put right first.
+    int _PyBytes_Resize(PyObject** target, Py_ssize_t size) noexcept
     unsigned long PyThread_get_thread_ident() noexcept
     object PyContext_CopyCurrent()
     int PyContext_Enter(object context) except -1
     int PyContext_Exit(object context) except -1
     bint PyLong_Check(object value) noexcept
+    bint PyBool_Check(object value) noexcept
     long PyLong_AsLongAndOverflow(object value, int* overflow) except? -1
     bint PyCFunction_CheckExact(PyObject* value) noexcept
     void* PyCFunction_GetFunction(PyObject* function) noexcept
     bint PyCoro_CheckExact(PyObject* value) noexcept
-    Py_ssize_t Py_REFCNT(PyObject* value) noexcept
     # Declared without an exception clause: the caller looks at the result.
     PyObject* call_one "PyObject_CallOneArg"(PyObject* function, PyObject* argument)
     void PyErr_SetObject(object kind, object value) noexcept
@@ -35,6 +36,11 @@ cdef extern from *:
 
     /* The C library's own are cancellation points, which in a process with threads costs each call
        two atomic exchanges. A sanitizer watches those, though. */
+    #if defined(__has_feature)
+    #if __has_feature(address_sanitizer)
+    #define __SANITIZE_ADDRESS__ 1
+    #endif
+    #endif
     #if defined(__linux__) && defined(__LP64__) && defined(SYS_sendto) \\
         && !defined(__SANITIZE_ADDRESS__)
     #define DOMI_RECV(fd, where, size) \\
@@ -74,6 +80,7 @@ cdef extern from *:
             return (long)PyUnstable_Long_CompactValue((PyLongObject *)value);
     #else
         if (Py_SIZE(value) == 1) return (long)((PyLongObject *)value)->ob_digit[0];
+        if (Py_SIZE(value) == 0) return 0;
     #endif
     #endif
         return -1;

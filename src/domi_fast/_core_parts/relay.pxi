@@ -17,9 +17,9 @@ cdef int uplink_send(Router router, uint8_t verb, int channel, object data, int 
                                 channel=channel, limit=0xFFFF)
     router.require_engine()
     if to is not None:
-        if not 0 <= to < MAX_MACHINES:
+        machine = machine_of(to)
+        if machine == MAX_MACHINES:
             raise errors.PeerLost(f"no node {to}: machine ids are 0-1023", channel=channel)
-        machine = to
     p[0] = verb
     store16(p + 1, <uint16_t>channel)
     store16(p + 3, <uint16_t>machine)
@@ -44,8 +44,7 @@ cdef int handle_relay(Router router, Session guest, RawFrame* frame) except -1:
         return 0
     verb = p[0]
     channel = load16(p + 1)
-    data = (<object>frame.owner if frame.owner is not NULL
-            else PyBytes_FromStringAndSize(<char*>frame.data, frame.size))
+    data = frame_data(frame)
     try:
         relay_verb(router, guest, p, frame.extend_size, data)
     except (errors.DomiError, ValueError) as error:
@@ -56,11 +55,12 @@ cdef int handle_relay(Router router, Session guest, RawFrame* frame) except -1:
                 answer[8] = status
                 guest.put_failure(CH_ANSWER, text, answer, ANSWER_EXTEND)
             else:
+                refused = relayed_extend(p, frame.extend_size, router.id)
                 out[0] = status
                 store16(out + 1, channel)
-                store16(out + 3, 0)
-                guest.put(CH_REJECT, data, out, REJECT_EXTEND)
-        except (errors.Overloaded, errors.PeerLost):
+                store16(out + 3, <uint16_t>len(refused))
+                guest.put(CH_REJECT, refused + data, out, REJECT_EXTEND)
+        except (errors.Overloaded, errors.FrameError, errors.PeerLost):
             router.count("rejects_lost")
     return 0
 
@@ -207,26 +207,61 @@ cdef int relay_frame(Router router, Session guest, Session source, RawFrame* fra
 
 
 cdef int relay_reject(Router router, RawFrame* frame, bytes data, uint16_t size) except -1:
-    # A guest has not taken what its node passed on to it: tell the sender, whose id stands first.
-    cdef uint8_t out[REJECT_EXTEND]
-    cdef uint16_t channel = load16(frame.extend + 1)
-    cdef int sender
-    cdef Session target
+    # A guest has not taken what its node passed on to it: the sender's id stands first.
     if size < 2:
         return router.count("dropped_not_negotiated")
-    sender = data[0] | data[1] << 8
-    target = router.session(sender)
+    return tell_sender(router, frame.extend[0], load16(frame.extend + 1),
+                       data[0] | data[1] << 8, data[2:size], data[size:])
+
+
+cdef int guest_frame_lost(Router router, object frame) except -1:
+    # The guest went before it was sent this. A request ends by itself, and a publish is nobody's
+    # in particular once it has left its sender.
+    cdef bytes extend = frame.extend[2:]
+    cdef int sender = int.from_bytes(frame.extend[:2], "little")
+    if is_request(extend) or (sender != router.id and extend == bytes([TAG_PUBLISH])):
+        return 0
+    return tell_sender(router, STATUS_PEER_LOST, frame.channel, sender, extend, frame.data)
+
+
+cdef int tell_sender(Router router, uint8_t status, uint16_t channel, int sender, bytes extend,
+                     bytes data) except -1:
+    # That a guest of this node did not get a frame: this node's own on_error, or the peer's.
+    cdef uint8_t out[REJECT_EXTEND]
+    cdef Session target = router.session(sender)
     if sender == router.id or target is None or not target.extended:
         router.count("rejected")
-        return router.report(failure(frame.extend[0], b"", channel, sender),
-                             Frame(channel, data[size:], data[2:size]))
-    copy(out, frame.extend, 3)
-    store16(out + 3, size - 2)
+        return router.report(failure(status, b"", channel, sender), Frame(channel, data, extend))
+    out[0] = status
+    store16(out + 1, channel)
+    store16(out + 3, <uint16_t>len(extend))
     try:
-        target.put(CH_REJECT, data[2:], out, REJECT_EXTEND)
+        target.put(CH_REJECT, extend + data, out, REJECT_EXTEND)
     except (errors.Overloaded, errors.FrameError, errors.PeerLost):
         router.count("rejects_lost")
     return 0
+
+
+cdef bytes relayed_extend(const uint8_t* p, uint16_t size, int node):
+    # What the extend of a guest's message would be if its node had sent it on its own account.
+    if p[0] == VERB_CALL:
+        return node.to_bytes(2, "little") + PyBytes_FromStringAndSize(<char*>p + 5, 2)
+    if p[0] == VERB_PIPELINE:
+        return bytes([TAG_PIPELINE]) + PyBytes_FromStringAndSize(
+            <char*>p + RELAY_EXTEND, size - RELAY_EXTEND)
+    return b""
+
+
+cdef int uplink_frame_lost(Router router, Session uplink, object frame) except -1:
+    # The guest's side: its node went before it was sent this.
+    cdef bytes extend = frame.extend
+    cdef const uint8_t* p = <const uint8_t*>PyBytes_AS_STRING(extend)
+    if frame.channel != CH_RELAY or p[0] == VERB_REQUEST:
+        return 0
+    return router.report(
+        errors.PeerLost("this guest's node went before the frame was sent", channel=load16(p + 1),
+                        peer=uplink.peer),
+        Frame(load16(p + 1), frame.data, relayed_extend(p, <uint16_t>len(extend), uplink.peer)))
 
 
 cdef int deliver_shared(Router router, Session session, RawFrame* frame) except -1:
@@ -251,7 +286,7 @@ cdef int deliver_shared(Router router, Session session, RawFrame* frame) except 
     if i < count:
         guest = <Session><object>entry.guests.members[i]
         if frame.extend_size == REQUEST_EXTEND and frame.extend[0] == TAG_REQUEST:
-            data = PyBytes_FromStringAndSize(<char*>frame.data, frame.size)
+            data = frame_data(frame)
             try:
                 relay_request(router, guest, session, frame.channel, data,
                               load64(frame.extend + 1), load32(frame.extend + 9))

@@ -9,6 +9,32 @@ cdef enum:
     STAGE_EXTEND = 256          # extends up to this size are built on the stack
 
 
+cdef bint is_request(bytes extend) noexcept:
+    return len(extend) == REQUEST_EXTEND and extend[0] == TAG_REQUEST
+
+
+async def finish(awaitable):
+    # A task wants a coroutine, and a handler may return any awaitable.
+    await awaitable
+
+
+cdef bint is_generator_function(object handler) except -1:
+    # One that asyncio could not await either: types.coroutine() marks those that it could.
+    if inspect.isasyncgenfunction(handler):
+        return True
+    return inspect.isgeneratorfunction(handler) and not (
+        getattr(inspect.unwrap(handler), "__code__", None) is not None
+        and inspect.unwrap(handler).__code__.co_flags & inspect.CO_ITERABLE_COROUTINE)
+
+
+cdef int machine_of(object machine) except -1:
+    # What a program gives as a machine id; one that no node can have becomes MAX_MACHINES.
+    cdef long number = small_int(machine)
+    if number < 0 and (not PyLong_Check(machine) or PyBool_Check(machine)):
+        raise TypeError(f"machine id {machine!r}: an int of 0-1023 is wanted")
+    return <int>number if 0 <= number < MAX_MACHINES else MAX_MACHINES
+
+
 @cython.final
 cdef class Router:
     """Channels, peers and verbs of one node (or of a guest, which has a node for an uplink).
@@ -64,12 +90,14 @@ cdef class Router:
     def start(self, mesh):
         """Begin on the running loop. ``mesh`` decides about handshakes and hears of losses."""
         self.engine = engine_of(asyncio.get_running_loop())
-        self.engine.use()
+        self.engine.acquire()
         self.mesh = mesh
 
     def identify(self, int machine):
         """Take (or change) the machine id; the node can talk to itself from now on."""
         cdef int channel
+        if not 0 <= machine < MAX_MACHINES:
+            raise ValueError(f"machine id {machine}: ids are 0-1023")
         if self.loopback is not None:
             self.loopback.fail("the node has another machine id now")
         if self.peers[machine] is not NULL:
@@ -84,6 +112,7 @@ cdef class Router:
     def stop(self, str reason not None):
         """Close every session and drop the handlers; what is in flight ends with PeerLost."""
         cdef Session session
+        self.stopped = f"{reason}: it takes no more subscriptions"
         self.forget_handlers()
         if self.engine is None:
             return
@@ -91,7 +120,7 @@ cdef class Router:
             session.close(reason)
         if self.loopback is not None:
             self.loopback.fail(reason)
-        self.engine.leave_for_good()
+        self.engine.release()
         self.engine = None
         self.mesh = None
 
@@ -136,13 +165,13 @@ cdef class Router:
         return {channel: <object>self.channels[channel].handler
                 for channel in range(MAX_CHANNELS) if self.channels[channel].handler is not NULL}
 
-    def subscribers(self, int channel):
+    def subscribers(self, channel):
         """Machine ids of the nodes that subscribe to the channel, as far as is known here."""
         cdef Route* route
         cdef uint32_t i
         if not 0 <= channel < MAX_CHANNELS:
             raise ValueError(f"channel {channel}: a channel is 0-65535")
-        route = self.channels[channel].route
+        route = self.channels[<int>channel].route
         if route is NULL:
             return []
         return [(<Session><object>route.members[i]).peer for i in range(route.count)]
@@ -170,11 +199,11 @@ cdef class Router:
         """Call ``callback()`` on the loop in ``delay`` seconds, by the wheel; a :class:`Timer`."""
         self.require_engine()
         cdef TimeWheel wheel = self.engine.wheel
-        timer = wheel.call_at(<double>monotonic_ns() * 1e-9 + max(0.0, delay), callback)
+        timer = wheel.call_at(<double>monotonic_ns() * 1e-9 + min(max(0.0, delay), 1e9), callback)
         self.engine.arm()
         return timer
 
-    def drained(self, int peer):
+    def drained(self, peer):
         """A future that is done once there is room to send to ``peer``.
 
         It fails with PeerLost when the peer goes first, or is not there.
@@ -186,7 +215,7 @@ cdef class Router:
 
     # ------------------------------------------------------------------------------- subscriptions
 
-    def subscribe(self, channel, handler=None):
+    def subscribe(self, channel, handler=...):
         """Have ``handler(context)`` called for every message on ``channel``.
 
         :param channel: 50-65499, or a member of ``LibraryChannel`` that the core does not serve.
@@ -195,14 +224,16 @@ cdef class Router:
         :raises ValueError: the channel is not one that may be subscribed.
         :raises DomiError: the channel has a handler already.
         """
-        if handler is None:
+        cdef int number = self.check_channel(channel)
+        cdef ChannelEntry* entry = &self.channels[number]
+        self.check_open()
+        if handler is ...:
             return lambda function: self.subscribe(channel, function) or function
         if not callable(handler):
             raise TypeError(f"handler {handler!r} is not callable")
-        cdef int number = self.check_channel(channel)
-        cdef ChannelEntry* entry = &self.channels[number]
-        if self.engine is not None:
-            self.engine.check_thread()
+        if is_generator_function(handler):
+            raise TypeError(
+                f"handler {handler!r} is a generator, which nobody would run: use def or async def")
         if entry.handler is not NULL:
             raise errors.DomiError(
                 f"channel {number} has a handler already: unsubscribe({number}) first",
@@ -248,6 +279,16 @@ cdef class Router:
 
     # ----------------------------------------------------------------------------------- the verbs
 
+    cdef int check_open(self) except -1:
+        # Subscriptions may be made before the start, and not when it is over.
+        if self.stopped is not None:
+            raise errors.DomiError(self.stopped)
+        if self.uplink_lost is not None:
+            raise errors.PeerLost(f"this guest has lost its node: {self.uplink_lost}")
+        if self.engine is not None:
+            self.engine.check_thread()
+        return 0
+
     cdef int require_engine(self) except -1:
         if self.engine is None or (self.loopback is None and self.uplink is None):
             if self.uplink_lost is not None:
@@ -257,10 +298,11 @@ cdef class Router:
             self.engine.check_thread()
         return 0
 
-    cdef Session session_to(self, int machine):
-        if not 0 <= machine < MAX_MACHINES or self.peers[machine] is NULL:
+    cdef Session session_to(self, object machine):
+        cdef int number = machine_of(machine)
+        if number == MAX_MACHINES or self.peers[number] is NULL:
             raise errors.PeerLost(f"no session with node {machine}", peer=machine)
-        return <Session><object>self.peers[machine]
+        return <Session><object>self.peers[number]
 
     cdef Session pick(self, int number, object to):
         # The session that a message on this channel goes to next.
@@ -315,6 +357,8 @@ cdef class Router:
         cdef int sent = 0
         cdef list targets
         cdef uint32_t i
+        if not PyBytes_CheckExact(data):
+            data = bytes_of(data)
         if self.uplink is not None:
             uplink_send(self, VERB_PUBLISH, number, data, 0, to, 0, NO_DEADLINE, None)
             return 1
@@ -326,8 +370,6 @@ cdef class Router:
         route = self.channels[number].route
         if route is NULL:
             return 0
-        if not isinstance(data, (bytes, str)):
-            data = bytes(memoryview(data))
         # A session that fails while it is written to leaves the route: go by a copy.
         targets = [<object>route.members[i] for i in range(route.count)]
         for session in targets:
@@ -425,8 +467,8 @@ cdef class Router:
                 raise errors.DeadlineExceeded(
                     f"the deadline of a request on channel {channel} has passed: timeout={seconds}",
                     channel=channel, peer=session.peer, limit=seconds)
-        slot = self.take_slot(channel)
         request = Request.__new__(Request)
+        slot = self.take_slot(channel)
         request.engine = self.engine
         request.router = self
         request.session = session
@@ -437,7 +479,7 @@ cdef class Router:
         request.timeout = seconds
         Py_INCREF(request)
         self.slots[slot] = <PyObject*>request
-        if seconds >= 0.0:
+        if 0.0 <= seconds < INFINITY:
             seconds = min(seconds, 4e6)
             delay = <uint64_t>(seconds * 1e9)
             request.milliseconds = <uint32_t>((delay + 999999ULL) // 1000000ULL)
@@ -564,15 +606,16 @@ cdef class Router:
         Py_DECREF(<object>handler)
         if result is NULL:
             return self.handler_raised(context)
-        if result is not <PyObject*>None and PyCoro_CheckExact(result):
+        if result is not <PyObject*>None:
             try:
-                self.start_task(<object>result, context)
+                if PyCoro_CheckExact(result):
+                    self.start_task(<object>result, context)
+                elif inspect.isawaitable(<object>result):
+                    self.start_task(finish(<object>result), context)
             finally:
                 Py_DECREF(<object>result)
             return 0
         Py_DECREF(<object>result)
-        if context.kind == KIND_REQUEST and not context.answered:
-            self.check_answered(context)
         return 0
 
     cdef int handler_raised(self, Context context) except -1:
@@ -602,23 +645,12 @@ cdef class Router:
         return 0
 
     cdef int task_ended(self, object task, Context context) except -1:
-        # An `async def` handler has finished; only the caller holds the context for us.
+        # An `async def` handler has finished.
         self.tasks.discard(task)
         error = CancelledError("the handler was cancelled") if task.cancelled() \
             else task.exception()
         if error is not None:
             self.handler_failed(context, error)
-        else:
-            self.check_answered(context)
-        return 0
-
-    cdef int check_answered(self, Context context) except -1:
-        # The handler is done. If nobody keeps the context, an answer can no longer come.
-        if (context.kind == KIND_REQUEST and not context.answered and not context.posted
-                and Py_REFCNT(<PyObject*>context) == 1):
-            self.count("handlers_without_answer")
-            self.answer_failure(context, STATUS_REMOTE_ERROR,
-                                b"NoAnswer\0the handler returned without an answer")
         return 0
 
     cdef int handler_failed(self, Context context, object error) except -1:
@@ -657,10 +689,7 @@ cdef class Router:
         request = <Request><object>self.slots[slot]
         if request.correlation != correlation or request.session is not session:
             return self.count("late_answers")
-        if frame.owner is not NULL:
-            value = <object>frame.owner
-        else:
-            value = PyBytes_FromStringAndSize(<char*>frame.data, frame.size)
+        value = frame_data(frame)
         if frame.extend[8] == STATUS_OK:
             return request.settle(REQUEST_DONE, value, self.engine.depth == 1)
         return request.settle(REQUEST_FAILED, failure(
@@ -718,7 +747,7 @@ cdef class Router:
                 store16(out + 1, frame.channel)
                 store16(out + 3, frame.extend_size)
                 joined = (PyBytes_FromStringAndSize(<char*>frame.extend, frame.extend_size)
-                          + PyBytes_FromStringAndSize(<char*>frame.data, frame.size))
+                          + frame_data(frame))
                 session.put(CH_REJECT, joined, out, REJECT_EXTEND)
         except (errors.Overloaded, errors.FrameError, errors.PeerLost):
             self.count("rejects_lost")
@@ -732,7 +761,7 @@ cdef class Router:
         extend_size = load16(frame.extend + 3)
         if extend_size > frame.size:
             return self.count("dropped_not_negotiated")
-        data = PyBytes_FromStringAndSize(<char*>frame.data, frame.size)
+        data = frame_data(frame)
         if session.role == ROLE_GUEST:
             return relay_reject(self, frame, data, extend_size)
         self.count("rejected")
@@ -828,8 +857,13 @@ cdef class Router:
         if self.mesh is not None and session.role != ROLE_LOOPBACK:
             self.mesh.lost(session, was_up)
         for frame in unsent:
-            if frame.channel <= USER_LAST and not (
-                    len(frame.extend) == REQUEST_EXTEND and frame.extend[0] == TAG_REQUEST):
+            if session.role == ROLE_UPLINK:
+                uplink_frame_lost(self, session, frame)
+            elif frame.channel > USER_LAST:
+                continue
+            elif session.role == ROLE_GUEST:
+                guest_frame_lost(self, frame)
+            elif not is_request(frame.extend):
                 self.report(errors.PeerLost(
                     f"node {session.peer} went before the frame was sent",
                     channel=frame.channel, peer=session.peer), frame)

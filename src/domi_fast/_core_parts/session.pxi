@@ -5,6 +5,22 @@
 # of the peer's death); `state` is checked after each handler; fail() is the one way down. Owned by
 # the loop thread.
 
+cdef int get_view(object data, Py_buffer* view) except -1:
+    if isinstance(data, str):
+        raise TypeError("data must be bytes-like, not str: encode it first")
+    return PyObject_GetBuffer(data, view, PyBUF_SIMPLE)
+
+
+cdef bytes bytes_of(object data):
+    # A copy of any bytes-like object, under the rules by which verbs take one.
+    cdef Py_buffer view
+    get_view(data, &view)
+    try:
+        return PyBytes_FromStringAndSize(<char*>view.buf, view.len)
+    finally:
+        PyBuffer_Release(&view)
+
+
 @cython.final
 cdef class Session:
     """A live connection to one peer. The mesh makes them; a program sees them as peers.
@@ -34,7 +50,7 @@ cdef class Session:
         self.queue = WriteQueue()
         self.heartbeat.kind = TIMER_SESSION
         self.heartbeat.owner = <PyObject*>self
-        self.opened = self.last_heard = monotonic_ns()
+        self.last_heard = monotonic_ns()
         if role == ROLE_LOOPBACK:
             self.state = SESSION_UP
             self.extended = True
@@ -67,6 +83,8 @@ cdef class Session:
         cdef uint8_t magic[4]
         store32(magic, MAGIC)
         self.send_raw(PyBytes_FromStringAndSize(<char*>magic, 4))
+        if self.state == SESSION_CLOSED:
+            return          # and the mesh has been told
         self.put(channel, name, <uint8_t*>PyBytes_AS_STRING(offer), <uint16_t>len(offer))
 
     def close(self, str reason not None):
@@ -90,7 +108,7 @@ cdef class Session:
         """Close because of what the peer said, with the reason logged and counted."""
         if self.state == SESSION_CLOSED:
             return
-        if self.extended and self.role != ROLE_DIALLER:
+        if self.extended:
             self.goodbye(str(error))
         self.fail(str(error), not isinstance(error, errors.TryAgain))
 
@@ -169,9 +187,9 @@ cdef class Session:
         return 0
 
     cdef object lost_error(self):
-        return errors.PeerLost(
-            f"node {self.peer} ({self.address}) is gone: {self.reason or 'closed'}",
-            peer=self.peer)
+        who = f"node {self.peer}" if self.peer >= 0 else "the guest"
+        return errors.PeerLost(f"{who} ({self.address}) is gone: {self.reason or 'closed'}",
+                               peer=self.peer if self.peer >= 0 else None)
 
     # ------------------------------------------------------------------------------------- sending
 
@@ -207,9 +225,7 @@ cdef class Session:
             return self.write(channel, <uint8_t*>PyBytes_AS_STRING(data),
                               <size_t>PyBytes_GET_SIZE(data), extend, extend_size,
                               <PyObject*>data)
-        if isinstance(data, str):
-            raise TypeError("data must be bytes-like, not str: encode it first")
-        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        get_view(data, &view)
         try:
             return self.write(channel, <uint8_t*>view.buf, <size_t>view.len, extend, extend_size,
                               NULL)
@@ -235,6 +251,33 @@ cdef class Session:
         self.engine.mark_dirty(self)
         return 0
 
+    cdef int answer_is_lost(self, uint64_t correlation) noexcept:
+        # From wherever the last reference to a context went, which may be another thread.
+        try:
+            if self.engine.thread == 0:
+                return 0        # a forked child's copy: the parent has the context still
+            if PyThread_get_thread_ident() == self.engine.thread:
+                self.engine.call_soon(self.answer_with_none, correlation)
+            else:
+                self.engine.call_soon_threadsafe(self.answer_with_none, correlation)
+        except RuntimeError:
+            pass        # the loop is closed
+        return 0
+
+    def answer_with_none(self, uint64_t correlation):
+        """End a request whose context was let go of unanswered."""
+        cdef uint8_t extend[ANSWER_EXTEND]
+        if self.state != SESSION_UP:
+            return
+        self.router.count("handlers_without_answer")
+        store64(extend, correlation)
+        extend[8] = STATUS_REMOTE_ERROR
+        try:
+            self.put_failure(CH_ANSWER, b"NoAnswer\0nobody is left to answer", extend,
+                             ANSWER_EXTEND)
+        except (errors.PeerLost, errors.Overloaded):
+            self.router.count("answers_lost")
+
     cdef int control(self, uint16_t channel, bytes data) except -1:
         # The library's own small frames: a full queue does not raise, but it holds no more.
         if self.state != SESSION_CLOSED and self.queue.queued < self.router.queue_limit:
@@ -245,7 +288,7 @@ cdef class Session:
     cdef int send_raw(self, bytes data) except -1:
         # The magic goes before any frame, on an empty socket: the kernel has room for four bytes.
         if c_send(self.driver.fd, PyBytes_AS_STRING(data), len(data)) != len(data):
-            self.fail(f"cannot send: {os.strerror(errno)}")
+            self.fail("cannot send the magic")
         return 0
 
     cdef int flush(self) except -1:
@@ -297,7 +340,8 @@ cdef class Session:
                     self.router.deliver(self, &frame)
                 finally:
                     Py_XDECREF(frame.owner)
-                    self.queue.consume(length)
+                    if self.state == SESSION_UP:
+                        self.queue.consume(length)
                 if monotonic_ns() > until:
                     break
         finally:
@@ -516,7 +560,9 @@ cdef class Session:
         if now - self.last_heard >= self.router.silence_ns:
             # Perhaps it was this process that stood still: look before judging.
             if not self.continuing:
+                self.engine.schedule(&self.heartbeat, 1000000)     # should a handler raise
                 self.read_some()
+                self.engine.wheel.remove(&self.heartbeat)
             if self.state == SESSION_CLOSED:
                 return 0
             now = max(now, self.last_heard)

@@ -175,9 +175,11 @@ cdef class WriteQueue:
             offset = 0
             while offset < segment.size:
                 offset += frame_at(segment, offset, &frame)
-                if offset > segment.sent:
-                    frames.append(frame_object(&frame))
-                Py_XDECREF(frame.owner)
+                try:
+                    if offset > segment.sent:
+                        frames.append(frame_object(&frame))
+                finally:
+                    Py_XDECREF(frame.owner)
             segment = segment.next
         return frames
 

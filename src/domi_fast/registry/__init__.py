@@ -77,6 +77,8 @@ def open_registry(url: str) -> Registry:
     # Imported here so that a program loads only the backend that it uses.
     if parts.scheme == "sqlite":
         path = unquote(parts.path)
+        if path.startswith("//"):
+            path = "/" + path.lstrip("/")  # others write sqlite:////absolute/path
         if parts.netloc or not path.startswith("/") or path.endswith("/") or "\0" in path:
             raise RegistryError(
                 f"registry URL {url!r}: a SQLite registry is sqlite:// and the absolute path of "
