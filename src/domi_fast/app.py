@@ -167,6 +167,7 @@ class Master:
         # Cancellation has to wait: it would leave components open. The sentry limits the time.
         cancelled = False
         closers: list[asyncio.Future[None]] = []
+        hanging = []  # kept, or the collector would find them pending and say so
         for component in reversed(components):
             in_time = not self._given_up.is_set()
             if in_time:
@@ -176,6 +177,7 @@ class Master:
                 cancelled |= not await self._settled(closer)
             if in_time and not closer.done():
                 closer.cancel()  # this one hangs; the others have had no turn yet
+                hanging.append(closer)
             else:
                 closers.append(closer)
         while self._given_up.is_set():  # until the sentry ends the process
