@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from domi_fast import FrameReader, Node, encode_frame
+from domi_fast import Context, FrameReader, Node, encode_frame
 from domi_fast.channels import LibraryChannel
 from domi_fast.handshake import Offer
 
@@ -92,6 +92,29 @@ def no_collector() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+
+
+# ---------------------------------------------------------------------------------------- handlers
+
+
+def echo(ctx: Context) -> None:
+    ctx.reply(ctx.data)
+
+
+def endings(request: Any) -> list[str]:
+    """How the request ends, once for each time that it ends."""
+    found: list[str] = []
+
+    def ended(done: Any) -> None:
+        if done.cancelled():
+            found.append("cancelled")
+        elif done.exception() is not None:
+            found.append(type(done.exception()).__name__)
+        else:
+            found.append("answer")
+
+    request.add_done_callback(ended)
+    return found
 
 
 # --------------------------------------------------------------------------------------- raw peers

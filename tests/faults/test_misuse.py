@@ -34,14 +34,10 @@ from domi_fast import (
 )
 from domi_fast.handshake import Offer, encode_welcome
 from domi_fast.registry import open_registry
-from tests.support import RawPeer, forget_records, nodes, session, until
+from tests.support import RawPeer, echo, forget_records, nodes, session, until
 
 MIB = 1 << 20
 SUBSCRIBED_ALL, SUBSCRIBED_ADD, SUBSCRIBED_REMOVE = b"\0", b"\1", b"\2"
-
-
-def echo(ctx: Context) -> None:
-    ctx.reply(ctx.data)
 
 
 def fill(node: Node, machine: int) -> None:

@@ -21,6 +21,7 @@ from tests.support import (
     MAGIC,
     RawPeer,
     Worker,
+    echo,
     forget_records,
     guest_greeting,
     link,
@@ -34,10 +35,6 @@ from tests.support import (
 
 MIB = 1 << 20
 ECHO, ABSORB = 50, 52
-
-
-def echo(ctx: Context) -> None:
-    ctx.reply(ctx.data)
 
 
 @pytest.fixture(autouse=True)

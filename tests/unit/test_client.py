@@ -35,11 +35,7 @@ from domi_fast import (
     encode_frame,
 )
 from domi_fast.config import GuestConfig
-from tests.support import RawPeer, forget_records, nodes, slowness, until
-
-
-def echo(ctx: Context) -> None:
-    ctx.reply(ctx.data)
+from tests.support import RawPeer, echo, forget_records, nodes, slowness, until
 
 
 @pytest.fixture(autouse=True)

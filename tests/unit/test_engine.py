@@ -18,6 +18,7 @@ from domi_fast._core import ROLE_DIALLER, Session, engine_of
 from tests.conftest import LOOPS
 from tests.support import (
     RawPeer,
+    echo,
     forget_records,
     guest_greeting,
     link,
@@ -29,10 +30,6 @@ from tests.support import (
     until_now,
     workers,
 )
-
-
-def echo(ctx: Context) -> None:
-    ctx.reply(ctx.data)
 
 
 @pytest.fixture(autouse=True)

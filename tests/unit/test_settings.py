@@ -1,0 +1,241 @@
+"""Settings: what is allowed, and what is said of everything else."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from domi_fast import (
+    DomiError,
+    Node,
+    NodeConfig,
+    RegistryError,
+)
+from tests.support import echo, forget_records, nodes
+
+MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def no_records_kept(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    forget_records(caplog)
+
+
+async def awaited(error: DomiError, frame: Any) -> None:
+    """Nobody awaits it."""
+
+
+class Awaited:
+    async def __call__(self, error: DomiError, frame: Any) -> None:
+        """Nobody awaits it."""
+
+
+# ----------------------------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("name", ""),
+        ("name", "x" * 256),
+        ("name", b"bytes"),
+        ("version", "one"),
+        ("version", ""),
+        ("version", None),
+        ("cluster", ""),
+        ("cluster", "a/b"),
+        ("cluster", "x" * 65),
+        ("cluster", None),
+        ("host", ""),
+        ("host", None),
+        ("host", "0.0.0.0"),
+        ("host", "::"),
+        ("host", "192.168.1.1"),
+        ("host", "example.com"),
+        ("port", -1),
+        ("port", 65536),
+        ("port", "80"),
+        ("port", 1.5),
+        ("port", None),
+        ("unix_path", "/tmp/" + "x" * 103),
+        ("unix_path", 5),
+        ("heartbeat_interval", 0.05),
+        ("heartbeat_interval", 0),
+        ("heartbeat_interval", float("nan")),
+        ("heartbeat_interval", "5"),
+        ("heartbeat_interval", 3601),
+        ("heartbeat_interval", 10.0),
+        ("heartbeat_timeout", 5.0),
+        ("heartbeat_timeout", 1.0),
+        ("heartbeat_timeout", 86401),
+        ("heartbeat_timeout", None),
+        ("handshake_timeout", 0),
+        ("handshake_timeout", 61),
+        ("request_timeout", 0),
+        ("request_timeout", -1),
+        ("request_timeout", float("inf")),
+        ("request_timeout", None),
+        ("start_timeout", -0.1),
+        ("start_timeout", float("nan")),
+        ("drain_timeout", -1),
+        ("lease_ttl", 0.05),
+        ("lease_ttl", float("inf")),
+        ("queue_limit", 65535),
+        ("queue_limit", 0),
+        ("queue_limit", None),
+        ("frame_limit", 4095),
+        ("frame_limit", 1 << 32),
+        ("registry", "sqlite://relative/path"),
+        ("registry", "redis://localhost"),
+        ("registry", "etcd://localhost:2379"),
+        ("registry", 5),
+        ("on_error", 5),
+        ("http_port", 8080),
+        ("secret", "hush"),
+        ("secret", b""),
+        ("tls", object()),
+        ("busy_poll", 0.001),
+    ],
+)
+def test_settings_that_are_refused(registry_url: str, setting: str, value: Any) -> None:
+    settings: dict[str, Any] = {"name": "a", "registry": registry_url, setting: value}
+    with pytest.raises((ValueError, TypeError, DomiError)) as refused:
+        Node(**settings)
+    # The message says which setting it is about.
+    assert setting in str(refused.value) or isinstance(refused.value, RegistryError)
+
+
+@pytest.mark.parametrize("feature", ["secret", "tls", "busy_poll", "http_port"])
+def test_what_is_not_built_yet_says_so(registry_url: str, feature: str) -> None:
+    with pytest.raises(DomiError, match=f"{feature}.*yet"):
+        Node("a", registry=registry_url, **{feature: 1})
+
+
+def test_a_setting_that_does_not_exist(registry_url: str) -> None:
+    with pytest.raises(TypeError, match=r"no setting colour.*heartbeat_interval"):
+        Node("a", registry=registry_url, colour="red")
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    config = NodeConfig("a")
+    assert (config.heartbeat_interval, config.heartbeat_timeout, config.lease_ttl) == (5, 10, 3)
+    assert (config.queue_limit, config.frame_limit) == (16 * MIB, 16 * MIB)
+    with pytest.raises(AttributeError):
+        config.name = "b"  # type: ignore[misc]
+
+
+def test_an_open_address_needs_a_word(registry_url: str) -> None:
+    with pytest.raises(DomiError, match="insecure=True"):
+        Node("a", registry=registry_url, host="0.0.0.0")
+    Node("a", registry=registry_url, host="0.0.0.0", insecure=True)
+    for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
+        Node("a", registry=registry_url, host=host)
+
+
+async def test_a_port_that_is_taken(registry_url: str) -> None:
+    async with nodes(registry_url, "a") as (a,):
+        other = Node("b", registry=registry_url, port=a.port)
+        with pytest.raises(OSError, match=str(a.port)):
+            await other.start()
+        with pytest.raises(DomiError):
+            other.notify(50, b"")
+
+
+async def test_a_node_on_a_unix_socket(registry_url: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "a.sock")
+    async with nodes(registry_url, "a", unix_path=path) as (a,):
+        assert Path(path).is_socket()
+        async with Node("b", registry=registry_url) as b:
+            await b.wait_peers(1, 5)
+            assert b.peers[a.id].address == f"unix:{path}"
+            a.subscribe(50, echo)
+            await b.wait_subscribed(50, timeout=5)
+            assert await b.request(50, bytes(100_000)) == bytes(100_000)
+    assert not Path(path).exists()
+
+
+async def test_a_unix_socket_that_somebody_serves(registry_url: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "a.sock")
+    async with nodes(registry_url, "a", unix_path=path):
+        other = Node("b", registry=registry_url, unix_path=path)
+        with pytest.raises(OSError, match=re.escape(path)):
+            await other.start()
+        assert Path(path).is_socket()
+
+
+# ------------------------------------------------------------------- settings that are put in order
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "kind", "words"),
+    [
+        ("on_error", awaited, TypeError, "async def"),
+        ("on_error", functools.partial(awaited), TypeError, "async def"),
+        ("on_error", Awaited(), TypeError, "async def"),
+        ("registry", "", ValueError, "None"),
+        ("unix_path", "", ValueError, "1 to 107 bytes"),
+        ("unix_path", "/tmp/a\0b", ValueError, "NUL"),
+        ("unix_path", "\0abstract", ValueError, "NUL"),
+        ("unix_path", "/tmp/\ud800", ValueError, "1 to 107 bytes"),
+        ("unix_path", "x" * 107, ValueError, "absolute path"),
+        ("host", "[::1", ValueError, "::1"),
+        ("host", "::1]", ValueError, "::1"),
+        ("host", "[]", ValueError, "::1"),
+        ("host", "[localhost]", ValueError, "127.0.0.1"),
+        ("host", "", ValueError, "127.0.0.1"),
+        ("host", "127.0.0.1\0", ValueError, "127.0.0.1"),
+        ("host", "127.0.0.1 ", ValueError, "127.0.0.1"),
+        ("name", "\ud800", ValueError, "1 to 255 bytes"),
+        ("version", "1" * 256, ValueError, "255"),
+        ("request_timeout", True, ValueError, "0.001 to 86400"),
+        ("request_timeout", 10**400, ValueError, "0.001 to 86400"),
+        ("frame_limit", 1, ValueError, "4096 to 4294967295"),
+    ],
+)
+def test_settings_that_are_refused_with_advice(
+    registry_url: str, setting: str, value: Any, kind: type[Exception], words: str
+) -> None:
+    given: dict[str, Any] = {"name": "a", "registry": registry_url, "insecure": True}
+    with pytest.raises(kind, match=f"(?s)^{setting} .*{re.escape(words)}"):
+        Node(**given | {setting: value})
+
+
+async def test_an_ipv6_host_may_have_brackets(registry_url: str) -> None:
+    assert NodeConfig("a", host="[::]", insecure=True).host == "::"
+    node = Node("a", registry=registry_url, host="[::1]")
+    assert node.config.host == "::1"
+    addresses = Path("/proc/net/if_inet6")
+    if addresses.exists() and f"{1:032x}" in addresses.read_text():
+        async with node, Node("b", registry=registry_url, host="::1") as other:
+            await other.wait_peers(1, 5)
+
+
+async def test_a_relative_unix_path_outlives_a_chdir(
+    registry_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    node = Node("a", registry=registry_url, unix_path="a.sock")
+    assert node.config.unix_path == str(tmp_path / "a.sock")
+    monkeypatch.chdir("elsewhere")
+    async with node, Node("b", registry=registry_url) as other:
+        await other.wait_peers(1, 5)
+        assert (tmp_path / "a.sock").is_socket()
+        assert other.peers[node.id].address == f"unix:{tmp_path}/a.sock"
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+
+
+def test_the_order_of_a_nodes_settings_is_public() -> None:
+    config = NodeConfig("a", "1.0", "cluster", "localhost", 7000)
+    assert (config.version, config.cluster, config.host, config.port) == (
+        "1.0",
+        "cluster",
+        "localhost",
+        7000,
+    )
