@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import sys
@@ -26,6 +27,9 @@ from tests.reference import Decoder, Offer, Refused
 # ----------------------------------------------------------------------------------------- vectors
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "protocol.md"
+DEBUG, SANITIZE, SOAK = (
+    os.environ.get(f"DOMI_{name}") == "1" for name in ("DEBUG", "SANITIZE", "SOAK")
+)
 
 
 class Vector(NamedTuple):
@@ -266,6 +270,8 @@ def test_the_codecs_agree_on_ten_thousand_streams(
     assert read_core([stream], magic=magic) == expected
 
 
+# Under a sanitizer or with checks this would take minutes.
+@settings(max_examples=10_000 if SOAK or not (DEBUG or SANITIZE) else 200)
 @given(st.lists(small_frames, max_size=6), st.booleans())
 def test_every_boundary_and_every_single_byte(
     frames: list[tuple[int, bytes, bytes]], magic: bool
