@@ -130,9 +130,16 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(linked), f"{page.name}: {target}"
 
 
-def test_the_readme_has_what_others_fill_in() -> None:
-    text = README.read_text()
-    assert text.index("<!-- bench:start -->") < text.index("<!-- bench:end -->")
+def test_the_figures_of_the_readme_are_those_of_the_page() -> None:
+    section = README.read_text().partition("## Benchmarks")[2].partition("\n## ")[0]
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    [trip] = [row for row in rows if row.startswith("| Awaited request, 2 processes, 1 core")]
+    [ratio] = re.findall(r"([\d.]+) times", section)
+    assert f"| {ratio}×" in trip
+    [calls] = [row for row in rows if row.startswith("| call + reply, handlers in Python")]
+    [rate] = re.findall(r"its reply ([\d.]+) million", section)
+    assert f"| {float(rate):.2f} M/s |" in calls
 
 
 def test_the_commands_of_the_readme_are_targets_of_the_makefile() -> None:
