@@ -225,11 +225,13 @@ async def test_a_flood_does_not_starve_another_session(sqlite_url: str) -> None:
             await until(lambda: absorbed > 10_000, 20)
             worst = 0.0
             before = absorbed
-            for number in range(200):
+            number = 0
+            # The flooder needs a processor too, and has to have had one meanwhile.
+            while number < 200 or absorbed < before + 10_000:
                 begun = time.monotonic()
                 assert await asker.request(61, b"%d" % number, 5) == b"%d" % number
                 worst = max(worst, time.monotonic() - begun)
-            assert absorbed > before + 1000, "there was no flood"
+                number += 1
             assert worst < 0.25 * slowness()
 
 
