@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -26,7 +27,7 @@ VERBS = (
 )
 
 
-class Endpoint:
+class Endpoint(ABC):
     """Sends, subscribes and closes once; :class:`Node` and :class:`Client` add how to connect.
 
     :param router: its methods become the endpoint's own, of each instance: a subclass cannot
@@ -66,8 +67,8 @@ class Endpoint:
             self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)
 
-    async def _close(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def _close(self) -> None: ...
 
     async def __aexit__(
         self,

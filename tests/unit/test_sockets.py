@@ -41,6 +41,20 @@ from tests.support import (
 MIB = 1 << 20
 
 
+def entry(name: str, sock: socket.socket) -> bytes:
+    """What the registry holds of a node that listens, or seems to, on this socket."""
+    fields = {
+        "name": name,
+        "version": "0",
+        "host": "127.0.0.1",
+        "port": sock.getsockname()[1],
+        "unix_path": None,
+        "instance": bytes(16).hex(),
+        "machine": "",
+    }
+    return json.dumps(fields).encode()
+
+
 @pytest.fixture(autouse=True)
 def no_records_kept(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
@@ -193,17 +207,9 @@ def test_the_wheel_carries_the_reconnections(registry_url: str) -> None:
         with socket.socket() as deaf:
             deaf.bind(("127.0.0.1", 0))
             for machine in range(900, 950):
-                value = {
-                    "name": "deaf",
-                    "version": "0",
-                    "host": "127.0.0.1",
-                    "port": deaf.getsockname()[1],
-                    "unix_path": None,
-                    "instance": bytes(16).hex(),
-                    "machine": "",
-                }
+                value = entry("deaf", deaf)
                 key = f"domi/default/nodes/{machine:04d}"
-                await registry.create(key, json.dumps(value).encode(), lease=lease)
+                await registry.create(key, value, lease=lease)
             async with Node("a", registry=registry_url, start_timeout=0.0):
                 await until(lambda: engine_of(loop).timers >= 50)
                 waited = 0
@@ -251,17 +257,9 @@ async def test_dialling_backs_off_with_jitter(registry_url: str) -> None:
 
     loop.add_reader(server, accept)
     try:
-        value = {
-            "name": "shut",
-            "version": "0",
-            "host": "127.0.0.1",
-            "port": server.getsockname()[1],
-            "unix_path": None,
-            "instance": bytes(16).hex(),
-            "machine": "",
-        }
+        value = entry("shut", server)
         lease = await registry.grant(60)
-        await registry.create("domi/default/nodes/0900", json.dumps(value).encode(), lease=lease)
+        await registry.create("domi/default/nodes/0900", value, lease=lease)
         one = Node("a", registry=registry_url, start_timeout=0.0)
         two = Node("b", registry=registry_url, start_timeout=0.0)
         async with one as a, two as b:
@@ -292,17 +290,9 @@ async def test_start_names_those_that_do_not_answer(
     await registry.open()
     deaf = socket.create_server(("127.0.0.1", 0))
     try:
-        value = {
-            "name": "deaf",
-            "version": "0",
-            "host": "127.0.0.1",
-            "port": deaf.getsockname()[1],
-            "unix_path": None,
-            "instance": bytes(16).hex(),
-            "machine": "",
-        }
+        value = entry("deaf", deaf)
         lease = await registry.grant(60)
-        await registry.create("domi/default/nodes/0123", json.dumps(value).encode(), lease=lease)
+        await registry.create("domi/default/nodes/0123", value, lease=lease)
         async with nodes(registry_url, "a", start_timeout=0.0) as (a,):
             begun = time.monotonic()
             async with Node("b", registry=registry_url, start_timeout=0.3) as b:
