@@ -239,8 +239,11 @@ cdef class Session:
 
     cdef int write(self, uint16_t channel, const uint8_t* data, size_t size,
                    const uint8_t* extend, uint16_t extend_size, PyObject* owner) except -1
+    cdef int refuse_frame(self, uint16_t channel, size_t length) except -1
     cdef int put(self, uint16_t channel, object data, const uint8_t* extend,
                  uint16_t extend_size) except -1
+    cdef int put_view(self, uint16_t channel, object data, const uint8_t* extend,
+                      uint16_t extend_size) except -1
     cdef int flush(self) except -1
     cdef int flush_local(self) except -1
     cdef int parse(self, uint64_t until) except -1
@@ -264,6 +267,13 @@ cdef class Session:
 
 # --------------------------------------------------------------------------------------- messages
 
+cdef class Unanswered:
+    cdef:
+        Session session
+        uint64_t correlation
+        bint owed               # neither answered nor about to be
+
+
 cdef class Context:
     cdef:
         readonly bytes data
@@ -277,14 +287,20 @@ cdef class Context:
         uint8_t extend[16]      # the first bytes of the extend
         bytes long_extend       # all of it, when it is longer than that
         uint64_t expires        # nanoseconds, monotonic; 0: no deadline
+        Unanswered unanswered   # a request that outlives its handler's call; otherwise None
 
+    cdef bint is_owed(self) noexcept
+    cdef int expect_answer(self) except -1
+    cdef void set_answered(self) noexcept
     cdef const uint8_t* extend_bytes(self) noexcept
     cdef Router router(self)
     cdef int claim(self) except -1
+    cdef int refuse_second(self) except -1
     cdef int check_reply(self) except -1
     cdef uint16_t check_next(self) except 1
     cdef int check_error(self) except -1
     cdef bint is_foreign(self) except -1
+    cdef bint check_foreign(self) except -1
     cdef object foreign(self, str name, object argument)
     cdef int answer(self, uint8_t status, object data) except -1
     cdef int answer_channel(self, uint16_t channel) except -1
@@ -370,9 +386,11 @@ cdef class Router:
     cdef int forget_handlers(self) except -1
     cdef int check_open(self) except -1
     cdef int require_engine(self) except -1
+    cdef int check_running(self) except -1
     cdef int check_channel(self, object channel) except -1
     cdef Session session_to(self, object machine)
     cdef Session pick(self, int number, object to)
+    cdef Session pick_named(self, int number, object to)
     cdef Request open_request(self, Session session, uint16_t channel, object timeout)
     cdef uint32_t take_slot(self, int channel) except? 0xFFFFFFFF
     cdef int free_slot(self, uint32_t slot) except -1

@@ -260,6 +260,9 @@ class TaskCompletion:
     def __call__(self, task: asyncio.Task[Any]) -> None: ...
 
 @final
+class Unanswered: ...
+
+@final
 class WakeupProbe:
     @property
     def _asyncio_future_blocking(self) -> bool: ...

@@ -4,6 +4,17 @@
 # exactly once, and from then on no slot, timer or session points to it. Owned by the loop thread;
 # a Context's reply, next and error may be called from any other and are posted.
 
+@cython.final
+@cython.no_gc
+cdef class Unanswered:
+    # Belongs to the context of a request whose handler has returned without an answer: when it goes
+    # while it is owed, whoever could have answered is gone, and the asker is told.
+
+    def __dealloc__(self):
+        if self.owed and self.session.state == SESSION_UP:
+            self.session.answer_is_lost(self.correlation)
+
+
 # Not tracked by the collector: a context leads to a session, which lets go of its router when it
 # closes, so that no cycle through a context outlives its node.
 @cython.final
@@ -18,12 +29,6 @@ cdef class Context:
     :ivar data: the message, bytes.
     :ivar channel: the channel on which it came.
     """
-
-    def __dealloc__(self):
-        # Whoever could have answered is gone; the asker is told by the loop's next turn.
-        if self.kind == KIND_REQUEST and not self.answered and not self.posted and (
-                self.session.state == SESSION_UP):
-            self.session.answer_is_lost(load64(self.extend + 1))
 
     @property
     def sender(self):
@@ -54,6 +59,24 @@ cdef class Context:
         return (f"<Context channel={self.channel} sender={self.sender} "
                 f"data={len(self.data)} bytes>")
 
+    cdef inline bint is_owed(self) noexcept:
+        # Whether somebody awaits an answer that has yet to be given.
+        return self.kind == KIND_REQUEST and not self.answered and not self.posted
+
+    cdef int expect_answer(self) except -1:
+        # The handler has returned, and somebody else may answer.
+        cdef Unanswered unanswered = Unanswered.__new__(Unanswered)
+        unanswered.session = self.session
+        unanswered.correlation = load64(self.extend + 1)
+        unanswered.owed = True
+        self.unanswered = unanswered
+        return 0
+
+    cdef inline void set_answered(self) noexcept:
+        self.answered = True
+        if self.unanswered is not None:
+            self.unanswered.owed = False
+
     cdef const uint8_t* extend_bytes(self) noexcept:
         if self.long_extend is not None:
             return <const uint8_t*>PyBytes_AS_STRING(self.long_extend)
@@ -64,13 +87,14 @@ cdef class Context:
             raise self.session.lost_error()
         return self.session.router
 
-    cdef int claim(self) except -1:
+    cdef inline int claim(self) except -1:
         # There is one answer to a message.
-        if self.answered:
-            raise errors.AlreadyReplied(
-                f"the message on channel {self.channel} from node {self.sender} was answered "
-                "before", channel=self.channel, peer=self.sender)
-        return 0
+        return self.refuse_second() if self.answered else 0
+
+    cdef int refuse_second(self) except -1:
+        raise errors.AlreadyReplied(
+            f"the message on channel {self.channel} from node {self.sender} was answered "
+            "before", channel=self.channel, peer=self.sender)
 
     cdef object foreign(self, str name, object argument):
         # Called from another thread, with everything checked that can be checked there: post.
@@ -79,6 +103,8 @@ cdef class Context:
         if name != "error":
             argument = bytes_of(argument)
         self.posted = True
+        if self.unanswered is not None:
+            self.unanswered.owed = False
         self.session.engine.call_soon_threadsafe(self._posted_answer, name, argument)
 
     def _posted_answer(self, str name, argument):
@@ -96,9 +122,13 @@ cdef class Context:
                 status, text = status_of(error)
                 router.answer_failure(self, status, text)
 
-    cdef bint is_foreign(self) except -1:
+    cdef inline bint is_foreign(self) except -1:
+        # Whether this is another thread than the loop's, which may answer by posting.
         if PyThread_get_thread_ident() == self.session.engine.thread:
             return False
+        return self.check_foreign()
+
+    cdef bint check_foreign(self) except -1:
         if self.session.engine.thread == 0:
             self.session.engine.check_thread()
         if self.posted:
@@ -156,7 +186,7 @@ cdef class Context:
         :raises DomiError: the message was a ``notify`` or ``publish``.
         """
         self.claim()
-        if self.kind != KIND_REQUEST:
+        if self.kind != KIND_REQUEST and self.kind != KIND_CALL:
             self.check_reply()
         if self.is_foreign():
             return self.foreign("reply", data)
@@ -166,7 +196,7 @@ cdef class Context:
             self.reply_to_guest(data)
         else:
             self.reply_to_address(data, NULL, 0)
-        self.answered = True
+        self.set_answered()
 
     cdef int answer_channel(self, uint16_t channel) except -1:
         # A channel that a peer names may not be one that makes the library itself act.
@@ -237,7 +267,7 @@ cdef class Context:
         p = self.extend_bytes() + (self.extend_size - size)
         channel = self.answer_channel(load16(p))
         self.router().send_stage(channel, data, p + 2, size - 2)
-        self.answered = True
+        self.set_answered()
 
     def error(self, message):
         """Answer a request with RemoteError (type ``Error``); log it for a plain call.
@@ -257,7 +287,7 @@ cdef class Context:
             self.router().count("call_errors")
             log.warning("channel %d: a call from node %d failed: %s", self.channel, self.sender,
                         message)
-        self.answered = True
+        self.set_answered()
 
 
 cdef inline Context make_context(Session session, RawFrame* frame):

@@ -19,8 +19,6 @@ cdef extern from "Python.h":
     bint PyCFunction_CheckExact(PyObject* value) noexcept
     void* PyCFunction_GetFunction(PyObject* function) noexcept
     bint PyCoro_CheckExact(PyObject* value) noexcept
-    # Declared without an exception clause: the caller looks at the result.
-    PyObject* call_one "PyObject_CallOneArg"(PyObject* function, PyObject* argument)
     void PyErr_SetObject(object kind, object value) noexcept
 
 cdef extern from "sys/socket.h" nogil:
@@ -87,6 +85,27 @@ cdef extern from *:
     }
     """
     long small_int "domi_small_int"(object value) noexcept
+
+cdef extern from *:
+    """
+    /* PyObject_CallOneArg without its check that what was called raised properly. */
+    static inline PyObject *domi_call_one(PyObject *function, PyObject *argument)
+    {
+    #ifndef Py_LIMITED_API
+        PyTypeObject *type = Py_TYPE(function);
+        if (PyType_HasFeature(type, Py_TPFLAGS_HAVE_VECTORCALL)) {
+            PyObject *arguments[2] = {NULL, argument};
+            vectorcallfunc call = *(vectorcallfunc *)(
+                (char *)function + type->tp_vectorcall_offset);
+            if (call != NULL)
+                return call(function, arguments + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+        }
+    #endif
+        return PyObject_CallOneArg(function, argument);
+    }
+    """
+    # Declared without an exception clause: the caller looks at the result.
+    PyObject* call_one "domi_call_one"(PyObject* function, PyObject* argument)
 
 cdef object log = logging.getLogger("domi_fast")
 cdef bint EAGER_TASKS = sys.version_info >= (3, 12)

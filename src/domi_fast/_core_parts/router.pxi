@@ -35,6 +35,12 @@ cdef int machine_of(object machine) except -1:
     return <int>number if 0 <= number < MAX_MACHINES else MAX_MACHINES
 
 
+cdef inline int channel_number(Router router, object channel) except -1:
+    # Nearly always a small int that is in range; everything else is looked at in full.
+    cdef long number = small_int(channel)
+    return <int>number if USER_FIRST <= number <= USER_LAST else router.check_channel(channel)
+
+
 @cython.final
 cdef class Router:
     """Channels, peers and verbs of one node (or of a guest, which has a node for an uplink).
@@ -129,7 +135,7 @@ cdef class Router:
         cdef Context context
         for context in contexts:
             self.count("dropped_no_subscriber")
-            if context.kind == KIND_REQUEST and not context.answered and not context.posted:
+            if context.is_owed():
                 self.answer_failure(context, STATUS_NO_SUBSCRIBER, b"")
 
     cdef int forget_handlers(self) except -1:
@@ -224,7 +230,7 @@ cdef class Router:
         :raises ValueError: the channel is not one that may be subscribed.
         :raises DomiError: the channel has a handler already.
         """
-        cdef int number = self.check_channel(channel)
+        cdef int number = channel_number(self, channel)
         cdef ChannelEntry* entry = &self.channels[number]
         self.check_open()
         if handler is ...:
@@ -247,7 +253,7 @@ cdef class Router:
 
         :raises DomiError: the channel has no handler.
         """
-        cdef int number = self.check_channel(channel)
+        cdef int number = channel_number(self, channel)
         cdef ChannelEntry* entry = &self.channels[number]
         cdef PyObject* handler = entry.handler
         if self.engine is not None:
@@ -260,10 +266,8 @@ cdef class Router:
 
     cdef int check_channel(self, object channel) except -1:
         # For the verbs and subscriptions: 50-65499, or a library channel by name.
-        cdef long number = small_int(channel)
+        cdef long number
         cdef int overflow = 0
-        if USER_FIRST <= number <= USER_LAST:
-            return <int>number
         if not PyLong_Check(channel):
             raise TypeError(f"channel {channel!r}: a channel is an int")
         number = PyLong_AsLongAndOverflow(channel, &overflow)
@@ -289,14 +293,19 @@ cdef class Router:
             self.engine.check_thread()
         return 0
 
-    cdef int require_engine(self) except -1:
-        if self.engine is None or (self.loopback is None and self.uplink is None):
-            if self.uplink_lost is not None:
-                raise errors.PeerLost(f"this guest has lost its node: {self.uplink_lost}")
-            raise errors.DomiError("not connected: call start() first, and nothing after close()")
-        if PyThread_get_thread_ident() != self.engine.thread:
-            self.engine.check_thread()
+    cdef inline int require_engine(self) except -1:
+        if (self.engine is None or (self.loopback is None and self.uplink is None)
+                or PyThread_get_thread_ident() != self.engine.thread):
+            self.check_running()
         return 0
+
+    cdef int check_running(self) except -1:
+        # Raises what forbids to send now and from here.
+        if self.engine is not None and not (self.loopback is None and self.uplink is None):
+            return self.engine.check_thread()
+        if self.uplink_lost is not None:
+            raise errors.PeerLost(f"this guest has lost its node: {self.uplink_lost}")
+        raise errors.DomiError("not connected: call start() first, and nothing after close()")
 
     cdef Session session_to(self, object machine):
         cdef int number = machine_of(machine)
@@ -304,17 +313,17 @@ cdef class Router:
             raise errors.PeerLost(f"no session with node {machine}", peer=machine)
         return <Session><object>self.peers[number]
 
-    cdef Session pick(self, int number, object to):
+    cdef inline Session pick(self, int number, object to):
         # The session that a message on this channel goes to next.
-        cdef Route* route
-        cdef Session session
         self.require_engine()
+        if to is None and self.channels[number].route is not NULL:
+            return route_next(self.channels[number].route)
+        return self.pick_named(number, to)
+
+    cdef Session pick_named(self, int number, object to):
+        cdef Session session
         if to is None:
-            route = self.channels[number].route
-            if route is NULL:
-                raise errors.NoSubscriber(f"nobody subscribes to channel {number}",
-                                          channel=number)
-            return route_next(route)
+            raise errors.NoSubscriber(f"nobody subscribes to channel {number}", channel=number)
         session = self.session_to(to)
         if session.extended and number not in session.channels and not (
                 session is self.loopback and is_local(self, number)):
@@ -333,7 +342,7 @@ cdef class Router:
         :raises Overloaded: too much waits for that subscriber already.
         :raises FrameError: the data is larger than a frame may be.
         """
-        cdef int number = self.check_channel(channel)
+        cdef int number = channel_number(self, channel)
         if self.uplink is not None:
             uplink_send(self, VERB_NOTIFY, number, data, 0, to, 0, NO_DEADLINE, None)
         else:
@@ -353,7 +362,7 @@ cdef class Router:
         cdef uint8_t tag = TAG_PUBLISH
         cdef Route* route
         cdef Session session
-        cdef int number = self.check_channel(channel)
+        cdef int number = channel_number(self, channel)
         cdef int sent = 0
         cdef list targets
         cdef uint32_t i
@@ -387,8 +396,8 @@ cdef class Router:
         """
         cdef uint8_t extend[GUEST_CALL_EXTEND]
         cdef Session session
-        cdef int number = self.check_channel(channel)
-        cdef int reply = self.check_channel(reply_channel)
+        cdef int number = channel_number(self, channel)
+        cdef int reply = channel_number(self, reply_channel)
         if self.uplink is not None:
             uplink_send(self, VERB_CALL, number, data, reply, to, 0, NO_DEADLINE, None)
             return
@@ -424,7 +433,7 @@ cdef class Router:
         cdef Session session
         cdef Request request
         cdef uint32_t milliseconds
-        cdef int number = self.check_channel(channel)
+        cdef int number = channel_number(self, channel)
         if self.uplink is not None:
             self.require_engine()
             session = self.uplink
@@ -533,7 +542,7 @@ cdef class Router:
         :param channels: the stages, in order; at least one.
         :raises NoSubscriber: nobody subscribes to the first stage.
         """
-        cdef list numbers = [self.check_channel(channel) for channel in channels]
+        cdef list numbers = [channel_number(self, channel) for channel in channels]
         cdef bytes rest
         if not numbers:
             raise ValueError("a pipeline has at least one channel")
@@ -598,7 +607,7 @@ cdef class Router:
         self.count("dropped_no_subscriber")
         return self.reject(session, STATUS_NO_SUBSCRIBER, frame)
 
-    cdef int run_handler(self, ChannelEntry* entry, Context context) except -1:
+    cdef inline int run_handler(self, ChannelEntry* entry, Context context) except -1:
         cdef PyObject* handler = entry.handler
         cdef PyObject* result
         Py_INCREF(<object>handler)      # it may unsubscribe itself
@@ -606,6 +615,8 @@ cdef class Router:
         Py_DECREF(<object>handler)
         if result is NULL:
             return self.handler_raised(context)
+        if context.is_owed():
+            context.expect_answer()
         if result is not <PyObject*>None:
             try:
                 if PyCoro_CheckExact(result):
@@ -623,6 +634,8 @@ cdef class Router:
         try:
             reraise()
         except (KeyboardInterrupt, SystemExit):
+            if context.is_owed():
+                context.expect_answer()
             raise
         except BaseException as error:
             self.handler_failed(context, error)
@@ -668,7 +681,7 @@ cdef class Router:
         return 0
 
     cdef int answer_failure(self, Context context, uint8_t status, bytes text) except -1:
-        context.answered = True
+        context.set_answered()
         try:
             context.answer(status, text)
         except (errors.PeerLost, errors.Overloaded):

@@ -193,22 +193,13 @@ cdef class Session:
 
     # ------------------------------------------------------------------------------------- sending
 
-    cdef int write(self, uint16_t channel, const uint8_t* data, size_t size,
-                   const uint8_t* extend, uint16_t extend_size, PyObject* owner) except -1:
+    cdef inline int write(self, uint16_t channel, const uint8_t* data, size_t size,
+                          const uint8_t* extend, uint16_t extend_size,
+                          PyObject* owner) except -1:
         cdef size_t length = HEADER + size + extend_size
-        if self.state == SESSION_CLOSED:
-            raise self.lost_error()
-        if length > self.router.frame_limit:
-            raise errors.FrameError(
-                f"a frame of {length} bytes on channel {channel}: at most "
-                f"{self.router.frame_limit} (frame_limit) are allowed",
-                channel=channel, limit=self.router.frame_limit)
-        if self.queue.queued >= self.router.queue_limit:
-            self.router.count("refused_queue_full")
-            raise errors.Overloaded(
-                f"{self.queue.queued} bytes wait for node {self.peer}, as many as a session may "
-                f"queue: await node.drained({self.peer}) or send less",
-                channel=channel, peer=self.peer, limit=self.router.queue_limit)
+        if (self.state == SESSION_CLOSED or length > self.router.frame_limit
+                or self.queue.queued >= self.router.queue_limit):
+            return self.refuse_frame(channel, length)
         self.queue.append(channel, data, size, extend, extend_size, owner)
         self.frames_out += 1
         if not self.dirty:
@@ -217,14 +208,32 @@ cdef class Session:
             self.flush()
         return 0
 
+    cdef int refuse_frame(self, uint16_t channel, size_t length) except -1:
+        # Raises what forbids to write a frame of this length.
+        if self.state == SESSION_CLOSED:
+            raise self.lost_error()
+        if length > self.router.frame_limit:
+            raise errors.FrameError(
+                f"a frame of {length} bytes on channel {channel}: at most "
+                f"{self.router.frame_limit} (frame_limit) are allowed",
+                channel=channel, limit=self.router.frame_limit)
+        self.router.count("refused_queue_full")
+        raise errors.Overloaded(
+            f"{self.queue.queued} bytes wait for node {self.peer}, as many as a session may "
+            f"queue: await node.drained({self.peer}) or send less",
+            channel=channel, peer=self.peer, limit=self.router.queue_limit)
+
     cdef int put(self, uint16_t channel, object data, const uint8_t* extend,
                  uint16_t extend_size) except -1:
         # write() for any bytes-like object.
+        if not PyBytes_CheckExact(data):
+            return self.put_view(channel, data, extend, extend_size)
+        return self.write(channel, <uint8_t*>PyBytes_AS_STRING(data),
+                          <size_t>PyBytes_GET_SIZE(data), extend, extend_size, <PyObject*>data)
+
+    cdef int put_view(self, uint16_t channel, object data, const uint8_t* extend,
+                      uint16_t extend_size) except -1:
         cdef Py_buffer view
-        if PyBytes_CheckExact(data):
-            return self.write(channel, <uint8_t*>PyBytes_AS_STRING(data),
-                              <size_t>PyBytes_GET_SIZE(data), extend, extend_size,
-                              <PyObject*>data)
         get_view(data, &view)
         try:
             return self.write(channel, <uint8_t*>view.buf, <size_t>view.len, extend, extend_size,
