@@ -76,12 +76,7 @@ class Client(Endpoint):
     """
 
     def __init__(self, url: str, **settings: Any) -> None:
-        fields = GuestConfig.__dataclass_fields__
-        unknown = sorted(set(settings) - set(fields))
-        if unknown:
-            raise TypeError(
-                f"Client has no setting {', '.join(unknown)}; it has {', '.join(fields)}"
-            )
+        GuestConfig.check_names("Client", settings)
         self.config = config = GuestConfig(**settings)
         self.url = url
         self._address = _parse(url)

@@ -6,9 +6,9 @@ import inspect
 import ipaddress
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import Field, dataclass
+from typing import Any, ClassVar
 
 from packaging.version import InvalidVersion, Version
 
@@ -65,6 +65,7 @@ class EndpointConfig:
     public.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     name: str
     heartbeat_interval: float
     heartbeat_timeout: float
@@ -72,6 +73,16 @@ class EndpointConfig:
     queue_limit: int
     frame_limit: int
     on_error: Callable[[DomiError, Any], object] | None
+
+    @classmethod
+    def check_names(cls, owner: str, settings: Iterable[str]) -> None:
+        """Raise TypeError, which names them all, when ``owner`` is given what is no setting."""
+        fields = cls.__dataclass_fields__
+        unknown = sorted(set(settings) - set(fields))
+        if unknown:
+            raise TypeError(
+                f"{owner} has no setting {', '.join(unknown)}; it has {', '.join(fields)}"
+            )
 
     def __post_init__(self) -> None:
         self._check_type("queue_limit", int)

@@ -242,15 +242,14 @@ class Membership:
         )
         try:
             claim = await self._registry.claim(keys, info.encode(), lease)
-        except NoKeyFree:
-            await lease.revoke()
-            raise ClusterFull(
-                f"all machine ids of cluster {config.cluster!r} are taken", limit=MACHINES
-            ) from None
-        except BaseException:
+        except BaseException as error:
             # The registry would keep alive what nobody knows of.
             with contextlib.suppress(DomiError):
                 await lease.revoke()
+            if isinstance(error, NoKeyFree):
+                raise ClusterFull(
+                    f"all machine ids of cluster {config.cluster!r} are taken", limit=MACHINES
+                ) from None
             raise
         self._claim = claim
         self._follower.identified(int(claim.key.rsplit("/", 1)[1]))

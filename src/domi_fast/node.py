@@ -33,17 +33,8 @@ class Node(Endpoint):
     """
 
     def __init__(self, name: str, **settings: Any) -> None:
-        try:
-            self.config = NodeConfig(name, **settings)
-        except TypeError:
-            fields = NodeConfig.__dataclass_fields__
-            unknown = sorted(set(settings) - set(fields))
-            if not unknown:
-                raise
-            raise TypeError(
-                f"Node has no setting {', '.join(unknown)}; it has {', '.join(fields)}"
-            ) from None
-        config = self.config
+        NodeConfig.check_names("Node", settings)
+        self.config = config = NodeConfig(name, **settings)
         router = Router(
             heartbeat=config.heartbeat_interval,
             silence=config.heartbeat_timeout,
