@@ -158,6 +158,7 @@ cdef class Engine:
         object call_soon_threadsafe
         readonly TimeWheel wheel
         uint8_t* buffer         # owned (malloc): the one receive buffer of all sessions here
+        Context spare           # what the next message is shown in; None while a handler has it
         Session first_dirty     # a chain by next_dirty: the sessions that have something to flush
         Session last_dirty
         object finished         # a future that is done, with the result None
@@ -276,19 +277,23 @@ cdef class Unanswered:
 
 cdef class Context:
     cdef:
-        readonly bytes data
         Session session         # where it came from
+        bytes whole             # the message; None until somebody wants it, if `wire` holds it
+        bytes long_extend       # the extend, when `wire` has no room for it
+        Unanswered unanswered   # a request that outlives its handler's call; otherwise None
+        bint held               # one of the last three is not None
+        uint32_t size           # bytes of the message, when `wire` holds it
         readonly uint16_t channel
         uint16_t extend_size
+        uint8_t extend_at       # where the extend begins, in `wire` or in `long_extend`
         uint8_t kind            # KIND_*: how it may be answered
         bint answered
         bint posted             # another thread has answered; the loop thread will send it
         int origin              # guests: the machine id that stands in the extend; else -1
-        uint8_t extend[16]      # the first bytes of the extend
-        bytes long_extend       # all of it, when it is longer than that
         uint64_t expires        # nanoseconds, monotonic; 0: no deadline
-        Unanswered unanswered   # a request that outlives its handler's call; otherwise None
+        uint8_t wire[48]        # CONTEXT_WIRE: a small message and its extend, as they came
 
+    cdef void let_go(self) noexcept
     cdef bint is_owed(self) noexcept
     cdef int expect_answer(self) except -1
     cdef void set_answered(self) noexcept
@@ -399,9 +404,10 @@ cdef class Router:
 
     cdef int deliver(self, Session session, RawFrame* frame) except -1
     cdef int deliver_rare(self, Session session, RawFrame* frame) except -1
-    cdef int run_handler(self, ChannelEntry* entry, Context context) except -1
+    cdef int run_handler(self, ChannelEntry* entry, Session session, RawFrame* frame) except -1
     cdef int handler_raised(self, Context context) except -1
     cdef int handler_failed(self, Context context, object error) except -1
+    cdef int handler_returned(self, object result, Context context) except -1
     cdef int start_task(self, object coroutine, Context context) except -1
     cdef int task_ended(self, object task, Context context) except -1
     cdef int answer_failure(self, Context context, uint8_t status, bytes text) except -1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -85,6 +86,63 @@ async def test_a_context_stays_valid(registry_url: str) -> None:
         assert [ctx.data for ctx in kept] == sent
         assert {(ctx.channel, ctx.sender) for ctx in kept} == {(50, 0 if b.id else 1)}
         assert "50" in repr(kept[0])
+
+
+async def test_a_context_that_is_kept_never_shows_another_message(registry_url: str) -> None:
+    """The core uses a context again once nobody has it: kept by a list, a frame or a traceback."""
+    async with nodes(registry_url, "a", "b") as (a, b):
+        kept: list[Context] = []
+        seen: list[bytes] = []
+
+        def some(ctx: Context) -> None:
+            if len(ctx.data) % 3 == 0:
+                kept.append(ctx)
+            elif len(ctx.data) % 3 == 1:
+                seen.append(ctx.data)
+
+        async def later(ctx: Context) -> None:
+            await asyncio.sleep(0)
+            ctx.reply(ctx.data + ctx.extend)
+
+        errors: list[BaseException] = []
+
+        def fail(ctx: Context) -> None:
+            try:
+                raise ValueError(ctx.channel)
+            except ValueError as error:
+                errors.append(error)
+
+        b.subscribe(50, some)
+        b.subscribe(51, later)
+        b.subscribe(52, fail)
+        b.subscribe(53, echo)
+        await a.wait_subscribed(53, timeout=5)
+        sizes = list(range(100))
+        answers = []
+        for size in sizes:
+            a.notify(50, bytes([size]) * size)
+            a.ventilator([52] + [54] * size, bytes([size]))
+            answers.append(a.request(51, bytes([size]) * size))
+        for size, answer in zip(sizes, await asyncio.gather(*answers), strict=True):
+            assert answer[:-13] == bytes([size]) * size
+        assert await a.request(53, b"last") == b"last"
+        assert [ctx.data for ctx in kept] == [bytes([size]) * size for size in sizes[::3]]
+        assert seen == [bytes([size]) * size for size in sizes[1::3]]
+        frames = [error.__traceback__.tb_frame for error in errors if error.__traceback__]
+        contexts = [frame.f_locals["ctx"] for frame in frames]
+        assert [ctx.data for ctx in contexts] == [bytes([size]) for size in sizes]
+        assert [len(ctx.extend) for ctx in contexts] == [1 + 2 * size for size in sizes]
+
+
+async def test_nothing_of_a_message_is_kept_once_its_handler_is_done(registry_url: str) -> None:
+    async with nodes(registry_url, "a") as (a,):
+        done: list[int] = []
+        a.subscribe(50, lambda ctx: done.append(len(ctx.data)))
+        data = bytes(100_000)
+        before = sys.getrefcount(data)
+        a.notify(50, data)
+        await until(lambda: done)
+        assert sys.getrefcount(data) == before
 
 
 async def test_answered_later(registry_url: str) -> None:

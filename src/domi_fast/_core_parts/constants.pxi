@@ -22,7 +22,7 @@ cdef extern from *:
     DOMI_LOAD_STORE(32)
     DOMI_LOAD_STORE(64)
 
-    /* memcpy with a length of 0 may not be given NULL. Most lengths here are below 16: two loads
+    /* memcpy with a length of 0 may not be given NULL. Most lengths here are small: two loads
        and two stores that overlap cost less than a call. */
     static inline void domi_copy(void *to, const void *from, size_t n)
     {
@@ -30,9 +30,12 @@ cdef extern from *:
         const uint8_t *f = (const uint8_t *)from;
         uint64_t first8, last8;
         uint32_t first4, last4;
-        if (n > 16)
+        if (n > 32)
             memcpy(t, f, n);
-        else if (n >= 8) {
+        else if (n > 16) {
+            memcpy(t, f, 16);
+            memcpy(t + n - 16, f + n - 16, 16);
+        } else if (n >= 8) {
             memcpy(&first8, f, 8);
             memcpy(&last8, f + n - 8, 8);
             memcpy(t, &first8, 8);
@@ -201,6 +204,7 @@ cdef enum:
     HANDSHAKE_LIMIT = 4096      # largest frame before the handshake is complete
     FAILURE_TEXT = 65536        # bytes of text in an error answer
     GUEST_REQUESTS = 65536      # in flight through a node for one guest
+    CONTEXT_WIRE = 48           # bytes of message and extend that a context holds itself
     CLOCK_EVERY = 16            # frames between two looks at the clock
 
 cdef uint64_t NEVER = <uint64_t>0xFFFFFFFFFFFFFFFFULL

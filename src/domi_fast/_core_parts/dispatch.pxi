@@ -1,8 +1,9 @@
 # One message each way: Context (what a handler gets) and Request (what the asker awaits).
 #
-# Invariants: a context owns copies of all it shows, so it outlives the batch; a request settles
-# exactly once, and from then on no slot, timer or session points to it. Owned by the loop thread;
-# a Context's reply, next and error may be called from any other and are posted.
+# Invariants: a context owns copies of all it shows, so it outlives the batch; it shows another
+# message only once nobody has a reference to it. A request settles exactly once, and from then on
+# no slot, timer or session points to it. Owned by the loop thread; a Context's reply, next and
+# error may be called from any other and are posted.
 
 @cython.final
 @cython.no_gc
@@ -26,9 +27,16 @@ cdef class Context:
     Immutable; everything it holds stays valid after the handler has returned, and it may be
     answered later and from any thread, once.
 
-    :ivar data: the message, bytes.
     :ivar channel: the channel on which it came.
     """
+
+    @property
+    def data(self):
+        """The message, bytes."""
+        if self.whole is None:
+            self.whole = PyBytes_FromStringAndSize(<char*>self.wire, self.size)
+            self.held = True
+        return self.whole
 
     @property
     def sender(self):
@@ -67,9 +75,10 @@ cdef class Context:
         # The handler has returned, and somebody else may answer.
         cdef Unanswered unanswered = Unanswered.__new__(Unanswered)
         unanswered.session = self.session
-        unanswered.correlation = load64(self.extend + 1)
+        unanswered.correlation = load64(self.extend_bytes() + 1)
         unanswered.owed = True
         self.unanswered = unanswered
+        self.held = True
         return 0
 
     cdef inline void set_answered(self) noexcept:
@@ -77,10 +86,17 @@ cdef class Context:
         if self.unanswered is not None:
             self.unanswered.owed = False
 
-    cdef const uint8_t* extend_bytes(self) noexcept:
+    cdef void let_go(self) noexcept:
+        # Of what the next message must not find.
+        self.whole = None
+        self.long_extend = None
+        self.unanswered = None
+        self.held = False
+
+    cdef inline const uint8_t* extend_bytes(self) noexcept:
         if self.long_extend is not None:
-            return <const uint8_t*>PyBytes_AS_STRING(self.long_extend)
-        return self.extend
+            return <const uint8_t*>PyBytes_AS_STRING(self.long_extend) + self.extend_at
+        return self.wire + self.extend_at
 
     cdef Router router(self):
         if self.session.router is None:
@@ -208,7 +224,7 @@ cdef class Context:
 
     cdef int reply_to_address(self, object data, const uint8_t* extend,
                               uint16_t extend_size) except -1:
-        cdef const uint8_t* p = self.extend
+        cdef const uint8_t* p = self.extend_bytes()
         cdef uint16_t machine = load16(p)
         cdef uint16_t channel = self.answer_channel(load16(p + 2))
         cdef Session target = self.session
@@ -223,7 +239,7 @@ cdef class Context:
 
     cdef int reply_to_guest(self, object data) except -1:
         # The extend: tag, u16 machine id, u16 reply channel, u32 guest.
-        cdef const uint8_t* p = self.extend
+        cdef const uint8_t* p = self.extend_bytes()
         cdef uint8_t out[GUEST_REPLY_EXTEND]
         cdef uint16_t channel = self.answer_channel(load16(p + 3))
         cdef Router router = self.router()
@@ -241,7 +257,7 @@ cdef class Context:
         cdef uint8_t out[ANSWER_EXTEND]
         if self.session.state == SESSION_CLOSED:
             raise self.session.lost_error()
-        copy(out, self.extend + 1, 8)
+        copy(out, self.extend_bytes() + 1, 8)
         out[8] = status
         if status == STATUS_OK:
             self.session.put(CH_ANSWER, data, out, ANSWER_EXTEND)
@@ -290,28 +306,48 @@ cdef class Context:
         self.set_answered()
 
 
-cdef inline Context make_context(Session session, RawFrame* frame):
-    cdef Context context = Context.__new__(Context)
+cdef int fill_apart(Context context, RawFrame* frame) except -1:
+    # A message that is too large for the context itself, or has an owner.
+    context.held = True
+    context.whole = frame_data(frame)
+    context.extend_at = 0
+    if frame.extend_size <= CONTEXT_WIRE:
+        copy(context.wire, frame.extend, frame.extend_size)
+    else:
+        context.long_extend = PyBytes_FromStringAndSize(<char*>frame.extend, frame.extend_size)
+    return 0
+
+
+cdef inline int fill_context(Context context, Session session, RawFrame* frame) except -1:
+    # `context` is new or has been let go of.
     cdef uint16_t size = frame.extend_size
-    cdef const uint8_t* p = frame.extend
+    cdef const uint8_t* p
     cdef uint32_t milliseconds
-    context.session = session
+    if context.session is not session:
+        context.session = session
     context.channel = frame.channel
+    context.answered = False
+    context.posted = False
     context.origin = -1
-    context.data = frame_data(frame)
+    context.expires = 0
+    if frame.owner is NULL and frame.size + size <= CONTEXT_WIRE:
+        # Without an owner, the extend follows upon the data.
+        copy(context.wire, frame.data, frame.size + size)
+        context.size = frame.size
+        context.extend_at = <uint8_t>frame.size
+    else:
+        fill_apart(context, frame)
+    p = context.extend_bytes()
     if session.role == ROLE_UPLINK and size >= 2:
         # A node tells its guest who sent the frame before the extend itself.
         context.origin = load16(p)
+        context.extend_at += 2
         p += 2
         size -= 2
     context.extend_size = size
     if size == 0:
-        return context
-    if size <= sizeof(context.extend):
-        copy(context.extend, p, size)
-    else:
-        context.long_extend = PyBytes_FromStringAndSize(<char*>p, size)
-    if not session.extended:
+        context.kind = KIND_NOTIFY
+    elif not session.extended:
         context.kind = KIND_PLAIN if size % 2 == 0 else KIND_UNFIT
     elif size == 4:
         context.kind = KIND_CALL
@@ -328,7 +364,7 @@ cdef inline Context make_context(Session session, RawFrame* frame):
         context.kind = KIND_GUEST_CALL
     else:
         context.kind = KIND_UNFIT
-    return context
+    return 0
 
 
 cdef class WakeupProbe:

@@ -19,6 +19,7 @@ cdef extern from "Python.h":
     bint PyCFunction_CheckExact(PyObject* value) noexcept
     void* PyCFunction_GetFunction(PyObject* function) noexcept
     bint PyCoro_CheckExact(PyObject* value) noexcept
+    Py_ssize_t Py_REFCNT(PyObject* value) noexcept
     void PyErr_SetObject(object kind, object value) noexcept
 
 cdef extern from "sys/socket.h" nogil:

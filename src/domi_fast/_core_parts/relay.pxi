@@ -179,7 +179,7 @@ cdef int relay_reply(Router router, Session session, RawFrame* frame) except -1:
     cdef ChannelEntry* entry = &router.channels[frame.channel]
     cdef Session guest
     if token == 0 and entry.handler is not NULL:
-        return router.run_handler(entry, make_context(session, frame))
+        return router.run_handler(entry, session, frame)
     guest = router.guests.get(token)
     if guest is None:
         return router.count("replies_for_lost_guests")
@@ -277,7 +277,7 @@ cdef int deliver_shared(Router router, Session session, RawFrame* frame) except 
         for guest in [<object>entry.guests.members[i] for i in range(count)]:
             relay_frame(router, guest, session, frame, True)
         if own and entry.handler is not NULL:
-            router.run_handler(entry, make_context(session, frame))
+            router.run_handler(entry, session, frame)
         return 0
     i = entry.guests.cursor
     if i >= count + own:
@@ -297,4 +297,4 @@ cdef int deliver_shared(Router router, Session session, RawFrame* frame) except 
     if not own:
         router.count("dropped_no_subscriber")
         return router.reject(session, STATUS_NO_SUBSCRIBER, frame)
-    return router.run_handler(entry, make_context(session, frame))
+    return router.run_handler(entry, session, frame)

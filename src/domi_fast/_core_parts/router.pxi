@@ -586,14 +586,14 @@ cdef class Router:
         if (entry.handler is NULL or entry.guests is not NULL or frame.channel > USER_LAST
                 or session.role == ROLE_GUEST or frame.extend_size == GUEST_REPLY_EXTEND):
             return self.deliver_rare(session, frame)
-        return self.run_handler(entry, make_context(session, frame))
+        return self.run_handler(entry, session, frame)
 
     cdef int deliver_rare(self, Session session, RawFrame* frame) except -1:
         cdef ChannelEntry* entry = &self.channels[frame.channel]
         cdef bint publish
         if frame.channel > USER_LAST:
             if self.handle_library(session, frame) and entry.handler is not NULL:
-                return self.run_handler(entry, make_context(session, frame))
+                return self.run_handler(entry, session, frame)
             return 0
         if session.role == ROLE_GUEST:
             return self.count("dropped_not_negotiated")
@@ -603,30 +603,35 @@ cdef class Router:
         if entry.guests is not NULL:
             return deliver_shared(self, session, frame)
         if entry.handler is not NULL:
-            return self.run_handler(entry, make_context(session, frame))
+            return self.run_handler(entry, session, frame)
         self.count("dropped_no_subscriber")
         return self.reject(session, STATUS_NO_SUBSCRIBER, frame)
 
-    cdef inline int run_handler(self, ChannelEntry* entry, Context context) except -1:
+    cdef int run_handler(self, ChannelEntry* entry, Session session, RawFrame* frame) except -1:
+        cdef Engine engine = session.engine
+        cdef Context context = engine.spare
         cdef PyObject* handler = entry.handler
         cdef PyObject* result
+        if context is None:
+            context = Context.__new__(Context)
+        else:
+            engine.spare = None
+        fill_context(context, session, frame)
         Py_INCREF(<object>handler)      # it may unsubscribe itself
         result = call_one(handler, <PyObject*>context)
         Py_DECREF(<object>handler)
         if result is NULL:
-            return self.handler_raised(context)
-        if context.is_owed():
-            context.expect_answer()
-        if result is not <PyObject*>None:
-            try:
-                if PyCoro_CheckExact(result):
-                    self.start_task(<object>result, context)
-                elif inspect.isawaitable(<object>result):
-                    self.start_task(finish(<object>result), context)
-            finally:
-                Py_DECREF(<object>result)
-            return 0
-        Py_DECREF(<object>result)
+            self.handler_raised(context)
+        else:
+            if context.is_owed():
+                context.expect_answer()
+            if result is not <PyObject*>None:
+                self.handler_returned(<object>result, context)
+            Py_DECREF(<object>result)
+        if Py_REFCNT(<PyObject*>context) == 1 and session.state == SESSION_UP:
+            if context.held:
+                context.let_go()
+            engine.spare = context
         return 0
 
     cdef int handler_raised(self, Context context) except -1:
@@ -639,6 +644,13 @@ cdef class Router:
             raise
         except BaseException as error:
             self.handler_failed(context, error)
+        return 0
+
+    cdef int handler_returned(self, object result, Context context) except -1:
+        if PyCoro_CheckExact(<PyObject*>result):
+            self.start_task(result, context)
+        elif inspect.isawaitable(result):
+            self.start_task(finish(result), context)
         return 0
 
     cdef int start_task(self, object coroutine, Context context) except -1:

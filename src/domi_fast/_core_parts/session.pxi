@@ -604,6 +604,7 @@ cdef class Session:
                 self.reader.drop()
         unsent = self.queue.unsent() if self.queue.queued else []
         self.queue.clear()
+        self.engine.spare = None        # it may lead here
         self.on_readable = self.on_writable = None
         if self.room_waiters:
             self.wake_drained()
