@@ -1,6 +1,15 @@
 """Brokerless messaging and clustering, with a compiled hot path."""
 
-from ._core import Context, Frame, FrameReader, Request, Timer, TimeWheel, encode_frame
+from ._core import (
+    Context,
+    Frame,
+    FrameReader,
+    Request,
+    RingBuffer,
+    Timer,
+    TimeWheel,
+    encode_frame,
+)
 from .app import Master, run
 from .channels import LibraryChannel
 from .client import Client, connect
@@ -47,6 +56,7 @@ __all__ = [
     "RegistryError",
     "RemoteError",
     "Request",
+    "RingBuffer",
     "RingFull",
     "TimeWheel",
     "Timer",

@@ -149,6 +149,41 @@ cdef class Timer:
     cdef void forget(self) noexcept
 
 
+# ------------------------------------------------------------------------------------------- ring
+
+cdef extern from "ring.h":
+    ctypedef struct Ring "domi_ring":
+        pass
+
+
+cdef class RingBuffer:
+    cdef:
+        Ring* ring              # owned (ring_new); written by any thread through ring.h
+        readonly uint64_t capacity  # bytes
+        uint64_t most           # bytes of the largest frame that is copied into it
+        bint lent               # a Borrowed has the oldest record
+
+    cdef int put_bytes(self, const uint8_t* data, size_t size, bytes owner) except -1
+    cdef int refuse(self, size_t size) except -1
+    cdef int take(self, PyObject** frame) except -1
+    cdef int check_lent(self) except -1
+
+
+cdef class Borrowed:
+    cdef:
+        RingBuffer ring
+        uint8_t* payload        # borrowed: the ring's oldest record, while it is lent
+        uint32_t size
+        int kind                # RING_FRAME, or RING_REFERENCE
+        int exports             # buffers of it that somebody holds
+        bint entered
+        bint held               # within the block
+        object view             # a weak reference to the memoryview that the block was given
+
+    cdef int end(self) except -1
+    cdef int give_back(self) except -1
+
+
 # ----------------------------------------------------------------------------------------- engine
 
 cdef class Engine:

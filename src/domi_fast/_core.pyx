@@ -17,6 +17,7 @@ cimport cython
 from cpython.buffer cimport (
     Py_buffer,
     PyBUF_SIMPLE,
+    PyBuffer_FillInfo,
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
@@ -40,6 +41,7 @@ include "_core_parts/wheel.pxi"
 include "_core_parts/engine.pxi"
 include "_core_parts/driver.pxi"
 include "_core_parts/session.pxi"
+include "_core_parts/ring.pxi"
 include "_core_parts/dispatch.pxi"
 include "_core_parts/status.pxi"
 include "_core_parts/routes.pxi"

@@ -60,7 +60,7 @@ cdef extern from *:
     }
 
     /* Live objects of the core, counted in debug builds only. */
-    enum { LIVE_SESSION, LIVE_SEGMENT, LIVE_TAIL, LIVE_BIG, LIVE_TIMER, LIVE_KINDS };
+    enum { LIVE_SESSION, LIVE_SEGMENT, LIVE_TAIL, LIVE_BIG, LIVE_TIMER, LIVE_RING, LIVE_KINDS };
     #ifdef DOMI_DEBUG
     static int64_t domi_live[LIVE_KINDS];
     #define DOMI_LIVE(kind, change) (domi_live[kind] += (change))
@@ -86,6 +86,7 @@ cdef extern from *:
         LIVE_TAIL
         LIVE_BIG
         LIVE_TIMER
+        LIVE_RING
     void live "DOMI_LIVE"(int kind, int change) noexcept
     int64_t live_count "DOMI_LIVE_COUNT"(int kind) noexcept
     int IS_DEBUG "DOMI_IS_DEBUG"

@@ -135,4 +135,5 @@ def live_objects():
         "tails": live_count(LIVE_TAIL),
         "large_frames": live_count(LIVE_BIG),
         "timers": live_count(LIVE_TIMER),
+        "rings": live_count(LIVE_RING),
     }
