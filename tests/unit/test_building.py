@@ -18,6 +18,7 @@ import domi_fast
 from domi_fast import (
     Node,
     NodeConfig,
+    RingBuffer,
     TimeWheel,
     _core,
     connect,
@@ -208,7 +209,7 @@ def test_the_build_under_test_is_the_one_that_was_asked_for() -> None:
 async def test_a_debug_build_counts_what_lives(registry_url: str) -> None:
     """And a release counts nothing. That nothing is left is asserted after every test."""
     before = _core.live_objects()
-    assert set(before) == {"sessions", "segments", "tails", "large_frames", "timers"}
+    assert set(before) == {"sessions", "segments", "tails", "large_frames", "timers", "rings"}
     wheel = TimeWheel()
     wheel.call_later(1.0, print)
     reader = _core.FrameReader()
@@ -217,6 +218,7 @@ async def test_a_debug_build_counts_what_lives(registry_url: str) -> None:
     large.feed(_core.encode_frame(50, bytes(100_000))[:50_000])
     queue = _core.WriteQueue()
     queue.push(50, b"data")
+    ring = RingBuffer()
     async with nodes(registry_url, "a", "b"):
         now = _core.live_objects()
         grown = {name for name, count in now.items() if count > before[name]}
@@ -226,7 +228,7 @@ async def test_a_debug_build_counts_what_lives(registry_url: str) -> None:
         else:
             assert not grown
             assert not any(now.values())
-    del reader, large, queue
+    del reader, large, queue, ring
     wheel.clear()
     del wheel
 
