@@ -12,6 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -47,6 +48,14 @@ def until_now(condition: Callable[[], object], timeout: float = 5.0, pause: floa
 def _text(condition: Callable[[], object]) -> str:
     code = condition.__code__
     return f"{code.co_name} at {code.co_filename}:{code.co_firstlineno}"
+
+
+def compile_c(source: Path, target: Path, *flags: str) -> Path:
+    """Compile one file of C11 with whatever compiles the core; the warnings are errors."""
+    compiler = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    command = [*compiler.split(), "-std=c11", "-D_POSIX_C_SOURCE=200809L", "-Wall", "-Wextra"]
+    subprocess.run([*command, "-Werror", str(source), "-o", str(target), *flags], check=True)
+    return target
 
 
 @asynccontextmanager

@@ -110,9 +110,13 @@ cdef struct TimerNode:
     TimerNode* prev             # borrowed
     uint64_t expiry             # in ticks of the wheel
     uint16_t slot               # level * 64 + index
-    uint16_t kind               # whose `owner` is: TIMER_*
-    PyObject* owner             # borrowed: the object that embeds this node. It takes the node out
-                                # of the wheel before it dies; a pending Timer holds itself.
+    uint16_t kind               # whose it is: TIMER_*
+
+
+cdef struct OwnedNode:
+    # Within a session or a request, which takes it out of the wheel before it dies.
+    TimerNode node              # first: its address is that of the whole
+    PyObject* owner             # borrowed: the object that embeds it
 
 
 cdef class TimeWheel:
@@ -127,6 +131,7 @@ cdef class TimeWheel:
         readonly size_t pending
         bint advancing
 
+    cdef Timer start(self, uint64_t when_ns, object callback, uint16_t kind)
     cdef uint64_t ticks_at(self, uint64_t when_ns) noexcept
     cdef void add(self, TimerNode* node, uint64_t expiry) noexcept
     cdef void place(self, TimerNode* node) noexcept
@@ -139,14 +144,21 @@ cdef class TimeWheel:
 
 
 cdef class Timer:
-    # No vtable and not tracked by the collector: a million of these may be pending.
+    # No vtable and not tracked by the collector, 64 bytes: a million of these may be pending. A
+    # pending timer holds itself.
     cdef:
-        TimerNode node
-        PyObject* callback      # strong; NULL once fired or cancelled
+        TimerNode node          # first: its address leads to the timer
+        PyObject* callback      # strong, a Beat if it is periodic; NULL once fired or cancelled
         PyObject* wheel         # borrowed while pending, otherwise NULL: a wheel that goes
                                 # cancels its timers
 
-    cdef void forget(self) noexcept
+
+cdef class Beat:
+    cdef:
+        object callback
+        uint64_t due            # nanoseconds, on the wheel's clock: the next beat
+        uint64_t period         # nanoseconds
+        uint64_t missed         # beats before the latest that were left out
 
 
 # ------------------------------------------------------------------------------------------- ring
@@ -248,7 +260,7 @@ cdef class Session:
         SocketDriver driver     # None: this is the node's session with itself
         object on_readable      # bound methods, made once: registering them again costs nothing
         object on_writable
-        TimerNode heartbeat     # TIMER_SESSION, in the engine's wheel
+        OwnedNode heartbeat     # TIMER_SESSION, in the engine's wheel
         uint64_t last_heard     # nanoseconds
         int state               # SESSION_*
         int role                # ROLE_*
@@ -354,7 +366,7 @@ cdef class Request:
         Engine engine
         Router router           # None once settled
         Session session         # whom it was sent to; None once settled
-        TimerNode node          # TIMER_REQUEST
+        OwnedNode deadline      # TIMER_REQUEST, in the engine's wheel
         uint32_t milliseconds   # the deadline as the wire has it
         uint64_t correlation    # 0 once settled
         int state               # REQUEST_*

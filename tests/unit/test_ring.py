@@ -10,7 +10,6 @@ import random
 import struct
 import subprocess
 import sys
-import sysconfig
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,12 +17,13 @@ from pathlib import Path
 import pytest
 
 from domi_fast import Overloaded, RingBuffer, RingFull
-from tests.support import ROOT
+from tests.support import ROOT, compile_c
 
 DEBUG, SANITIZE, SOAK = (
     os.environ.get(f"DOMI_{name}") == "1" for name in ("DEBUG", "SANITIZE", "SOAK")
 )
 HARNESS = ROOT / "tests" / "native" / "ring_race.c"
+HEADERS = ROOT / "src" / "domi_fast" / "_core_parts"
 
 
 def fill(ring: RingBuffer, frames: Iterable[bytes]) -> None:
@@ -314,15 +314,6 @@ def test_four_threads_put_and_one_takes() -> None:
     assert (ring.get(), ring.used, len(ring)) == (None, 0, 0)
 
 
-def harness(folder: Path, *flags: str) -> Path:
-    program = folder / "ring_race"
-    compiler = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
-    command = [*compiler.split(), *flags, "-std=c11", "-D_POSIX_C_SOURCE=200809L", "-Wall"]
-    command += ["-Wextra", "-Werror", f"-I{ROOT / 'src' / 'domi_fast' / '_core_parts'}"]
-    subprocess.run([*command, str(HARNESS), "-o", str(program), "-pthread"], check=True)
-    return program
-
-
 SANITIZERS = {
     "plain": (["-O2"], 10_000_000),
     "thread": (["-O2", "-g", "-fsanitize=thread"], 10_000_000 if SOAK else 1_000_000),
@@ -338,7 +329,7 @@ SANITIZERS = {
 def test_the_ring_in_c(tmp_path: Path, sanitizer: str, capacity: int, largest: int) -> None:
     """The same code under real parallelism: four producers, and a consumer that sleeps."""
     flags, frames = SANITIZERS[sanitizer]
-    program = harness(tmp_path, *flags)
+    program = compile_c(HARNESS, tmp_path / "ring_race", *flags, f"-I{HEADERS}", "-pthread")
     if largest > 1000:
         frames //= 20
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
+import tracemalloc
 import weakref
 from collections.abc import Callable
 
 import pytest
 
 from domi_fast import Timer, TimeWheel, _core
+
+SANITIZE = os.environ.get("DOMI_SANITIZE") == "1"
 
 
 class Callback:
@@ -407,4 +411,153 @@ def test_a_callback_that_cannot_be_called() -> None:
         wheel.call_at(1.0, None)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="not callable"):
         wheel.call_later(1.0, 5)  # type: ignore[arg-type]
+    assert len(wheel) == 0
+
+
+# ---------------------------------------------------------------------------------------- every
+
+
+def test_a_periodic_timer_beats_until_it_is_cancelled() -> None:
+    wheel = TimeWheel(0.001, start=5.0)
+    beats: list[float] = []
+    now = 5.0
+    timer = wheel.every(0.25, lambda: beats.append(now))
+    for step in range(1, 1001):
+        now = 5.0 + step / 1000
+        wheel.advance(now)
+    assert beats == [5.25, 5.5, 5.75, 6.0]
+    assert len(wheel) == 1
+    assert [timer.active, timer.cancel(), timer.active] == [True, True, False]
+    assert wheel.advance(100.0) == 0
+    assert (len(wheel), len(beats)) == (0, 4)
+
+
+def test_a_periodic_timer_does_not_drift() -> None:
+    """However late the wheel is advanced, the next beat is where it would have been."""
+    wheel = TimeWheel(0.001)
+    beats: list[float] = []
+    now = 0.0
+    wheel.every(1.0, lambda: beats.append(now))
+    for beat in range(1, 2000):
+        now = beat + 0.9 * (beat % 2)
+        wheel.advance(now)
+    assert beats == [beat + 0.9 * (beat % 2) for beat in range(1, 2000)]
+    now = 2000.0
+    assert wheel.advance(now) == 1
+
+
+def test_a_period_that_is_no_number_of_ticks() -> None:
+    wheel = TimeWheel(0.01)
+    beats: list[int] = []
+    tick = 0
+    wheel.every(0.024, lambda: beats.append(tick))
+    for tick in range(1, 1201):
+        wheel.advance(tick / 100)
+    assert beats == [-(-24 * beat // 10) for beat in range(1, 501)]
+
+
+def test_a_periodic_timer_says_how_many_beats_it_missed() -> None:
+    wheel = TimeWheel(0.001)
+    missed: list[int] = []
+    timer = wheel.every(0.1, lambda: missed.append(timer.missed))
+    for now in (0.1, 0.2, 0.55, 0.6, 2.05, 2.1):
+        assert wheel.advance(now) == 1
+    assert missed == [0, 0, 2, 0, 13, 0]
+    assert len(missed) + sum(missed) == 21
+    assert wheel.call_later(1.0, print).missed == 0
+    timer.cancel()
+    assert timer.missed == 0
+
+
+def test_a_periodic_timer_cancelled_by_its_own_callback() -> None:
+    wheel = TimeWheel(0.001)
+    callback = Callback()
+    seen = weakref.ref(callback)
+    beats: list[bool] = []
+
+    def beat(held: object = callback) -> None:
+        beats.append(timer.cancel())
+        beats.append(timer.cancel())
+
+    timer = wheel.every(0.1, beat)
+    del beat, callback
+    assert wheel.advance(1.0) == 1
+    assert wheel.advance(2.0) == 0
+    assert beats == [True, False]
+    gc.collect()
+    assert seen() is None
+
+
+def test_a_periodic_callback_that_raises_is_called_again() -> None:
+    wheel = TimeWheel(0.001)
+    beats: list[int] = []
+
+    def beat() -> None:
+        beats.append(timer.missed)
+        raise KeyError
+
+    timer = wheel.every(0.5, beat)
+    for now in (0.5, 1.0, 2.0):
+        with pytest.raises(KeyError):
+            wheel.advance(now)
+    assert beats == [0, 0, 1]
+
+
+@pytest.mark.parametrize("period", [0.0, -1.0, 0.0009, 1.1e9, float("inf"), float("nan")])
+def test_a_period_out_of_range(period: float) -> None:
+    wheel = TimeWheel(0.001)
+    with pytest.raises(ValueError, match=r"from 0\.001 s, one tick, to 1e9 s is allowed"):
+        wheel.every(period, print)
+    with pytest.raises(TypeError, match="not callable"):
+        wheel.every(1.0, 5)  # type: ignore[arg-type]
+    assert len(wheel) == 0
+
+
+def test_periodic_timers_go_with_their_wheel() -> None:
+    wheel = TimeWheel(0.001)
+    callback = Callback()
+    seen = weakref.ref(callback)
+    timers = [wheel.every(10.0**power, callback) for power in range(-2, 5)]
+    del callback
+    wheel.advance(50.0)
+    wheel.clear()
+    assert seen() is None
+    assert not any(timer.active for timer in timers)
+    dropped = TimeWheel(0.001)
+    left = dropped.every(1.0, lambda: None)
+    del dropped
+    gc.collect()
+    assert not left.active
+
+
+@pytest.mark.parametrize("resolution", [0.00001, 0.001, 1.0])
+def test_a_million_pending_timers(resolution: float) -> None:
+    """64 bytes each, besides the callback; and each fires once, in order, when its time comes."""
+    count = 1_000_000 if not _core.is_debug_build() and not SANITIZE else 20_000
+    wheel = TimeWheel(resolution)
+    last = 0.0
+    fired = 0
+
+    def callback() -> None:
+        nonlocal fired
+        fired += 1
+
+    call_at = wheel.call_at
+    times = [(number * 7919 % count + 1) * resolution for number in range(count)]
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for when in times:
+            call_at(when, callback)
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(wheel) == count
+    assert used <= 64 * count + 4096
+    for part in range(1, 5):
+        last = count * resolution * part / 4
+        wheel.advance(last)
+        assert abs(fired - count * part // 4) <= 1
+    assert wheel.advance(last + 2 * resolution) <= 1
+    assert fired == count
     assert len(wheel) == 0

@@ -189,9 +189,10 @@ cdef enum:
     REQUEST_CANCELLED = 3
 
 cdef enum:
-    TIMER_USER = 0
-    TIMER_REQUEST = 1
-    TIMER_SESSION = 2
+    TIMER_ONCE = 0
+    TIMER_PERIODIC = 1
+    TIMER_REQUEST = 2
+    TIMER_SESSION = 3
 
 cdef enum:
     RECEIVE_SIZE = 65536        # bytes asked of one recv

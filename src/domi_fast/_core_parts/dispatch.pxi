@@ -559,7 +559,7 @@ cdef class Request:
         if router is None:
             return 0
         slot = <uint32_t>(self.correlation & SLOT_MASK)
-        router.engine.wheel.remove(&self.node)
+        router.engine.wheel.remove(&self.deadline.node)
         router.free_slot(slot)
         self.router = None
         self.session = None

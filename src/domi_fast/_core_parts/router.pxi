@@ -483,8 +483,8 @@ cdef class Router:
         request.session = session
         request.channel = channel
         request.correlation = (self.generations[slot] << SLOT_BITS) | slot
-        request.node.kind = TIMER_REQUEST
-        request.node.owner = <PyObject*>request
+        request.deadline.node.kind = TIMER_REQUEST
+        request.deadline.owner = <PyObject*>request
         request.timeout = seconds
         Py_INCREF(request)
         self.slots[slot] = <PyObject*>request
@@ -492,7 +492,7 @@ cdef class Router:
             seconds = min(seconds, 4e6)
             delay = <uint64_t>(seconds * 1e9)
             request.milliseconds = <uint32_t>((delay + 999999ULL) // 1000000ULL)
-            self.engine.schedule(&request.node, delay)
+            self.engine.schedule(&request.deadline.node, delay)
         else:
             request.milliseconds = NO_DEADLINE
         return request

@@ -48,7 +48,7 @@ cdef class Session:
         self.channels = set()
         self.room_waiters = []
         self.queue = WriteQueue()
-        self.heartbeat.kind = TIMER_SESSION
+        self.heartbeat.node.kind = TIMER_SESSION
         self.heartbeat.owner = <PyObject*>self
         self.last_heard = monotonic_ns()
         if role == ROLE_LOOPBACK:
@@ -65,8 +65,8 @@ cdef class Session:
 
     def __dealloc__(self):
         # A loop that was closed with sessions open never failed them.
-        if self.heartbeat.next is not NULL:
-            unlink_node(&self.heartbeat)
+        if self.heartbeat.node.next is not NULL:
+            unlink_node(&self.heartbeat.node)
         if self.counted:
             live(LIVE_SESSION, -1)
 
@@ -76,7 +76,7 @@ cdef class Session:
         """Begin to read; the handshake has to be complete within the handshake timeout."""
         self.engine.check_thread()
         self.driver.want_read(self.on_readable)
-        self.engine.schedule(&self.heartbeat, self.router.handshake_ns)
+        self.engine.schedule(&self.heartbeat.node, self.router.handshake_ns)
 
     def dial(self, uint16_t channel, bytes name, bytes offer):
         """Say the magic and who dials: ``name`` as data, ``offer`` as extend."""
@@ -543,7 +543,7 @@ cdef class Session:
     cdef int rise(self) except -1:
         # The handshake is complete.
         self.state = SESSION_UP
-        self.engine.wheel.remove(&self.heartbeat)
+        self.engine.wheel.remove(&self.heartbeat.node)
         self.last_heard = self.engine.now
         self.beat_due = self.engine.now + self.router.heartbeat_ns
         self.schedule_beat(self.engine.now)
@@ -555,7 +555,7 @@ cdef class Session:
     cdef int schedule_beat(self, uint64_t now) except -1:
         cdef uint64_t silent_at = self.last_heard + self.router.silence_ns
         cdef uint64_t when = min(self.beat_due, silent_at)
-        self.engine.schedule(&self.heartbeat, when - now if when > now else 1000000)
+        self.engine.schedule(&self.heartbeat.node, when - now if when > now else 1000000)
         return 0
 
     cdef int beat(self) except -1:
@@ -569,15 +569,15 @@ cdef class Session:
         if now - self.last_heard >= self.router.silence_ns:
             # Perhaps it was this process that stood still: look before judging.
             if not self.continuing:
-                self.engine.schedule(&self.heartbeat, 1000000)     # should a handler raise
+                self.engine.schedule(&self.heartbeat.node, 1000000)     # should a handler raise
                 self.read_some()
-                self.engine.wheel.remove(&self.heartbeat)
+                self.engine.wheel.remove(&self.heartbeat.node)
             if self.state == SESSION_CLOSED:
                 return 0
             now = max(now, self.last_heard)
             if self.continuing:
                 # There is more to read; what it is will be known then.
-                self.engine.schedule(&self.heartbeat, 1000000)
+                self.engine.schedule(&self.heartbeat.node, 1000000)
                 return 0
             if now - self.last_heard >= self.router.silence_ns:
                 self.router.count("peers_silent")
@@ -597,7 +597,7 @@ cdef class Session:
             return 0
         self.state = SESSION_CLOSED
         self.reason = reason
-        self.engine.wheel.remove(&self.heartbeat)
+        self.engine.wheel.remove(&self.heartbeat.node)
         if self.driver is not None:
             self.driver.close()
             if self.reader.window is NULL:

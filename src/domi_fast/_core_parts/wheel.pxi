@@ -87,15 +87,40 @@ cdef class TimeWheel:
         """
         if not callable(callback):
             raise TypeError(f"callback {callback!r} is not callable")
-        cdef uint64_t expiry = self.ticks_at(wheel_time(self, when))
+        return self.start(wheel_time(self, when), callback, TIMER_ONCE)
+
+    def every(self, double period, callback):
+        """Have ``callback()`` called again and again, ``period`` seconds apart, until cancelled.
+
+        The first beat is one period after the last :meth:`advance`. Beat n is due n periods after
+        the start however late those before it were: the timer does not drift. A beat that is not
+        called before the next one is due is left out; ``missed`` of the timer, while the callback
+        runs, is how many were left out just before it. A callback that raises is called again.
+
+        :param period: seconds, at least one tick.
+        """
+        if not callable(callback):
+            raise TypeError(f"callback {callback!r} is not callable")
+        if not <double>self.resolution * 1e-9 <= period <= 1e9:
+            raise ValueError(
+                f"period {period} s: from {self.resolution * 1e-9:g} s, one tick, to 1e9 s is "
+                "allowed")
+        cdef Beat beat = Beat.__new__(Beat)
+        beat.callback = callback
+        beat.period = <uint64_t>(period * 1e9 + 0.5)
+        beat.due = self.last + beat.period
+        wheel_time(self, <double>beat.due * 1e-9)
+        return self.start(beat.due, beat, TIMER_PERIODIC)
+
+    cdef Timer start(self, uint64_t when_ns, object callback, uint16_t kind):
         cdef Timer timer = Timer.__new__(Timer)
+        live(LIVE_TIMER, 1)
         Py_INCREF(callback)
         timer.callback = <PyObject*>callback
         timer.wheel = <PyObject*>self
-        timer.node.kind = TIMER_USER
-        timer.node.owner = <PyObject*>timer
+        timer.node.kind = kind
         Py_INCREF(timer)
-        self.add(&timer.node, expiry)
+        self.add(&timer.node, self.ticks_at(when_ns))
         return timer
 
     def call_later(self, double delay, callback):
@@ -244,13 +269,18 @@ cdef class TimeWheel:
         return fired
 
 
+cdef inline PyObject* timer_at(TimerNode* node) noexcept:
+    # The timer whose first field this is.
+    return <PyObject*>(<char*>node - sizeof(PyObject))
+
+
 cdef void abandon(TimeWheel wheel, TimerNode* head) noexcept:
     cdef TimerNode* node
     while head.next is not head:
         node = head.next
         wheel.remove(node)
-        if node.kind == TIMER_USER:
-            (<Timer><object>node.owner).forget()
+        if node.kind <= TIMER_PERIODIC:
+            forget(<Timer><object>timer_at(node))
 
 
 cdef int fire(TimerNode* node) except -1:
@@ -260,49 +290,74 @@ cdef int fire(TimerNode* node) except -1:
     cdef Session session
     cdef object callback
     if node.kind == TIMER_REQUEST:
-        request = <Request><object>node.owner
+        request = <Request><object>(<OwnedNode*>node).owner
         request.expire()
     elif node.kind == TIMER_SESSION:
-        session = <Session><object>node.owner
+        session = <Session><object>(<OwnedNode*>node).owner
         session.beat()
     else:
-        timer = <Timer><object>node.owner
-        callback = <object>timer.callback
-        timer.forget()
+        timer = <Timer><object>timer_at(node)
+        if node.kind == TIMER_ONCE:
+            callback = <object>timer.callback
+            forget(timer)
+        else:
+            callback = next_beat(timer)
         callback()
     return 0
 
 
+cdef object next_beat(Timer timer):
+    # Back into the wheel for the first beat that is still to come; what the present one calls.
+    cdef Beat beat = <Beat><object>timer.callback
+    cdef TimeWheel wheel = <TimeWheel><object>timer.wheel
+    beat.missed = (wheel.last - beat.due) // beat.period
+    beat.due += (beat.missed + 1) * beat.period
+    wheel.add(&timer.node, min(wheel.ticks_at(beat.due), WHEEL_TICKS - 1))
+    return beat.callback
+
+
+cdef void forget(Timer timer) noexcept:
+    # Drops what the timer holds, and the wheel's reference to it.
+    cdef PyObject* callback = timer.callback
+    cdef PyObject* wheel = timer.wheel
+    timer.callback = NULL
+    timer.wheel = NULL
+    if wheel is not NULL:
+        live(LIVE_TIMER, -1)
+        Py_XDECREF(callback)
+        Py_DECREF(timer)
+
+
 @cython.no_gc
 @cython.final
+cdef class Beat:
+    # What a periodic timer has for a callback. Its timer is in a wheel, through which the collector
+    # does not see either, or has let go of it.
+    pass
+
+
+@cython.no_gc
+@cython.final
+@cython.freelist(256)
 cdef class Timer:
     """A pending call of a :class:`TimeWheel`."""
-
-    def __cinit__(self):
-        live(LIVE_TIMER, 1)
-
-    def __dealloc__(self):
-        live(LIVE_TIMER, -1)
-
-    cdef void forget(self) noexcept:
-        # Drops what the timer holds, and the wheel's reference to it.
-        cdef PyObject* callback = self.callback
-        cdef PyObject* wheel = self.wheel
-        self.callback = NULL
-        self.wheel = NULL
-        if wheel is not NULL:
-            Py_XDECREF(callback)
-            Py_DECREF(self)
 
     def cancel(self):
         """Take the timer out; whether it was still pending. Also allowed in a callback."""
         if self.wheel is NULL:
             return False
         (<TimeWheel>self.wheel).remove(&self.node)
-        self.forget()
+        forget(self)
         return True
 
     @property
     def active(self):
-        """Whether it has neither fired nor been cancelled."""
+        """Whether it has neither fired for the last time nor been cancelled."""
         return self.wheel is not NULL
+
+    @property
+    def missed(self):
+        """Beats of a periodic timer that were left out just before the latest; otherwise 0."""
+        if self.wheel is NULL or self.node.kind != TIMER_PERIODIC:
+            return 0
+        return (<Beat><object>self.callback).missed
