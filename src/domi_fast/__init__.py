@@ -4,6 +4,7 @@ from ._core import (
     Context,
     Frame,
     FrameReader,
+    JoinContext,
     Request,
     RingBuffer,
     Timer,
@@ -13,7 +14,7 @@ from ._core import (
 from .app import Master, run
 from .channels import LibraryChannel
 from .client import Client, connect
-from .config import NodeConfig
+from .config import NodeConfig, SerialConfig
 from .errors import (
     AlreadyReplied,
     AuthError,
@@ -32,6 +33,7 @@ from .errors import (
 )
 from .mesh import Peer
 from .node import Node
+from .serial import Serial
 
 __all__ = [
     "AlreadyReplied",
@@ -45,6 +47,7 @@ __all__ = [
     "Frame",
     "FrameError",
     "FrameReader",
+    "JoinContext",
     "LibraryChannel",
     "Master",
     "NoSubscriber",
@@ -58,6 +61,8 @@ __all__ = [
     "Request",
     "RingBuffer",
     "RingFull",
+    "Serial",
+    "SerialConfig",
     "TimeWheel",
     "Timer",
     "VersionTooOld",

@@ -139,8 +139,9 @@ cdef class TimeWheel:
     cdef void cascade(self, int level) noexcept
     cdef uint64_t next_tick(self) noexcept
     cdef uint64_t next_ns(self) noexcept
-    cdef int advance_to(self, uint64_t now_ns) except -1
-    cdef int fire_due(self, int fired) except -1
+    cdef int advance_within(self, uint64_t now_ns, uint64_t until_ns) except -1
+    cdef int fire_due(self, int fired, uint64_t until_ns) except -1
+    cdef Timer beat_from(self, uint64_t now_ns, double period, object callback)
 
 
 cdef class Timer:
@@ -216,6 +217,7 @@ cdef class Engine:
         uint64_t slice_ns       # how long one session may be served before the others' turn
         int depth               # > 0 while frames are dispatched: no nested dispatch
         bint burst              # a flush is scheduled for this turn of the loop
+        list ready              # schedulers that have something to run before the batch ends
         unsigned long thread    # the loop thread
         readonly bint closed
         int users               # routers that share this engine
@@ -224,6 +226,8 @@ cdef class Engine:
     cdef int enter(self) except -1
     cdef int leave(self) except -1
     cdef int flush_dirty(self) except -1
+    cdef int run_ready(self) except -1
+    cdef int end_soon(self) except -1
     cdef int mark_dirty(self, Session session) except -1
     cdef void queue_flush(self, Session session) noexcept
     cdef int arm(self) except -1
@@ -436,6 +440,7 @@ cdef class Router:
         uint64_t frames_in, frames_out, bytes_in, bytes_out
 
     cdef int forget_handlers(self) except -1
+    cdef int install(self, int number, object handler) except -1
     cdef int check_open(self) except -1
     cdef int require_engine(self) except -1
     cdef int check_running(self) except -1
@@ -452,6 +457,8 @@ cdef class Router:
     cdef int deliver(self, Session session, RawFrame* frame) except -1
     cdef int deliver_rare(self, Session session, RawFrame* frame) except -1
     cdef int run_handler(self, ChannelEntry* entry, Session session, RawFrame* frame) except -1
+    cdef int call_handler(self, PyObject* handler, Context context) except -1
+    cdef int run_joined(self, object handler, JoinContext joined) except -1
     cdef int handler_raised(self, Context context) except -1
     cdef int handler_failed(self, Context context, object error) except -1
     cdef int handler_returned(self, object result, Context context) except -1
@@ -476,3 +483,80 @@ cdef class TaskCompletion:
     cdef:
         Router router
         Context context
+
+
+# ----------------------------------------------------------------------------------------- serial
+
+cdef struct Arrival:
+    # A record of a scheduler's ring; the data and the extend of its frame follow.
+    PyObject* origin            # strong: the session, or (by reference) the whole context
+    PyObject* intake            # strong: the SerialChannel that took it
+    uint64_t time               # nanoseconds, monotonic: when the frame came
+    uint32_t size
+    uint16_t channel
+    uint16_t extend_size
+
+
+cdef class JoinContext:
+    cdef:
+        readonly tuple channels
+        readonly tuple requests
+
+
+cdef class SerialGroup:
+    cdef:
+        tuple channels          # ints, in the order given
+        object handler
+        list queues             # a deque of contexts a channel; None for what is no join
+        Py_ssize_t max_pending
+        Py_ssize_t missing      # queues that are empty
+
+    cdef int join(self, Router router, int place, Context context) except -1
+
+
+cdef class SerialChannel:
+    cdef:
+        Scheduler scheduler
+        SerialGroup group       # None once it was unsubscribed
+        int place               # of the channel in the group
+
+    cdef int accept(self, Session session, RawFrame* frame) except -1
+    cdef bint put_context(self, Context context) except -1
+    cdef int run(self, Context context) except -1
+
+
+cdef class Scheduler:
+    cdef:
+        Router router
+        Engine engine           # None before the start
+        Ring* ring              # owned (ring_new)
+        dict intakes            # channel -> SerialChannel
+        uint64_t most           # bytes of data and extend that are copied into the ring
+        readonly TimeWheel wheel
+        list groups
+        int state               # SERIAL_*
+        int timer_fd            # owned: the kernel's timer; -1 unless it runs
+        uint64_t armed          # nanoseconds: when it expires; NEVER when it does not
+        uint64_t drain_ns
+        uint64_t timer_ns
+        Py_ssize_t max_pending
+        Context spare           # what the next message is shown in; None while a handler has it
+        object emptied          # a future of stop_taking(), until the ring is empty; or None
+        bint ready              # stands in the engine's list
+        bint ticking
+        bint resuming           # the loop is to call resume()
+
+    cdef int check_new(self, str verb) except -1
+    cdef int add_group(self, tuple channels, object handler, bint all_of_them) except -1
+    cdef int install(self, SerialGroup group) except -1
+    cdef int uninstall(self, int number) except -1
+    cdef int remove_group(self, SerialGroup group) except -1
+    cdef int check_timers(self) except -1
+    cdef int arm(self) except -1
+    cdef int awaken(self) except -1
+    cdef int tick(self) except -1
+    cdef bint fire_timers(self, uint64_t now) except -1
+    cdef int drain(self, uint64_t until) except -1
+    cdef int run_arrival(self, uint8_t* payload, uint32_t size, int kind) except -1
+    cdef int refuse(self, Session session, RawFrame* frame) except -1
+    cdef bint drop_record(self) noexcept

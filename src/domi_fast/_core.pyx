@@ -12,6 +12,7 @@ import os
 import sys
 import weakref
 from asyncio import CancelledError, InvalidStateError
+from collections import deque
 
 cimport cython
 from cpython.buffer cimport (
@@ -47,3 +48,4 @@ include "_core_parts/status.pxi"
 include "_core_parts/routes.pxi"
 include "_core_parts/router.pxi"
 include "_core_parts/relay.pxi"
+include "_core_parts/serial.pxi"

@@ -58,21 +58,10 @@ def check_number(what: str, value: object, low: float, high: float) -> None:
         raise ValueError(f"{what} {value!r}: a number from {low} to {high} is wanted")
 
 
-class EndpointConfig:
-    """The settings that nodes and guests have in common, and their checks.
-
-    No dataclass itself: its fields would come before those of :class:`NodeConfig`, whose order is
-    public.
-    """
+class Checked:
+    """What all settings have in common: how they are checked, and what is said of a wrong one."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-    name: str
-    heartbeat_interval: float
-    heartbeat_timeout: float
-    request_timeout: float
-    queue_limit: int
-    frame_limit: int
-    on_error: Callable[[DomiError, Any], object] | None
 
     @classmethod
     def check_names(cls, owner: str, settings: Iterable[str]) -> None:
@@ -83,6 +72,38 @@ class EndpointConfig:
             raise TypeError(
                 f"{owner} has no setting {', '.join(unknown)}; it has {', '.join(fields)}"
             )
+
+    def _check_built(self, **unset: object) -> None:
+        for field, value in unset.items():
+            if getattr(self, field) != value:
+                raise DomiError(
+                    f"{field}={getattr(self, field)!r}: this version has no {field} yet; leave it "
+                    f"at {value!r}"
+                )
+
+    def _check_type(self, field: str, kind: type) -> None:
+        value = getattr(self, field)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise TypeError(f"{field} {value!r}: {kind.__name__} is wanted")
+
+    def _check_range(self, field: str, low: float, high: float) -> None:
+        check_number(field, getattr(self, field), low, high)
+
+
+class EndpointConfig(Checked):
+    """The settings that nodes and guests have in common, and their checks.
+
+    No dataclass itself: its fields would come before those of :class:`NodeConfig`, whose order is
+    public.
+    """
+
+    name: str
+    heartbeat_interval: float
+    heartbeat_timeout: float
+    request_timeout: float
+    queue_limit: int
+    frame_limit: int
+    on_error: Callable[[DomiError, Any], object] | None
 
     def __post_init__(self) -> None:
         self._check_type("queue_limit", int)
@@ -100,14 +121,6 @@ class EndpointConfig:
         self._check_range("request_timeout", 0.001, 86400)
         self._check_range("queue_limit", 64 * 1024, 1 << 40)
         self._check_range("frame_limit", 4096, 0xFFFFFFFF)
-
-    def _check_type(self, field: str, kind: type) -> None:
-        value = getattr(self, field)
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise TypeError(f"{field} {value!r}: {kind.__name__} is wanted")
-
-    def _check_range(self, field: str, low: float, high: float) -> None:
-        check_number(field, getattr(self, field), low, high)
 
 
 @dataclass(frozen=True)
@@ -188,17 +201,7 @@ class NodeConfig(EndpointConfig):
     on_error: Callable[[DomiError, Any], object] | None = None
 
     def __post_init__(self) -> None:
-        for field, unset in (
-            ("http_port", None),
-            ("secret", None),
-            ("tls", None),
-            ("busy_poll", 0.0),
-        ):
-            if getattr(self, field) != unset:
-                raise DomiError(
-                    f"{field}={getattr(self, field)!r}: this version has no {field} yet; leave it "
-                    f"at {unset!r}"
-                )
+        self._check_built(http_port=None, secret=None, tls=None, busy_poll=0.0)
         super().__post_init__()
         for field, kind in (("version", str), ("host", str), ("port", int), ("insecure", bool)):
             self._check_type(field, kind)
@@ -228,6 +231,42 @@ class NodeConfig(EndpointConfig):
         self._check_range("start_timeout", 0, 3600)
         self._check_range("drain_timeout", 0, 3600)
         self._check_range("lease_ttl", 0.1, 3600)
+
+
+@dataclass(frozen=True)
+class SerialConfig(Checked):
+    """The settings of serial mode. ``Serial(node, ...)`` fills it from its keyword arguments.
+
+    :ivar ring_size: bytes of the ring in which messages wait: a power of two, 2**12 to 2**30.
+    :ivar tick: seconds: the resolution of ``call_later`` and ``every``, 0.00001 to 1.
+    :ivar thread: run the handlers on a thread of their own.
+    :ivar max_pending: messages of a channel that may wait for those that they are joined with.
+    :ivar drain_budget: seconds that the ring may take of a tick before the timers have their turn.
+    :ivar timer_budget: seconds that due timers may take of a tick before the ring has its turn.
+    :ivar busy_poll: seconds to keep polling after the last message before sleeping.
+    """
+
+    ring_size: int = 2 * MIB
+    tick: float = 0.001
+    thread: bool = False
+    max_pending: int = 65536
+    drain_budget: float = 0.0005
+    timer_budget: float = 0.0005
+    busy_poll: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._check_built(thread=False, busy_poll=0.0)
+        self._check_type("ring_size", int)
+        self._check_type("max_pending", int)
+        if not 1 << 12 <= self.ring_size <= 1 << 30 or self.ring_size & (self.ring_size - 1):
+            raise ValueError(
+                f"ring_size {self.ring_size}: a power of two from {1 << 12} to {1 << 30} bytes is "
+                "wanted"
+            )
+        self._check_range("tick", 0.00001, 1.0)
+        self._check_range("max_pending", 1, 1 << 30)
+        self._check_range("drain_budget", 0.00001, 1.0)
+        self._check_range("timer_budget", 0.00001, 1.0)
 
 
 def _utf8_length(text: str) -> int:

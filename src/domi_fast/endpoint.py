@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
@@ -11,9 +10,10 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any
 
-from ._core import Context, Router
+from ._core import Router
 from .config import check_on_error
-from .errors import DomiError, Overloaded
+from .errors import DomiError
+from .messages import Messages, watch
 
 VERBS = (
     "subscribe",
@@ -96,67 +96,9 @@ class Endpoint(ABC):
             answered with Overloaded, anything else is dropped and counted
             (``handlers_overloaded``).
         """
-        if maxsize < 1:
-            raise ValueError(f"maxsize {maxsize}: at least 1 message must have room")
-        queue: asyncio.Queue[Context | None] = asyncio.Queue(maxsize)
-
-        def arrived(context: Context) -> None:
-            try:
-                queue.put_nowait(context)
-            except asyncio.QueueFull:
-                raise Overloaded(
-                    f"{maxsize} messages of channel {channel} wait to be taken",
-                    channel=channel,
-                    limit=maxsize,
-                ) from None
-
-        self.subscribe(channel, arrived)
-        messages = Messages(queue)
-        self._watches.add(messages)
-        try:
+        async with watch(self._router, self._router, self._watches, channel, maxsize) as messages:
             yield messages
-        finally:
-            # The handler may be gone, or another by now.
-            if self._router.handlers().get(channel) is arrived:
-                with contextlib.suppress(DomiError):
-                    self.unsubscribe(channel)
-            left = [queue.get_nowait() for _ in range(queue.qsize())]
-            self._router.abandon([context for context in left if context is not None])
-            messages.finish()
 
     def _end_watches(self) -> None:
         for messages in list(self._watches):
             messages.finish()
-
-
-class Messages:
-    """What ``watch_channel`` gives: an iterator that ends with its block or its node.
-
-    Several tasks may take from it; a wait that is cancelled loses nothing.
-    """
-
-    def __init__(self, queue: asyncio.Queue[Context | None]) -> None:
-        self._queue = queue
-        self._finished = False
-
-    def __aiter__(self) -> Messages:
-        return self
-
-    async def __anext__(self) -> Context:
-        context = None
-        if not (self._finished and self._queue.empty()):
-            context = await self._queue.get()
-        if context is None:
-            self.finish()  # for the next who waits
-            raise StopAsyncIteration
-        return context
-
-    def finish(self) -> None:
-        """End the iteration, for all who iterate, once what waits has been taken."""
-        self._finished = True
-        if self._queue.empty():
-            self._queue.put_nowait(None)
-
-    def __len__(self) -> int:
-        """How many messages wait."""
-        return self._queue.qsize()

@@ -324,17 +324,22 @@ SANITIZERS = {
 }
 
 
+RINGS = [(4, 65536, 64), (4, 4096, 2040), (1, 4096, 100)]
+
+
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
-@pytest.mark.parametrize(("capacity", "largest"), [(65536, 64), (4096, 2040)])
-def test_the_ring_in_c(tmp_path: Path, sanitizer: str, capacity: int, largest: int) -> None:
-    """The same code under real parallelism: four producers, and a consumer that sleeps."""
+@pytest.mark.parametrize(("producers", "capacity", "largest"), RINGS)
+def test_the_ring_in_c(
+    tmp_path: Path, sanitizer: str, producers: int, capacity: int, largest: int
+) -> None:
+    """The same code under real parallelism, and with a consumer that sleeps."""
     flags, frames = SANITIZERS[sanitizer]
     program = compile_c(HARNESS, tmp_path / "ring_race", *flags, f"-I{HEADERS}", "-pthread")
     if largest > 1000:
         frames //= 20
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     done = subprocess.run(
-        [str(program), "4", str(frames), str(capacity), str(largest)],
+        [str(program), str(producers), str(frames), str(capacity), str(largest)],
         env=environment,
         capture_output=True,
         text=True,

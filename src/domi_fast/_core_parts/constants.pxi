@@ -183,6 +183,12 @@ cdef enum:
     KIND_UNFIT = 6              # an extend that fits no verb
 
 cdef enum:
+    SERIAL_NEW = 0
+    SERIAL_RUNNING = 1
+    SERIAL_CLOSING = 2          # takes nothing more, and runs what its ring holds
+    SERIAL_CLOSED = 3
+
+cdef enum:
     REQUEST_PENDING = 0
     REQUEST_DONE = 1
     REQUEST_FAILED = 2

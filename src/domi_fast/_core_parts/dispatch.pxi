@@ -318,8 +318,9 @@ cdef int fill_apart(Context context, RawFrame* frame) except -1:
     return 0
 
 
-cdef inline int fill_context(Context context, Session session, RawFrame* frame) except -1:
-    # `context` is new or has been let go of.
+cdef inline int fill_context(Context context, Session session, RawFrame* frame,
+                             uint64_t now) except -1:
+    # `context` is new or has been let go of; `now` is when the frame came.
     cdef uint16_t size = frame.extend_size
     cdef const uint8_t* p
     cdef uint32_t milliseconds
@@ -355,7 +356,7 @@ cdef inline int fill_context(Context context, Session session, RawFrame* frame) 
         context.kind = KIND_REQUEST
         milliseconds = load32(p + 9)
         if milliseconds != NO_DEADLINE:
-            context.expires = session.engine.now + <uint64_t>milliseconds * 1000000ULL
+            context.expires = now + <uint64_t>milliseconds * 1000000ULL
     elif size % 2 and p[0] == TAG_PIPELINE:
         context.kind = KIND_PIPELINE
     elif size == 1 and p[0] == TAG_PUBLISH:

@@ -27,6 +27,7 @@ cdef class Engine:
         self.timer_ns = NEVER
         self.slice_ns = <uint64_t>(slice * 1e9)
         self.thread = PyThread_get_thread_ident()
+        self.ready = []
         self.finished = loop.create_future()
         self.finished.set_result(None)
 
@@ -60,9 +61,34 @@ cdef class Engine:
         # Ends a batch. Whatever the batch wrote goes out before the loop may block.
         try:
             if self.depth == 1:
+                if self.ready:
+                    self.run_ready()
                 self.flush_dirty()
         finally:
             self.depth -= 1
+            if self.ready:
+                self.end_soon()     # the flush delivered the node's frames to itself
+        return 0
+
+    cdef int run_ready(self) except -1:
+        # The schedulers' ticks. What ends the loop leaves the others for the next batch.
+        cdef list ready = self.ready
+        cdef Scheduler scheduler
+        self.ready = []
+        try:
+            while ready:
+                scheduler = ready.pop()
+                scheduler.tick()
+        finally:
+            self.ready += ready
+            if ready:
+                self.flush_dirty()
+        return 0
+
+    cdef int end_soon(self) except -1:
+        if not self.burst:
+            self.burst = True
+            self.call_soon(self.end_burst)
         return 0
 
     cdef int mark_dirty(self, Session session) except -1:
@@ -70,8 +96,7 @@ cdef class Engine:
             session.dirty = True
             self.queue_flush(session)
             if self.depth == 0 and not self.burst:
-                self.burst = True
-                self.call_soon(self.end_burst)
+                self.end_soon()
                 if session.role != ROLE_LOOPBACK:
                     session.flush()
         return 0
@@ -105,10 +130,8 @@ cdef class Engine:
                 self.queue_flush(session)
             raise
         finally:
-            if self.first_dirty is not None and not self.burst:
-                # Written by what the flush itself ran (the node's frames to itself).
-                self.burst = True
-                self.call_soon(self.end_burst)
+            if self.first_dirty is not None:
+                self.end_soon()     # written by what the flush ran: the node's frames to itself
         return 0
 
     def end_burst(self):
@@ -143,7 +166,7 @@ cdef class Engine:
         self.timer_ns = NEVER
         self.enter()
         try:
-            self.wheel.advance_to(self.refresh())
+            self.wheel.advance_within(self.refresh(), NEVER)
         finally:
             try:
                 self.leave()

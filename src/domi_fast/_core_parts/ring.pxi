@@ -14,9 +14,14 @@ cdef extern from "ring.h":
     uint8_t* ring_claim "domi_ring_claim"(Ring* ring, uint32_t size) noexcept
     void ring_publish "domi_ring_publish"(Ring* ring, uint8_t* payload, uint32_t size,
                                           int kind) noexcept
+    uint8_t* ring_claim_alone "domi_ring_claim_alone"(Ring* ring, uint32_t size) noexcept
+    void ring_publish_alone "domi_ring_publish_alone"(Ring* ring, uint8_t* payload, uint32_t size,
+                                                      int kind) noexcept
+    void ring_rewind "domi_ring_rewind"(Ring* ring) noexcept
     uint8_t* ring_peek "domi_ring_peek"(Ring* ring, uint32_t* size, int* kind) noexcept
     void ring_consume "domi_ring_consume"(Ring* ring, uint8_t* payload, uint32_t size) noexcept
     uint64_t ring_count "domi_ring_count"(Ring* ring) noexcept
+    bint ring_is_empty "domi_ring_is_empty"(Ring* ring) noexcept
     uint64_t ring_used "domi_ring_used"(Ring* ring) noexcept
 
 cdef enum:

@@ -231,7 +231,6 @@ cdef class Router:
         :raises DomiError: the channel has a handler already.
         """
         cdef int number = channel_number(self, channel)
-        cdef ChannelEntry* entry = &self.channels[number]
         self.check_open()
         if handler is ...:
             return lambda function: self.subscribe(channel, function) or function
@@ -240,6 +239,12 @@ cdef class Router:
         if is_generator_function(handler):
             raise TypeError(
                 f"handler {handler!r} is a generator, which nobody would run: use def or async def")
+        self.install(number, handler)
+
+    cdef int install(self, int number, object handler) except -1:
+        # The one handler of the channel, from now on.
+        cdef ChannelEntry* entry = &self.channels[number]
+        self.check_open()
         if entry.handler is not NULL:
             raise errors.DomiError(
                 f"channel {number} has a handler already: unsubscribe({number}) first",
@@ -247,6 +252,7 @@ cdef class Router:
         Py_INCREF(handler)
         entry.handler = <PyObject*>handler
         now_local(self, number)
+        return 0
 
     def unsubscribe(self, channel):
         """Take the handler off the channel. What is under way to it is refused and counted.
@@ -609,29 +615,49 @@ cdef class Router:
 
     cdef int run_handler(self, ChannelEntry* entry, Session session, RawFrame* frame) except -1:
         cdef Engine engine = session.engine
-        cdef Context context = engine.spare
-        cdef PyObject* handler = entry.handler
-        cdef PyObject* result
+        cdef Context context
+        if type(<object>entry.handler) is SerialChannel:
+            return (<SerialChannel><object>entry.handler).accept(session, frame)
+        context = engine.spare
         if context is None:
             context = Context.__new__(Context)
         else:
             engine.spare = None
-        fill_context(context, session, frame)
-        Py_INCREF(<object>handler)      # it may unsubscribe itself
-        result = call_one(handler, <PyObject*>context)
-        Py_DECREF(<object>handler)
-        if result is NULL:
-            self.handler_raised(context)
-        else:
-            if context.is_owed():
-                context.expect_answer()
-            if result is not <PyObject*>None:
-                self.handler_returned(<object>result, context)
-            Py_DECREF(<object>result)
+        fill_context(context, session, frame, engine.now)
+        self.call_handler(entry.handler, context)
         if Py_REFCNT(<PyObject*>context) == 1 and session.state == SESSION_UP:
             if context.held:
                 context.let_go()
             engine.spare = context
+        return 0
+
+    cdef inline int call_handler(self, PyObject* handler, Context context) except -1:
+        cdef PyObject* result
+        Py_INCREF(<object>handler)      # it may unsubscribe itself
+        result = call_one(handler, <PyObject*>context)
+        Py_DECREF(<object>handler)
+        if result is NULL:
+            return self.handler_raised(context)
+        if context.is_owed():
+            context.expect_answer()
+        if result is not <PyObject*>None:
+            self.handler_returned(<object>result, context)
+        Py_DECREF(<object>result)
+        return 0
+
+    cdef int run_joined(self, object handler, JoinContext joined) except -1:
+        # As call_handler(), for one message of each channel; what they raise is each one's failure.
+        cdef Context context
+        try:
+            handler(joined)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            self.count("handler_errors")
+            log.error("the handler of channels %s failed", joined.channels, exc_info=error)
+            for context in joined.requests:
+                if context.is_owed():
+                    self.answer_failure(context, STATUS_REMOTE_ERROR, remote_error(error))
         return 0
 
     cdef int handler_raised(self, Context context) except -1:
@@ -688,8 +714,7 @@ cdef class Router:
         log.error("the handler of channel %d failed on a message from node %d", context.channel,
                   context.sender, exc_info=error)
         if context.kind == KIND_REQUEST and not context.answered:
-            self.answer_failure(context, STATUS_REMOTE_ERROR,
-                                text_of(type(error).__name__) + b"\0" + text_of(error))
+            self.answer_failure(context, STATUS_REMOTE_ERROR, remote_error(error))
         return 0
 
     cdef int answer_failure(self, Context context, uint8_t status, bytes text) except -1:
@@ -893,6 +918,11 @@ cdef class Router:
                     f"node {session.peer} went before the frame was sent",
                     channel=frame.channel, peer=session.peer), frame)
         return 0
+
+
+cdef bytes remote_error(object error):
+    # The text of STATUS_REMOTE_ERROR for what a handler raised.
+    return text_of(type(error).__name__) + b"\0" + text_of(error)
 
 
 @cython.final

@@ -99,6 +99,9 @@ cdef class TimeWheel:
 
         :param period: seconds, at least one tick.
         """
+        return self.beat_from(self.last, period, callback)
+
+    cdef Timer beat_from(self, uint64_t now_ns, double period, object callback):
         if not callable(callback):
             raise TypeError(f"callback {callback!r} is not callable")
         if not <double>self.resolution * 1e-9 <= period <= 1e9:
@@ -108,7 +111,7 @@ cdef class TimeWheel:
         cdef Beat beat = Beat.__new__(Beat)
         beat.callback = callback
         beat.period = <uint64_t>(period * 1e9 + 0.5)
-        beat.due = self.last + beat.period
+        beat.due = now_ns + beat.period
         wheel_time(self, <double>beat.due * 1e-9)
         return self.start(beat.due, beat, TIMER_PERIODIC)
 
@@ -151,7 +154,7 @@ cdef class TimeWheel:
 
         :raises ValueError: ``now`` is not a time that the wheel can count to.
         """
-        return self.advance_to(wheel_time(self, now))
+        return self.advance_within(wheel_time(self, now), NEVER)
 
     cdef uint64_t ticks_at(self, uint64_t when_ns) noexcept:
         # The first tick at or after the time.
@@ -220,7 +223,8 @@ cdef class TimeWheel:
         tick = self.next_tick()
         return NEVER if tick == NEVER else self.origin + tick * self.resolution
 
-    cdef int advance_to(self, uint64_t now_ns) except -1:
+    cdef int advance_within(self, uint64_t now_ns, uint64_t until_ns) except -1:
+        # Up to `now_ns`, or until the monotonic clock shows `until_ns`: the rest stays due.
         cdef uint64_t target, next_stop
         cdef TimerNode* node
         cdef TimerNode* head
@@ -231,8 +235,8 @@ cdef class TimeWheel:
         target = (now_ns - self.origin) // self.resolution
         self.advancing = True
         try:
-            fired = self.fire_due(0)
-            while self.tick < target:
+            fired = self.fire_due(0, until_ns)
+            while self.tick < target and self.due.next is &self.due:
                 next_stop = self.next_tick()
                 if next_stop > target:
                     self.tick = target
@@ -253,12 +257,12 @@ cdef class TimeWheel:
                         unlink_node(node)
                         node.slot = 0xFFFF
                         link_before(&self.due, node)
-                    fired = self.fire_due(fired)
+                    fired = self.fire_due(fired, until_ns)
         finally:
             self.advancing = False
         return fired
 
-    cdef int fire_due(self, int fired) except -1:
+    cdef int fire_due(self, int fired, uint64_t until_ns) except -1:
         cdef TimerNode* node
         while self.due.next is not &self.due:
             node = self.due.next
@@ -266,6 +270,8 @@ cdef class TimeWheel:
             self.pending -= 1
             fired += 1
             fire(node)
+            if until_ns != NEVER and monotonic_ns() > until_ns:
+                break
         return fired
 
 

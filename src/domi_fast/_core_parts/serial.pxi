@@ -1,0 +1,577 @@
+# Serial mode: the frames of some channels wait in a ring, and one scheduler runs their handlers and
+# its timers, one at a time, a tick after the other.
+#
+# A tick drains the ring until its budget is used up, and then fires due timers until theirs is: a
+# full ring makes no timer later than that, and a storm of timers keeps the ring waiting no longer.
+# Invariants: a record owns a reference to what it names; a handler runs only within a tick, and no
+# tick within another; the loop thread alone puts into the ring. Owned by the loop thread.
+
+cdef extern from *:
+    """
+    #include <sys/timerfd.h>
+
+    /* A timer of the kernel's, on the monotonic clock: a loop's own may round to milliseconds. */
+    static int domi_timer_new(void)
+    { return timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC); }
+    static int domi_timer_set(int fd, uint64_t when)
+    {
+        struct itimerspec time = {{0, 0}, {0, 0}};
+        time.it_value.tv_sec = (time_t)(when / 1000000000u);
+        time.it_value.tv_nsec = (long)(when % 1000000000u);
+        return timerfd_settime(fd, TFD_TIMER_ABSTIME, &time, NULL);
+    }
+    """
+    int timer_new "domi_timer_new"() noexcept
+    int timer_set "domi_timer_set"(int fd, uint64_t when) noexcept
+
+cdef extern from "unistd.h" nogil:
+    Py_ssize_t c_read "read"(int fd, void* where, size_t size) noexcept
+
+
+@cython.final
+cdef class JoinContext:
+    """One message of each channel of a join, in the order in which the channels were given.
+
+    :ivar channels: the channels, a tuple of ints.
+    :ivar requests: their messages, a tuple of :class:`Context`; each may be answered by itself.
+    """
+
+    def __repr__(self):
+        return f"<JoinContext channels={self.channels}>"
+
+
+@cython.final
+cdef class SerialGroup:
+    # Channels that were subscribed together. A join keeps a queue for each; a race keeps none.
+
+    cdef int join(self, Router router, int place, Context context) except -1:
+        # Queue the message, and run the handler once every queue has one.
+        cdef JoinContext joined
+        cdef list queues = self.queues
+        queue = queues[place]
+        if len(queue) >= self.max_pending:
+            router.count("joins_overloaded")
+            if context.is_owed():
+                router.answer_failure(context, STATUS_OVERLOADED, text_of(
+                    f"{self.max_pending} messages of channel {context.channel} wait for those "
+                    "that they are to be joined with"))
+            return 0
+        if context.is_owed():
+            context.expect_answer()
+        queue.append(context)
+        if len(queue) > 1:
+            return 0
+        self.missing -= 1
+        if self.missing:
+            return 0
+        joined = JoinContext.__new__(JoinContext)
+        joined.channels = self.channels
+        joined.requests = tuple([queue.popleft() for queue in queues])
+        for queue in queues:
+            if not queue:
+                self.missing += 1
+        router.run_joined(self.handler, joined)
+        return 0
+
+
+@cython.final
+cdef class SerialChannel:
+    # What stands in a router's table in place of a handler: it puts frames into the ring.
+
+    cdef int accept(self, Session session, RawFrame* frame) except -1:
+        cdef Scheduler scheduler = self.scheduler
+        cdef size_t size = <size_t>frame.size + frame.extend_size
+        cdef Arrival arrival
+        cdef Context context
+        cdef uint8_t* payload
+        if frame.owner is not NULL or size > scheduler.most:
+            context = Context.__new__(Context)
+            fill_context(context, session, frame, session.engine.now)
+            if not self.put_context(context):
+                return scheduler.refuse(session, frame)
+            return scheduler.awaken()
+        payload = ring_claim_alone(scheduler.ring, <uint32_t>(sizeof(Arrival) + size))
+        if payload is NULL:
+            return scheduler.refuse(session, frame)
+        Py_INCREF(session)
+        Py_INCREF(self)
+        arrival.origin = <PyObject*>session
+        arrival.intake = <PyObject*>self
+        arrival.time = session.engine.now
+        arrival.size = frame.size
+        arrival.channel = frame.channel
+        arrival.extend_size = frame.extend_size
+        copy(payload, &arrival, sizeof(Arrival))
+        # Without an owner, the extend follows upon the data.
+        copy(payload + sizeof(Arrival), frame.data, size)
+        ring_publish_alone(
+            scheduler.ring, payload, <uint32_t>(sizeof(Arrival) + size), RING_FRAME)
+        return scheduler.awaken()
+
+    cdef inline int run(self, Context context) except -1:
+        cdef Router router = self.scheduler.router
+        cdef SerialGroup group = self.group     # which its handler may take off
+        if group is None:
+            router.abandon((context,))
+            return 0
+        if group.queues is not None:
+            return group.join(router, self.place, context)
+        return router.call_handler(<PyObject*>group.handler, context)
+
+    cdef bint put_context(self, Context context) except -1:
+        # Whether there was room: a message by reference.
+        cdef Arrival arrival
+        cdef uint8_t* payload = ring_claim_alone(self.scheduler.ring, sizeof(Arrival))
+        if payload is NULL:
+            return False
+        Py_INCREF(context)
+        Py_INCREF(self)
+        memset(&arrival, 0, sizeof(Arrival))
+        arrival.origin = <PyObject*>context
+        arrival.intake = <PyObject*>self
+        copy(payload, &arrival, sizeof(Arrival))
+        ring_publish_alone(self.scheduler.ring, payload, sizeof(Arrival), RING_REFERENCE)
+        return True
+
+
+@cython.final
+cdef class Scheduler:
+    """Runs the handlers of its channels, and its timers, one at a time on the loop of its node.
+
+    :param ring_size: bytes, a power of two.
+    :param tick: seconds: the resolution of the timers.
+    :param max_pending: messages of a channel that may wait for those that they are joined with.
+    :param drain_budget: seconds for the ring in each tick, before the timers' turn.
+    :param timer_budget: seconds for the timers in each tick, before the ring's turn.
+    """
+
+    def __cinit__(self, Router router not None, ring_size, double tick, Py_ssize_t max_pending,
+                  double drain_budget, double timer_budget):
+        cdef uint64_t capacity = ring_capacity(ring_size)
+        self.router = router
+        self.timer_fd = -1
+        self.armed = NEVER
+        self.max_pending = max_pending
+        self.drain_ns = <uint64_t>(drain_budget * 1e9)
+        self.timer_ns = <uint64_t>(timer_budget * 1e9)
+        self.groups = []
+        self.wheel = TimeWheel(tick)
+        self.wheel.origin = self.wheel.last = monotonic_ns()
+        self.intakes = {}
+        self.ring = ring_new(capacity)
+        if self.ring is NULL:
+            raise MemoryError
+        live(LIVE_RING, 1)
+        self.most = min(<uint64_t>RING_BY_REFERENCE, ring_most(self.ring)) - sizeof(Arrival)
+
+    def __dealloc__(self):
+        if self.ring is not NULL:
+            while self.drop_record():
+                pass
+            ring_free(self.ring)
+            live(LIVE_RING, -1)
+        if self.timer_fd >= 0:
+            c_close(self.timer_fd)
+
+    # ------------------------------------------------------------------------------- subscriptions
+
+    def subscribe(self, channel, handler=...):
+        """Have ``handler(context)`` called for every message on ``channel``, in its turn.
+
+        :param channel: 50-65499, or a member of ``LibraryChannel`` that the core does not serve.
+        :param handler: a ``def``. Without it, this is a decorator.
+        :raises DomiError: the channel has a handler already, here or at the node.
+        """
+        if handler is ...:
+            return lambda function: self.subscribe(channel, function) or function
+        self.add_group((channel,), handler, False)
+
+    def subscribe_race(self, channels, handler=...):
+        """Have ``handler(context)`` called for every message on any of ``channels``.
+
+        Before the start only. The channels can be taken off together with ``unsubscribe_group``.
+
+        :raises DomiError: it has started, or a channel has a handler already.
+        """
+        if handler is ...:
+            return lambda function: self.subscribe_race(channels, function) or function
+        self.check_new("subscribe_race")
+        self.add_group(tuple(channels), handler, False)
+
+    def subscribe_all(self, channels, handler=...):
+        """Have ``handler(joined)`` called whenever each of ``channels`` has a message.
+
+        Each channel queues, first in, first out. The handler gets one message of each, in the order
+        of ``channels``, as a :class:`JoinContext`. When ``max_pending`` messages of a channel wait,
+        its newest is refused and counted (``joins_overloaded``), and a request gets Overloaded.
+        Before the start only.
+
+        :raises DomiError: it has started, or a channel has a handler already.
+        """
+        if handler is ...:
+            return lambda function: self.subscribe_all(channels, function) or function
+        self.check_new("subscribe_all")
+        self.add_group(tuple(channels), handler, True)
+
+    cdef int check_new(self, str verb) except -1:
+        if self.state != SERIAL_NEW:
+            raise errors.DomiError(
+                f"{verb}() after the start: subscribe races and joins before start()")
+        return 0
+
+    cdef int add_group(self, tuple channels, object handler, bint all_of_them) except -1:
+        cdef SerialGroup group
+        cdef SerialChannel intake
+        cdef list numbers = [self.router.check_channel(channel) for channel in channels]
+        if self.state >= SERIAL_CLOSING:
+            raise errors.DomiError("this serial is closed: it takes no more subscriptions")
+        if not numbers:
+            raise ValueError("no channels: at least one is wanted")
+        if len(set(numbers)) < len(numbers):
+            raise ValueError(f"channels {numbers}: one of them is there twice")
+        check_serial_handler(handler)
+        for number in numbers:
+            if number in self.intakes or (
+                    self.router.channels[<int>number].handler is not NULL):
+                raise errors.DomiError(
+                    f"channel {number} has a handler already: unsubscribe({number}) first",
+                    channel=number)
+        group = SerialGroup.__new__(SerialGroup)
+        group.channels = tuple(numbers)
+        group.handler = handler
+        group.max_pending = self.max_pending
+        group.missing = len(numbers)
+        group.queues = [deque() for _ in numbers] if all_of_them else None
+        for place, number in enumerate(numbers):
+            intake = SerialChannel.__new__(SerialChannel)
+            intake.scheduler = self
+            intake.group = group
+            intake.place = place
+            self.intakes[number] = intake
+        self.groups.append(group)
+        if self.state == SERIAL_RUNNING:
+            self.install(group)
+        return 0
+
+    cdef int install(self, SerialGroup group) except -1:
+        # All of the group's channels, or none.
+        cdef list done = []
+        try:
+            for number in group.channels:
+                self.router.install(number, self.intakes[number])
+                done.append(number)
+        except BaseException:
+            for number in done:
+                self.router.unsubscribe(number)
+            self.remove_group(group)
+            raise
+        return 0
+
+    def unsubscribe(self, channel):
+        """Take the handler off a channel that was subscribed by itself.
+
+        What waits in the ring for it is refused and counted.
+
+        :raises DomiError: the channel has no handler here, or is one of a group's.
+        """
+        self.unsubscribe_group((channel,))
+
+    def unsubscribe_group(self, channels):
+        """Take off a race or a join; also while it runs, and from a handler.
+
+        What waits for it, in the ring or for a join, is refused and counted as if nobody
+        subscribed.
+
+        :param channels: all the channels that were subscribed together, in any order.
+        :raises DomiError: they were not subscribed together here.
+        """
+        cdef SerialGroup group = None
+        cdef list numbers = [self.router.check_channel(channel) for channel in channels]
+        for candidate in self.groups:
+            if set((<SerialGroup>candidate).channels) == set(numbers):
+                group = candidate
+        if group is None:
+            for number in numbers:
+                if number in self.intakes:
+                    others = (<SerialChannel>self.intakes[number]).group.channels
+                    raise errors.DomiError(
+                        f"channels {numbers} are not those of a group: channel {number} was "
+                        f"subscribed with {list(others)}, which go together", channel=number)
+            raise errors.DomiError(
+                f"channels {numbers} have no handler here",
+                channel=numbers[0] if numbers else None)
+        if self.state == SERIAL_RUNNING:
+            for number in group.channels:
+                self.uninstall(number)
+        self.remove_group(group)
+
+    cdef int uninstall(self, int number) except -1:
+        # Off the node's table, unless the node has stopped and forgotten it.
+        if self.router.channels[number].handler is <PyObject*>self.intakes[number]:
+            self.router.unsubscribe(number)
+        return 0
+
+    cdef int remove_group(self, SerialGroup group) except -1:
+        cdef SerialChannel intake
+        self.groups.remove(group)
+        for number in group.channels:
+            intake = self.intakes.pop(number)
+            intake.group = None
+        if group.queues is not None:
+            for queue in group.queues:
+                self.router.abandon(list(queue))
+                queue.clear()
+        return 0
+
+    # ------------------------------------------------------------------------------------ the life
+
+    def start(self):
+        """Begin, on the loop of the node, which has started."""
+        self.check_new("start")
+        self.router.require_engine()
+        self.engine = self.router.engine
+        self.timer_fd = timer_new()
+        if self.timer_fd < 0:
+            raise OSError(errno, os.strerror(errno))
+        self.state = SERIAL_RUNNING
+        try:
+            for group in list(self.groups):
+                self.install(group)
+            self.engine.loop.add_reader(self.timer_fd, self.on_timer)
+        except BaseException:
+            self.stop_taking()
+            self.finish()
+            raise
+        self.arm()
+
+    def stop_taking(self):
+        """Take the channels off the node; what the ring holds is still run.
+
+        :returns: a future that is done once the ring is empty; None when it is.
+        """
+        if self.state == SERIAL_RUNNING:
+            self.state = SERIAL_CLOSING
+            for group in self.groups:
+                for number in (<SerialGroup>group).channels:
+                    self.uninstall(number)
+        if self.state != SERIAL_CLOSING or ring_is_empty(self.ring):
+            return None
+        self.emptied = self.engine.loop.create_future()
+        return self.emptied
+
+    def finish(self):
+        """End: no timer fires any more, and what still waits for a join is refused."""
+        cdef int fd = self.timer_fd
+        self.state = SERIAL_CLOSED
+        while self.drop_record():
+            pass
+        for group in list(self.groups):
+            self.remove_group(group)
+        self.wheel.clear()
+        self.timer_fd = -1
+        if fd >= 0:
+            if not self.engine.loop.is_closed():
+                self.engine.loop.remove_reader(fd)
+            c_close(fd)
+        self.spare = None
+
+    def handlers(self):
+        """What is subscribed here, as ``{channel: handler}``."""
+        return {channel: (<SerialGroup>group).handler
+                for group in self.groups for channel in (<SerialGroup>group).channels}
+
+    @property
+    def backlog(self):
+        """Messages that wait in the ring."""
+        return ring_count(self.ring)
+
+    @property
+    def waiting(self):
+        """Messages that wait for those that they are to be joined with."""
+        return sum([len(queue) for group in self.groups
+                    if (<SerialGroup>group).queues is not None
+                    for queue in (<SerialGroup>group).queues])
+
+    # ------------------------------------------------------------------------------------- timers
+
+    def call_later(self, double delay, callback):
+        """Call ``callback()`` in its turn, in ``delay`` seconds; a :class:`Timer`."""
+        cdef uint64_t now = monotonic_ns()
+        self.check_timers()
+        timer = self.wheel.call_at(<double>now * 1e-9 + max(0.0, delay), callback)
+        self.arm()
+        return timer
+
+    def every(self, double period, callback):
+        """Call ``callback()`` in its turn, each ``period`` seconds, as :meth:`TimeWheel.every`."""
+        self.check_timers()
+        timer = self.wheel.beat_from(monotonic_ns(), period, callback)
+        self.arm()
+        return timer
+
+    cdef int check_timers(self) except -1:
+        if self.state == SERIAL_CLOSED:
+            raise errors.DomiError("this serial is closed: it has no timers any more")
+        if self.engine is not None:
+            self.engine.check_thread()
+        return 0
+
+    cdef int arm(self) except -1:
+        # The kernel's timer, for whatever the wheel has next.
+        cdef uint64_t when
+        if self.state not in (SERIAL_RUNNING, SERIAL_CLOSING) or self.timer_fd < 0:
+            return 0
+        when = self.wheel.next_ns()
+        if when < self.armed:
+            self.armed = when
+            if timer_set(self.timer_fd, max(when, <uint64_t>1)) < 0:
+                raise OSError(errno, os.strerror(errno))
+        return 0
+
+    def on_timer(self):
+        """The kernel's timer has expired."""
+        cdef uint64_t expired
+        if self.timer_fd >= 0 and c_read(self.timer_fd, &expired, sizeof(expired)) > 0:
+            self.armed = NEVER
+            self.resume()
+
+    # ------------------------------------------------------------------------------------ the tick
+
+    cdef int awaken(self) except -1:
+        # Something was put into the ring, within a batch: it is run before the batch ends.
+        if not self.ready:
+            self.ready = True
+            self.engine.ready.append(self)
+        return 0
+
+    def resume(self):
+        """A tick of its own, for what the last one had no time for."""
+        self.resuming = False
+        if self.state == SERIAL_CLOSED:
+            return
+        self.engine.refresh()
+        self.engine.enter()
+        try:
+            self.awaken()
+        finally:
+            self.engine.leave()
+
+    cdef int tick(self) except -1:
+        cdef uint64_t now = 0
+        self.ready = False
+        if self.ticking or self.state == SERIAL_CLOSED:
+            return 0
+        self.ticking = True
+        try:
+            self.drain(monotonic_ns() + self.drain_ns)
+            now = monotonic_ns()
+            while self.wheel.next_ns() <= now and self.fire_timers(now):
+                pass
+        finally:
+            self.ticking = False
+            if self.state != SERIAL_CLOSED:
+                if ring_is_empty(self.ring) and self.wheel.next_ns() > now:
+                    self.arm()
+                elif not self.resuming:
+                    self.resuming = True
+                    self.engine.call_soon(self.resume)
+                if self.emptied is not None and ring_is_empty(self.ring):
+                    emptied, self.emptied = self.emptied, None
+                    if not emptied.done():
+                        emptied.set_result(None)
+        return 0
+
+    cdef bint fire_timers(self, uint64_t now) except -1:
+        # Whether one of them raised, so that others may still be due and have time.
+        try:
+            self.wheel.advance_within(now, now + self.timer_ns)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            self.router.count("timer_errors")
+            log.error("a timer failed", exc_info=error)
+            return monotonic_ns() < now + self.timer_ns
+        return False
+
+    cdef int drain(self, uint64_t until) except -1:
+        cdef uint32_t size
+        cdef int kind
+        cdef uint8_t* payload = ring_peek(self.ring, &size, &kind)
+        while payload is not NULL:
+            self.run_arrival(payload, size, kind)
+            if self.state == SERIAL_CLOSED or monotonic_ns() > until:
+                return 0
+            payload = ring_peek(self.ring, &size, &kind)
+        ring_rewind(self.ring)
+        return 0
+
+    cdef int run_arrival(self, uint8_t* payload, uint32_t size, int kind) except -1:
+        cdef Arrival arrival
+        cdef RawFrame frame
+        cdef Context context
+        cdef SerialChannel intake
+        cdef Session session
+        copy(&arrival, payload, sizeof(Arrival))
+        intake = <SerialChannel><object>arrival.intake
+        Py_DECREF(intake)               # the record's
+        if kind == RING_REFERENCE:
+            ring_consume(self.ring, payload, size)
+            context = <Context><object>arrival.origin
+            Py_DECREF(context)          # the record's
+            return intake.run(context)
+        context = self.spare
+        if context is None:
+            context = Context.__new__(Context)
+        else:
+            self.spare = None
+        session = <Session><object>arrival.origin
+        Py_DECREF(session)              # the record's
+        frame.channel = arrival.channel
+        frame.size = arrival.size
+        frame.extend_size = arrival.extend_size
+        frame.data = payload + sizeof(Arrival)
+        frame.extend = frame.data + arrival.size
+        frame.owner = NULL
+        try:
+            fill_context(context, session, &frame, arrival.time)
+        finally:
+            ring_consume(self.ring, payload, size)
+        intake.run(context)
+        if Py_REFCNT(<PyObject*>context) == 1 and session.state == SESSION_UP:
+            if context.held:
+                context.let_go()
+            self.spare = context
+        return 0
+
+    cdef int refuse(self, Session session, RawFrame* frame) except -1:
+        # The ring is full: the sender hears of it.
+        self.router.count("ring_full")
+        return self.router.reject(session, STATUS_OVERLOADED, frame)
+
+    cdef bint drop_record(self) noexcept:
+        # Whether there was one; the references that it owns go.
+        cdef Arrival arrival
+        cdef uint32_t size
+        cdef int kind
+        cdef uint8_t* payload = ring_peek(self.ring, &size, &kind)
+        if payload is NULL:
+            return False
+        copy(&arrival, payload, sizeof(Arrival))
+        ring_consume(self.ring, payload, size)
+        Py_DECREF(<object>arrival.origin)
+        Py_DECREF(<object>arrival.intake)
+        return True
+
+
+cdef int check_serial_handler(object handler) except -1:
+    if not callable(handler):
+        raise TypeError(f"handler {handler!r} is not callable")
+    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
+            getattr(handler, "__call__", None)):
+        raise TypeError(
+            f"handler {handler!r} is an async def: one handler at a time means that each runs to "
+            "its end; use def here, or subscribe at the node")
+    if is_generator_function(handler):
+        raise TypeError(
+            f"handler {handler!r} is a generator, which nobody would run: use def")
+    return 0
