@@ -128,6 +128,19 @@ def test_pipeline_in_four_processes(terminal: Terminal) -> None:
     assert sorted(out.splitlines()[1:]) == RESULTS
 
 
+def test_serial_join(terminal: Terminal) -> None:
+    with terminal.serving("python examples/serial_join/desk.py") as printed:
+        code, out = terminal.run("python examples/serial_join/departments.py")
+    assert code == 0, out
+    assert out.splitlines() == ["waiting for the desk ...", "all four orders have been dealt with"]
+    assert printed[1:] == [
+        "order 1: shipped",
+        "order 2: refused (declined, 3 in stock)",
+        "order 3: refused (paid, 0 in stock)",
+        "order 4: shipped",
+    ]
+
+
 def test_a_stage_that_there_is_not(terminal: Terminal) -> None:
     code, out = terminal.run("python examples/pipeline/stages.py strop")
     assert code == 2
