@@ -199,6 +199,11 @@ cdef class Borrowed:
 
 # ----------------------------------------------------------------------------------------- engine
 
+cdef class Turn:
+    # What has something to run before the present batch ends.
+    cdef int tick(self) except -1
+
+
 cdef class Engine:
     cdef:
         readonly object loop
@@ -217,7 +222,7 @@ cdef class Engine:
         uint64_t slice_ns       # how long one session may be served before the others' turn
         int depth               # > 0 while frames are dispatched: no nested dispatch
         bint burst              # a flush is scheduled for this turn of the loop
-        list ready              # schedulers that have something to run before the batch ends
+        list ready              # of Turns: what is to run before the batch ends
         unsigned long thread    # the loop thread
         readonly bint closed
         int users               # routers that share this engine
@@ -350,6 +355,7 @@ cdef class Context:
     cdef void set_answered(self) noexcept
     cdef const uint8_t* extend_bytes(self) noexcept
     cdef Router router(self)
+    cdef int reply_now(self, object data) except -1
     cdef int claim(self) except -1
     cdef int refuse_second(self) except -1
     cdef int check_reply(self) except -1
@@ -451,6 +457,7 @@ cdef class Router:
     cdef Request open_request(self, Session session, uint16_t channel, object timeout)
     cdef uint32_t take_slot(self, int channel) except? 0xFFFFFFFF
     cdef int free_slot(self, uint32_t slot) except -1
+    cdef int send_call(self, int number, object data, int reply, object to) except -1
     cdef int send_stage(self, int channel, object data, const uint8_t* rest,
                         uint16_t size) except -1
 
@@ -458,7 +465,7 @@ cdef class Router:
     cdef int deliver_rare(self, Session session, RawFrame* frame) except -1
     cdef int run_handler(self, ChannelEntry* entry, Session session, RawFrame* frame) except -1
     cdef int call_handler(self, PyObject* handler, Context context) except -1
-    cdef int run_joined(self, object handler, JoinContext joined) except -1
+    cdef int run_several(self, object handler, object argument, contexts) except -1
     cdef int handler_raised(self, Context context) except -1
     cdef int handler_failed(self, Context context, object error) except -1
     cdef int handler_returned(self, object result, Context context) except -1
@@ -477,6 +484,17 @@ cdef class Router:
     cdef int attach(self, Session session) except -1
     cdef int session_lost(self, Session session, bint was_up, bint protocol,
                           list unsent) except -1
+
+
+cdef class BatchChannel(Turn):
+    # Stands in the table in place of a handler that takes lists.
+    cdef:
+        Router router
+        object handler
+        int channel
+        list contexts           # what the present batch has brought
+
+    cdef int accept(self, Session session, RawFrame* frame) except -1
 
 
 cdef class TaskCompletion:
@@ -510,6 +528,7 @@ cdef class SerialGroup:
         list queues             # a deque of contexts a channel; None for what is no join
         Py_ssize_t max_pending
         Py_ssize_t missing      # queues that are empty
+        list batch              # contexts of the present tick; None for what takes no lists
 
     cdef int join(self, Router router, int place, Context context) except -1
 
@@ -525,7 +544,7 @@ cdef class SerialChannel:
     cdef int run(self, Context context) except -1
 
 
-cdef class Scheduler:
+cdef class Scheduler(Turn):
     cdef:
         Router router
         Engine engine           # None before the start
@@ -541,20 +560,22 @@ cdef class Scheduler:
         uint64_t timer_ns
         Py_ssize_t max_pending
         Context spare           # what the next message is shown in; None while a handler has it
+        list batches            # groups whose `batch` has something
         object emptied          # a future of stop_taking(), until the ring is empty; or None
         bint ready              # stands in the engine's list
         bint ticking
         bint resuming           # the loop is to call resume()
 
     cdef int check_new(self, str verb) except -1
-    cdef int add_group(self, tuple channels, object handler, bint all_of_them) except -1
+    cdef int add_group(self, tuple channels, object handler, bint all_of_them,
+                       bint batch) except -1
     cdef int install(self, SerialGroup group) except -1
     cdef int uninstall(self, int number) except -1
     cdef int remove_group(self, SerialGroup group) except -1
     cdef int check_timers(self) except -1
     cdef int arm(self) except -1
     cdef int awaken(self) except -1
-    cdef int tick(self) except -1
+    cdef int run_batches(self) except -1
     cdef bint fire_timers(self, uint64_t now) except -1
     cdef int drain(self, uint64_t until) except -1
     cdef int run_arrival(self, uint8_t* payload, uint32_t size, int kind) except -1

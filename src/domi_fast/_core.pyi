@@ -5,13 +5,14 @@ import contextvars
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from enum import IntEnum
 from types import ModuleType, TracebackType
-from typing import Any, Final, TypeVar, final, overload
+from typing import Any, Final, Literal, TypeVar, final, overload
 
 from typing_extensions import Buffer, Self
 
 from .errors import DomiError
 
 _Handler = TypeVar("_Handler", bound=Callable[[Context], object])
+_BatchHandler = TypeVar("_BatchHandler", bound=Callable[[list[Context]], object])
 
 ROLE_DIALLER: Final = 0
 ROLE_ACCEPTOR: Final = 1
@@ -107,6 +108,8 @@ class Timer:
 class Beat: ...
 
 # ------------------------------------------------------------------------------ engine and session
+
+class Turn: ...
 
 @final
 class Engine:
@@ -271,9 +274,21 @@ class Router:
     def call_later(self, delay: float, callback: Callable[[], object]) -> Timer: ...
     def drained(self, peer: int) -> asyncio.Future[None]: ...
     @overload
-    def subscribe(self, channel: int, handler: Callable[[Context], object]) -> None: ...
+    def subscribe(
+        self, channel: int, handler: Callable[[Context], object], *, batch: Literal[False] = False
+    ) -> None: ...
     @overload
-    def subscribe(self, channel: int) -> Callable[[_Handler], _Handler]: ...
+    def subscribe(
+        self, channel: int, handler: Callable[[list[Context]], object], *, batch: Literal[True]
+    ) -> None: ...
+    @overload
+    def subscribe(
+        self, channel: int, *, batch: Literal[False] = False
+    ) -> Callable[[_Handler], _Handler]: ...
+    @overload
+    def subscribe(
+        self, channel: int, *, batch: Literal[True]
+    ) -> Callable[[_BatchHandler], _BatchHandler]: ...
     def unsubscribe(self, channel: int) -> None: ...
     def notify(self, channel: int, data: Buffer, *, to: int | None = None) -> None: ...
     def publish(self, channel: int, data: Buffer, *, to: int | None = None) -> int: ...
@@ -283,9 +298,27 @@ class Router:
     def request(
         self, channel: int, data: Buffer, timeout: float | None = ..., *, to: int | None = None
     ) -> Request: ...
+    def notify_many(
+        self, channel: int, messages: Iterable[Buffer], *, to: int | None = None
+    ) -> int: ...
+    def publish_many(
+        self, channel: int, messages: Iterable[Buffer], *, to: int | None = None
+    ) -> int: ...
+    def call_many(
+        self,
+        channel: int,
+        messages: Iterable[Buffer],
+        reply_channel: int,
+        *,
+        to: int | None = None,
+    ) -> int: ...
+    def reply_many(self, contexts: Iterable[Context], answers: Iterable[Buffer] | bytes) -> int: ...
     def ventilator(self, channels: Iterable[int], data: Buffer) -> None: ...
 
 # -------------------------------------------------------------------------- the core's own helpers
+
+@final
+class BatchChannel(Turn): ...
 
 @final
 class TaskCompletion:
@@ -335,7 +368,7 @@ class SerialGroup: ...
 class SerialChannel: ...
 
 @final
-class Scheduler:
+class Scheduler(Turn):
     def __new__(
         cls,
         router: Router,
@@ -353,9 +386,21 @@ class Scheduler:
     def waiting(self) -> int: ...
     def handlers(self) -> dict[int, Callable[..., object]]: ...
     @overload
-    def subscribe(self, channel: int) -> Callable[[_Handler], _Handler]: ...
+    def subscribe(
+        self, channel: int, handler: Callable[[Context], object], *, batch: Literal[False] = False
+    ) -> None: ...
     @overload
-    def subscribe(self, channel: int, handler: Callable[[Context], object]) -> None: ...
+    def subscribe(
+        self, channel: int, handler: Callable[[list[Context]], object], *, batch: Literal[True]
+    ) -> None: ...
+    @overload
+    def subscribe(
+        self, channel: int, *, batch: Literal[False] = False
+    ) -> Callable[[_Handler], _Handler]: ...
+    @overload
+    def subscribe(
+        self, channel: int, *, batch: Literal[True]
+    ) -> Callable[[_BatchHandler], _BatchHandler]: ...
     @overload
     def subscribe_race(self, channels: Iterable[int]) -> Callable[[_Handler], _Handler]: ...
     @overload

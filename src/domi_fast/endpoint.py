@@ -23,6 +23,10 @@ VERBS = (
     "call",
     "request",
     "ventilator",
+    "notify_many",
+    "publish_many",
+    "call_many",
+    "reply_many",
     "counters",
 )
 
@@ -54,6 +58,10 @@ class Endpoint(ABC):
         self.call = router.call
         self.request = router.request
         self.ventilator = router.ventilator
+        self.notify_many = router.notify_many
+        self.publish_many = router.publish_many
+        self.call_many = router.call_many
+        self.reply_many = router.reply_many
         self.counters = router.counters
 
     async def close(self) -> None:

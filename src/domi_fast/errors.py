@@ -14,7 +14,10 @@ class DomiError(Exception):
     :param channel: the channel that the error is about.
     :param peer: the machine id of the node that the error is about.
     :param limit: the limit that was reached (its unit is in the message).
+    :ivar sent: from a verb for many messages: how many went before this one; otherwise None.
     """
+
+    sent: int | None = None
 
     def __init__(
         self,

@@ -68,6 +68,10 @@ class Serial:
         self.call = node.call
         self.request = node.request
         self.ventilator = node.ventilator
+        self.notify_many = node.notify_many
+        self.publish_many = node.publish_many
+        self.call_many = node.call_many
+        self.reply_many = node.reply_many
         self.drained = node.drained
         self.counters = node.counters
 

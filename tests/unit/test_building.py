@@ -83,12 +83,16 @@ def test_everything_public_says_what_it_is() -> None:
 def test_a_nodes_verbs_are_as_documented(registry_url: str) -> None:
     node = Node("a", registry=registry_url)
     signatures = {
-        "subscribe": "(channel, handler=Ellipsis)",
+        "subscribe": "(channel, handler=Ellipsis, *, batch=False)",
         "unsubscribe": "(channel)",
         "notify": "(channel, data, *, to=None)",
         "publish": "(channel, data, *, to=None)",
         "call": "(channel, data, reply_channel, *, to=None)",
         "ventilator": "(channels, data)",
+        "notify_many": "(channel, messages, *, to=None)",
+        "publish_many": "(channel, messages, *, to=None)",
+        "call_many": "(channel, messages, reply_channel, *, to=None)",
+        "reply_many": "(contexts, answers)",
         "drained": "(peer)",
         "counters": "()",
         "subscribers": "(channel)",

@@ -201,11 +201,15 @@ cdef class Context:
         :raises Overloaded: too much waits for that node; the message may be answered later.
         :raises DomiError: the message was a ``notify`` or ``publish``.
         """
+        self.reply_now(data)
+
+    cdef inline int reply_now(self, object data) except -1:
         self.claim()
         if self.kind != KIND_REQUEST and self.kind != KIND_CALL:
             self.check_reply()
         if self.is_foreign():
-            return self.foreign("reply", data)
+            self.foreign("reply", data)
+            return 0
         if self.kind == KIND_REQUEST:
             self.answer(STATUS_OK, data)
         elif self.kind == KIND_GUEST_CALL:
@@ -213,6 +217,7 @@ cdef class Context:
         else:
             self.reply_to_address(data, NULL, 0)
         self.set_answered()
+        return 0
 
     cdef int answer_channel(self, uint16_t channel) except -1:
         # A channel that a peer names may not be one that makes the library itself act.

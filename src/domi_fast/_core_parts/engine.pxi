@@ -10,6 +10,11 @@
 cdef dict engines = {}              # loop -> engine, while a router uses it
 
 
+cdef class Turn:
+    cdef int tick(self) except -1:
+        raise NotImplementedError
+
+
 @cython.final
 cdef class Engine:
     """What all nodes and clients of one event loop share. Get it with :func:`engine_of`."""
@@ -71,14 +76,14 @@ cdef class Engine:
         return 0
 
     cdef int run_ready(self) except -1:
-        # The schedulers' ticks. What ends the loop leaves the others for the next batch.
+        # Each has its tick. What ends the loop leaves the others for the next batch.
         cdef list ready = self.ready
-        cdef Scheduler scheduler
+        cdef Turn turn
         self.ready = []
         try:
             while ready:
-                scheduler = ready.pop()
-                scheduler.tick()
+                turn = ready.pop(0)
+                turn.tick()
         finally:
             self.ready += ready
             if ready:

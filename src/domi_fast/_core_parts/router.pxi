@@ -221,19 +221,30 @@ cdef class Router:
 
     # ------------------------------------------------------------------------------- subscriptions
 
-    def subscribe(self, channel, handler=...):
+    def subscribe(self, channel, handler=..., *, bint batch=False):
         """Have ``handler(context)`` called for every message on ``channel``.
 
         :param channel: 50-65499, or a member of ``LibraryChannel`` that the core does not serve.
         :param handler: ``def`` (runs at once, inside the read; it must not block) or ``async def``
             (becomes a task). Without it, this is a decorator.
+        :param batch: call ``handler(contexts)`` with a list instead, of all that one read of the
+            loop has brought on the channel, after what it has brought on others. ``def`` only.
         :raises ValueError: the channel is not one that may be subscribed.
         :raises DomiError: the channel has a handler already.
         """
         cdef int number = channel_number(self, channel)
         self.check_open()
         if handler is ...:
-            return lambda function: self.subscribe(channel, function) or function
+            return lambda function: self.subscribe(channel, function, batch=batch) or function
+        if batch:
+            check_plain_handler(handler, "what takes lists runs to its end at once")
+            taker = BatchChannel.__new__(BatchChannel)
+            (<BatchChannel>taker).router = self
+            (<BatchChannel>taker).handler = handler
+            (<BatchChannel>taker).channel = number
+            (<BatchChannel>taker).contexts = []
+            self.install(number, taker)
+            return
         if not callable(handler):
             raise TypeError(f"handler {handler!r} is not callable")
         if is_generator_function(handler):
@@ -400,13 +411,13 @@ cdef class Router:
 
         Raises as :meth:`notify` does.
         """
+        self.send_call(channel_number(self, channel), data, channel_number(self, reply_channel), to)
+
+    cdef inline int send_call(self, int number, object data, int reply, object to) except -1:
         cdef uint8_t extend[GUEST_CALL_EXTEND]
         cdef Session session
-        cdef int number = channel_number(self, channel)
-        cdef int reply = channel_number(self, reply_channel)
         if self.uplink is not None:
-            uplink_send(self, VERB_CALL, number, data, reply, to, 0, NO_DEADLINE, None)
-            return
+            return uplink_send(self, VERB_CALL, number, data, reply, to, 0, NO_DEADLINE, None)
         session = self.pick(number, to)
         if self.channels[reply].guests is not NULL and session.extended:
             # So that the reply is not taken for a message that a guest may have: guest 0 is the
@@ -415,11 +426,96 @@ cdef class Router:
             store16(extend + 1, <uint16_t>self.id)
             store16(extend + 3, <uint16_t>reply)
             store32(extend + 5, 0)
-            session.put(<uint16_t>number, data, extend, GUEST_CALL_EXTEND)
-            return
+            return session.put(<uint16_t>number, data, extend, GUEST_CALL_EXTEND)
         store16(extend, <uint16_t>self.id)
         store16(extend + 2, <uint16_t>reply)
-        session.put(<uint16_t>number, data, extend, 4)
+        return session.put(<uint16_t>number, data, extend, 4)
+
+    # Several messages at once: one crossing from Python instead of one a message.
+
+    def notify_many(self, channel, messages, *, to=None):
+        """:meth:`notify` for each of ``messages``, in order; how many that were.
+
+        Raises as ``notify`` does, at the first that is refused; ``sent`` of the error is how many
+        went before it.
+
+        :param messages: an iterable of bytes-like.
+        """
+        cdef int number = channel_number(self, channel)
+        cdef Py_ssize_t sent = 0
+        try:
+            for data in messages:
+                if self.uplink is not None:
+                    uplink_send(self, VERB_NOTIFY, number, data, 0, to, 0, NO_DEADLINE, None)
+                else:
+                    self.pick(number, to).put(<uint16_t>number, data, NULL, 0)
+                sent += 1
+        except errors.DomiError as error:
+            error.sent = sent
+            raise
+        return sent
+
+    def call_many(self, channel, messages, reply_channel, *, to=None):
+        """:meth:`call` for each of ``messages``, in order; how many that were.
+
+        Raises as :meth:`notify_many` does.
+        """
+        cdef int number = channel_number(self, channel)
+        cdef int reply = channel_number(self, reply_channel)
+        cdef Py_ssize_t sent = 0
+        try:
+            for data in messages:
+                self.send_call(number, data, reply, to)
+                sent += 1
+        except errors.DomiError as error:
+            error.sent = sent
+            raise
+        return sent
+
+    def publish_many(self, channel, messages, *, to=None):
+        """:meth:`publish` for each of ``messages``, in order; the sum of what it returns.
+
+        Raises as :meth:`notify_many` does.
+        """
+        cdef Py_ssize_t sent = 0, copies = 0
+        channel_number(self, channel)
+        try:
+            for data in messages:
+                copies += self.publish(channel, data, to=to)
+                sent += 1
+        except errors.DomiError as error:
+            error.sent = sent
+            raise
+        return copies
+
+    def reply_many(self, contexts, answers):
+        """``context.reply(answer)`` for each of ``contexts`` with the answer at its place.
+
+        Raises as :meth:`Context.reply` does, at the first that is refused; ``sent`` of the error is
+        how many were answered before it.
+
+        :param answers: as many bytes-like as there are contexts, or one bytes object for all.
+        :returns: how many were answered.
+        :raises ValueError: there are more contexts than answers, or fewer.
+        """
+        cdef Py_ssize_t sent = 0
+        cdef Context context
+        cdef list asked = list(contexts)
+        cdef list given
+        if isinstance(answers, bytes):
+            given = [answers] * len(asked)
+        else:
+            given = list(answers)
+        if len(asked) != len(given):
+            raise ValueError(f"{len(given)} answers for {len(asked)} contexts")
+        try:
+            for context in asked:
+                context.reply_now(given[sent])
+                sent += 1
+        except errors.DomiError as error:
+            error.sent = sent
+            raise
+        return sent
 
     def request(self, channel, data, timeout=..., *, to=None):
         """Send to one subscriber, round robin, and await its answer.
@@ -618,6 +714,8 @@ cdef class Router:
         cdef Context context
         if type(<object>entry.handler) is SerialChannel:
             return (<SerialChannel><object>entry.handler).accept(session, frame)
+        if type(<object>entry.handler) is BatchChannel:
+            return (<BatchChannel><object>entry.handler).accept(session, frame)
         context = engine.spare
         if context is None:
             context = Context.__new__(Context)
@@ -645,19 +743,24 @@ cdef class Router:
         Py_DECREF(<object>result)
         return 0
 
-    cdef int run_joined(self, object handler, JoinContext joined) except -1:
-        # As call_handler(), for one message of each channel; what they raise is each one's failure.
+    cdef int run_several(self, object handler, object argument, contexts) except -1:
+        # As call_handler(), for several messages at once; what they raise is each one's failure.
         cdef Context context
         try:
-            handler(joined)
+            handler(argument)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
             self.count("handler_errors")
-            log.error("the handler of channels %s failed", joined.channels, exc_info=error)
-            for context in joined.requests:
+            log.error("the handler of %d messages failed, the first of them on channel %d",
+                      len(contexts), (<Context>contexts[0]).channel, exc_info=error)
+            for context in contexts:
                 if context.is_owed():
                     self.answer_failure(context, STATUS_REMOTE_ERROR, remote_error(error))
+        finally:
+            for context in contexts:
+                if context.is_owed() and context.unanswered is None:
+                    context.expect_answer()
         return 0
 
     cdef int handler_raised(self, Context context) except -1:
@@ -923,6 +1026,39 @@ cdef class Router:
 cdef bytes remote_error(object error):
     # The text of STATUS_REMOTE_ERROR for what a handler raised.
     return text_of(type(error).__name__) + b"\0" + text_of(error)
+
+
+@cython.final
+cdef class BatchChannel(Turn):
+    cdef int accept(self, Session session, RawFrame* frame) except -1:
+        cdef Context context = Context.__new__(Context)
+        fill_context(context, session, frame, session.engine.now)
+        if not self.contexts:
+            session.engine.ready.append(self)
+        self.contexts.append(context)
+        return 0
+
+    cdef int tick(self) except -1:
+        cdef list contexts = self.contexts
+        self.contexts = []
+        if self.router.channels[self.channel].handler is not <PyObject*>self:
+            self.router.abandon(contexts)
+            return 0
+        return self.router.run_several(self.handler, contexts, contexts)
+
+
+cdef int check_plain_handler(object handler, str reason) except -1:
+    # One that runs to its end when it is called.
+    if not callable(handler):
+        raise TypeError(f"handler {handler!r} is not callable")
+    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
+            getattr(handler, "__call__", None)):
+        raise TypeError(
+            f"handler {handler!r} is an async def: {reason}; use def here")
+    if is_generator_function(handler):
+        raise TypeError(
+            f"handler {handler!r} is a generator, which nobody would run: use def")
+    return 0
 
 
 @cython.final

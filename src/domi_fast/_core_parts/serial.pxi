@@ -70,7 +70,7 @@ cdef class SerialGroup:
         for queue in queues:
             if not queue:
                 self.missing += 1
-        router.run_joined(self.handler, joined)
+        router.run_several(self.handler, joined, joined.requests)
         return 0
 
 
@@ -116,6 +116,11 @@ cdef class SerialChannel:
             return 0
         if group.queues is not None:
             return group.join(router, self.place, context)
+        if group.batch is not None:
+            if not group.batch:
+                self.scheduler.batches.append(group)
+            group.batch.append(context)
+            return 0
         return router.call_handler(<PyObject*>group.handler, context)
 
     cdef bint put_context(self, Context context) except -1:
@@ -155,6 +160,7 @@ cdef class Scheduler:
         self.drain_ns = <uint64_t>(drain_budget * 1e9)
         self.timer_ns = <uint64_t>(timer_budget * 1e9)
         self.groups = []
+        self.batches = []
         self.wheel = TimeWheel(tick)
         self.wheel.origin = self.wheel.last = monotonic_ns()
         self.intakes = {}
@@ -175,16 +181,18 @@ cdef class Scheduler:
 
     # ------------------------------------------------------------------------------- subscriptions
 
-    def subscribe(self, channel, handler=...):
+    def subscribe(self, channel, handler=..., *, bint batch=False):
         """Have ``handler(context)`` called for every message on ``channel``, in its turn.
 
         :param channel: 50-65499, or a member of ``LibraryChannel`` that the core does not serve.
         :param handler: a ``def``. Without it, this is a decorator.
+        :param batch: call ``handler(contexts)`` with a list instead, of all that a tick has taken
+            out of the ring for the channel, at the end of its taking.
         :raises DomiError: the channel has a handler already, here or at the node.
         """
         if handler is ...:
-            return lambda function: self.subscribe(channel, function) or function
-        self.add_group((channel,), handler, False)
+            return lambda function: self.subscribe(channel, function, batch=batch) or function
+        self.add_group((channel,), handler, False, batch)
 
     def subscribe_race(self, channels, handler=...):
         """Have ``handler(context)`` called for every message on any of ``channels``.
@@ -196,7 +204,7 @@ cdef class Scheduler:
         if handler is ...:
             return lambda function: self.subscribe_race(channels, function) or function
         self.check_new("subscribe_race")
-        self.add_group(tuple(channels), handler, False)
+        self.add_group(tuple(channels), handler, False, False)
 
     def subscribe_all(self, channels, handler=...):
         """Have ``handler(joined)`` called whenever each of ``channels`` has a message.
@@ -211,7 +219,7 @@ cdef class Scheduler:
         if handler is ...:
             return lambda function: self.subscribe_all(channels, function) or function
         self.check_new("subscribe_all")
-        self.add_group(tuple(channels), handler, True)
+        self.add_group(tuple(channels), handler, True, False)
 
     cdef int check_new(self, str verb) except -1:
         if self.state != SERIAL_NEW:
@@ -219,7 +227,8 @@ cdef class Scheduler:
                 f"{verb}() after the start: subscribe races and joins before start()")
         return 0
 
-    cdef int add_group(self, tuple channels, object handler, bint all_of_them) except -1:
+    cdef int add_group(self, tuple channels, object handler, bint all_of_them,
+                       bint batch) except -1:
         cdef SerialGroup group
         cdef SerialChannel intake
         cdef list numbers = [self.router.check_channel(channel) for channel in channels]
@@ -229,7 +238,7 @@ cdef class Scheduler:
             raise ValueError("no channels: at least one is wanted")
         if len(set(numbers)) < len(numbers):
             raise ValueError(f"channels {numbers}: one of them is there twice")
-        check_serial_handler(handler)
+        check_plain_handler(handler, "one handler at a time means that each runs to its end")
         for number in numbers:
             if number in self.intakes or (
                     self.router.channels[<int>number].handler is not NULL):
@@ -242,6 +251,7 @@ cdef class Scheduler:
         group.max_pending = self.max_pending
         group.missing = len(numbers)
         group.queues = [deque() for _ in numbers] if all_of_them else None
+        group.batch = [] if batch else None
         for place, number in enumerate(numbers):
             intake = SerialChannel.__new__(SerialChannel)
             intake.scheduler = self
@@ -321,6 +331,9 @@ cdef class Scheduler:
             for queue in group.queues:
                 self.router.abandon(list(queue))
                 queue.clear()
+        if group.batch:
+            self.batches.remove(group)
+            self.router.abandon(group.batch)
         return 0
 
     # ------------------------------------------------------------------------------------ the life
@@ -464,6 +477,8 @@ cdef class Scheduler:
         self.ticking = True
         try:
             self.drain(monotonic_ns() + self.drain_ns)
+            if self.batches:
+                self.run_batches()
             now = monotonic_ns()
             while self.wheel.next_ns() <= now and self.fire_timers(now):
                 pass
@@ -503,6 +518,15 @@ cdef class Scheduler:
                 return 0
             payload = ring_peek(self.ring, &size, &kind)
         ring_rewind(self.ring)
+        return 0
+
+    cdef int run_batches(self) except -1:
+        cdef SerialGroup group
+        cdef list contexts
+        while self.batches:
+            group = self.batches.pop(0)
+            contexts, group.batch = group.batch, []
+            self.router.run_several(group.handler, contexts, contexts)
         return 0
 
     cdef int run_arrival(self, uint8_t* payload, uint32_t size, int kind) except -1:
@@ -561,17 +585,3 @@ cdef class Scheduler:
         Py_DECREF(<object>arrival.origin)
         Py_DECREF(<object>arrival.intake)
         return True
-
-
-cdef int check_serial_handler(object handler) except -1:
-    if not callable(handler):
-        raise TypeError(f"handler {handler!r} is not callable")
-    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
-            getattr(handler, "__call__", None)):
-        raise TypeError(
-            f"handler {handler!r} is an async def: one handler at a time means that each runs to "
-            "its end; use def here, or subscribe at the node")
-    if is_generator_function(handler):
-        raise TypeError(
-            f"handler {handler!r} is a generator, which nobody would run: use def")
-    return 0
