@@ -493,8 +493,10 @@ cdef class BatchChannel(Turn):
         object handler
         int channel
         list contexts           # what the present batch has brought
+        bint waiting            # stands in the engine's list
 
     cdef int accept(self, Session session, RawFrame* frame) except -1
+    cdef int run(self) except -1
 
 
 cdef class TaskCompletion:
@@ -538,6 +540,7 @@ cdef class SerialChannel:
         Scheduler scheduler
         SerialGroup group       # None once it was unsubscribed
         int place               # of the channel in the group
+        bint batch              # the group's handler takes lists
 
     cdef int accept(self, Session session, RawFrame* frame) except -1
     cdef bint put_context(self, Context context) except -1
@@ -565,6 +568,7 @@ cdef class Scheduler(Turn):
         bint ready              # stands in the engine's list
         bint ticking
         bint resuming           # the loop is to call resume()
+        bint called             # a handler, since the clock was looked at
 
     cdef int check_new(self, str verb) except -1
     cdef int add_group(self, tuple channels, object handler, bint all_of_them,

@@ -164,7 +164,7 @@ async def test_reply_many(registry_url: str) -> None:
 
 @pytest.mark.parametrize("serially", [False, True])
 async def test_a_handler_that_gets_lists(registry_url: str, serially: bool) -> None:
-    """All that one read brings on the channel, whatever came on others in between."""
+    """What one read brings on the channel, whatever came on others in between; 256 at a time."""
     async with nodes(registry_url, "a", "b") as (a, b):
         where = Serial(b) if serially else b
         lists: list[list[bytes]] = []
@@ -191,6 +191,12 @@ async def test_a_handler_that_gets_lists(registry_url: str, serially: bool) -> N
         await until(lambda: lists[-1] == [bytes(200_000)])
         b.notify(50, b"from itself")
         await until(lambda: lists[-1] == [b"from itself"])
+        lists.clear()
+        many = [b"%d" % number for number in range(10_000)]
+        a.notify_many(50, many)
+        await until(lambda: sum(map(len, lists)) == 10_000)
+        assert [message for each in lists for message in each] == many
+        assert max(map(len, lists)) == 256
         if serially:
             await where.close()
 

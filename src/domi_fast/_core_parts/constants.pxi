@@ -212,6 +212,7 @@ cdef enum:
     HANDSHAKE_LIMIT = 4096      # largest frame before the handshake is complete
     FAILURE_TEXT = 65536        # bytes of text in an error answer
     GUEST_REQUESTS = 65536      # in flight through a node for one guest
+    BATCH_MOST = 256            # contexts that a handler of lists is given at once
     CONTEXT_WIRE = 48           # bytes of message and extend that a context holds itself
     CLOCK_EVERY = 16            # frames between two looks at the clock
 

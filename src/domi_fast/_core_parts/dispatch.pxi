@@ -20,7 +20,7 @@ cdef class Unanswered:
 # closes, so that no cycle through a context outlives its node.
 @cython.final
 @cython.no_gc
-@cython.freelist(1024)
+@cython.freelist(4096)
 cdef class Context:
     """A message that arrived, and the ways to answer it.
 

@@ -227,8 +227,8 @@ cdef class Router:
         :param channel: 50-65499, or a member of ``LibraryChannel`` that the core does not serve.
         :param handler: ``def`` (runs at once, inside the read; it must not block) or ``async def``
             (becomes a task). Without it, this is a decorator.
-        :param batch: call ``handler(contexts)`` with a list instead, of all that one read of the
-            loop has brought on the channel, after what it has brought on others. ``def`` only.
+        :param batch: call ``handler(contexts)`` with a list instead, of what one read of the loop
+            brings on the channel, 256 at a time; after what it brings on others. ``def`` only.
         :raises ValueError: the channel is not one that may be subscribed.
         :raises DomiError: the channel has a handler already.
         """
@@ -1033,13 +1033,22 @@ cdef class BatchChannel(Turn):
     cdef int accept(self, Session session, RawFrame* frame) except -1:
         cdef Context context = Context.__new__(Context)
         fill_context(context, session, frame, session.engine.now)
-        if not self.contexts:
-            session.engine.ready.append(self)
         self.contexts.append(context)
+        if not self.waiting:
+            self.waiting = True
+            session.engine.ready.append(self)
+        if len(self.contexts) == BATCH_MOST:
+            return self.run()
         return 0
 
     cdef int tick(self) except -1:
+        self.waiting = False
+        return self.run()
+
+    cdef int run(self) except -1:
         cdef list contexts = self.contexts
+        if not contexts:
+            return 0
         self.contexts = []
         if self.router.channels[self.channel].handler is not <PyObject*>self:
             self.router.abandon(contexts)

@@ -84,7 +84,8 @@ cdef class SerialChannel:
         cdef Arrival arrival
         cdef Context context
         cdef uint8_t* payload
-        if frame.owner is not NULL or size > scheduler.most:
+        if frame.owner is not NULL or size > scheduler.most or self.batch:
+            # Too large for the ring, or will be kept in a context of its own anyway.
             context = Context.__new__(Context)
             fill_context(context, session, frame, session.engine.now)
             if not self.put_context(context):
@@ -115,12 +116,17 @@ cdef class SerialChannel:
             router.abandon((context,))
             return 0
         if group.queues is not None:
+            self.scheduler.called = True
             return group.join(router, self.place, context)
         if group.batch is not None:
             if not group.batch:
                 self.scheduler.batches.append(group)
             group.batch.append(context)
+            if len(group.batch) == BATCH_MOST:
+                self.scheduler.called = True
+                return self.scheduler.run_batches()
             return 0
+        self.scheduler.called = True
         return router.call_handler(<PyObject*>group.handler, context)
 
     cdef bint put_context(self, Context context) except -1:
@@ -186,8 +192,8 @@ cdef class Scheduler:
 
         :param channel: 50-65499, or a member of ``LibraryChannel`` that the core does not serve.
         :param handler: a ``def``. Without it, this is a decorator.
-        :param batch: call ``handler(contexts)`` with a list instead, of all that a tick has taken
-            out of the ring for the channel, at the end of its taking.
+        :param batch: call ``handler(contexts)`` with a list instead, of what a tick takes out of
+            the ring for the channel, 256 at a time, at the end of its taking.
         :raises DomiError: the channel has a handler already, here or at the node.
         """
         if handler is ...:
@@ -257,6 +263,7 @@ cdef class Scheduler:
             intake.scheduler = self
             intake.group = group
             intake.place = place
+            intake.batch = batch
             self.intakes[number] = intake
         self.groups.append(group)
         if self.state == SERIAL_RUNNING:
@@ -511,11 +518,19 @@ cdef class Scheduler:
     cdef int drain(self, uint64_t until) except -1:
         cdef uint32_t size
         cdef int kind
+        cdef int left = CLOCK_EVERY
         cdef uint8_t* payload = ring_peek(self.ring, &size, &kind)
+        self.called = False
         while payload is not NULL:
             self.run_arrival(payload, size, kind)
-            if self.state == SERIAL_CLOSED or monotonic_ns() > until:
+            # What only goes into a list takes no time to speak of.
+            left -= 1
+            if (self.called or left == 0) and (
+                    self.state == SERIAL_CLOSED or monotonic_ns() > until):
                 return 0
+            if self.called or left == 0:
+                self.called = False
+                left = CLOCK_EVERY
             payload = ring_peek(self.ring, &size, &kind)
         ring_rewind(self.ring)
         return 0
