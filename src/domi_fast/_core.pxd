@@ -464,8 +464,10 @@ cdef class Router:
     cdef int deliver(self, Session session, RawFrame* frame) except -1
     cdef int deliver_rare(self, Session session, RawFrame* frame) except -1
     cdef int run_handler(self, ChannelEntry* entry, Session session, RawFrame* frame) except -1
-    cdef int call_handler(self, PyObject* handler, Context context) except -1
-    cdef int run_several(self, object handler, object argument, contexts) except -1
+    cdef int call_handler(self, PyObject* handler, Context context, bint to_its_end) except -1
+    cdef int run_several(self, object handler, object argument, tuple contexts) except -1
+    cdef int several_failed(self, tuple contexts, object error) except -1
+    cdef int reject_context(self, Context context, uint8_t status) except -1
     cdef int handler_raised(self, Context context) except -1
     cdef int handler_failed(self, Context context, object error) except -1
     cdef int handler_returned(self, object result, Context context) except -1
@@ -531,6 +533,7 @@ cdef class SerialGroup:
         Py_ssize_t max_pending
         Py_ssize_t missing      # queues that are empty
         list batch              # contexts of the present tick; None for what takes no lists
+        bint listed             # stands in the scheduler's batches
 
     cdef int join(self, Router router, int place, Context context) except -1
 
@@ -571,6 +574,7 @@ cdef class Scheduler(Turn):
         bint called             # a handler, since the clock was looked at
 
     cdef int check_new(self, str verb) except -1
+    cdef int check_not_closed(self) except -1
     cdef int add_group(self, tuple channels, object handler, bint all_of_them,
                        bint batch) except -1
     cdef int install(self, SerialGroup group) except -1
@@ -579,7 +583,9 @@ cdef class Scheduler(Turn):
     cdef int check_timers(self) except -1
     cdef int arm(self) except -1
     cdef int awaken(self) except -1
-    cdef int run_batches(self) except -1
+    cdef bint has_work(self) noexcept
+    cdef int run_batches(self, uint64_t until) except -1
+    cdef int run_batch(self, SerialGroup group) except -1
     cdef bint fire_timers(self, uint64_t now) except -1
     cdef int drain(self, uint64_t until) except -1
     cdef int run_arrival(self, uint8_t* payload, uint32_t size, int kind) except -1

@@ -54,6 +54,7 @@ class Serial:
             config.drain_budget,
             config.timer_budget,
         )
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Future[None] | None = None
         self._watches: weakref.WeakSet[Messages] = weakref.WeakSet()
         self.subscribe = scheduler.subscribe
@@ -82,20 +83,25 @@ class Serial:
             handler at the node.
         """
         self._scheduler.start()
+        self._loop = asyncio.get_running_loop()
 
     async def close(self) -> None:
         """Take no more messages, run those that the ring holds, and drop the timers.
 
         What waits for a join is refused as if nobody subscribed. Every call waits for the one
         closing; to cancel a call does not stop it.
+
+        :raises DomiError: it was called on another loop than the one that it was started on.
         """
+        if self._loop not in (None, asyncio.get_running_loop()):
+            raise DomiError("closed on another event loop than the one that it was started on")
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        emptied = self._scheduler.stop_taking()
         try:
+            emptied = self._scheduler.stop_taking()
             if emptied is not None:
                 await emptied
         finally:

@@ -21,6 +21,7 @@ from domi_fast import (
     Serial,
     connect,
 )
+from tests.conftest import LOOPS
 from tests.support import echo, forget_records, nodes, until
 
 
@@ -155,8 +156,6 @@ async def test_reply_many(registry_url: str) -> None:
         assert twice.value.sent == 1
         assert b.reply_many(iter(kept[51:]), b"same") == 49
         assert await asyncio.gather(*asked) == MESSAGES[:50] + [b"same"] * 50
-        with pytest.raises(TypeError):
-            b.reply_many(["no context"], [b""])  # type: ignore[list-item]
 
 
 # --------------------------------------------------------------------------------------- receiving
@@ -278,3 +277,106 @@ async def test_handlers_that_cannot_get_lists(registry_url: str) -> None:
         with pytest.raises(TypeError, match=text):
             node.subscribe(50, each, batch=True)  # type: ignore[call-overload]
     assert node._router.handlers() == {}
+
+
+@pytest.mark.parametrize("serially", [False, True])
+async def test_the_list_is_the_handlers_own(registry_url: str, serially: bool) -> None:
+    """Whatever it does with it: each request in it has one outcome all the same."""
+    async with nodes(registry_url, "a", "b") as (a, b):
+        where = Serial(b) if serially else b
+
+        @where.subscribe(50, batch=True)
+        def empties(contexts: list[Any]) -> None:
+            while contexts:
+                if contexts.pop().data == b"raise":
+                    contexts[:] = [b"else", None]
+                    raise LookupError("inside")
+            contexts += ["other", None]
+
+        if serially:
+            await where.start()
+        await a.wait_subscribed(50, timeout=5)
+        asked = [a.request(50, b"", timeout=None) for _ in range(3)]
+        for outcome in await asyncio.gather(*asked, return_exceptions=True):
+            assert isinstance(outcome, RemoteError)
+            assert outcome.type == "NoAnswer"
+        asked = [a.request(50, b"raise", timeout=None) for _ in range(3)]
+        for outcome in await asyncio.gather(*asked, return_exceptions=True):
+            assert isinstance(outcome, RemoteError)
+            assert outcome.type == "LookupError"
+        if serially:
+            await where.close()
+
+
+@pytest.mark.parametrize("serially", [False, True])
+async def test_a_handler_of_lists_may_say_that_it_is_overloaded(
+    registry_url: str, serially: bool
+) -> None:
+    async with nodes(registry_url, "a", "b") as (a, b):
+        where = Serial(b) if serially else b
+
+        @where.subscribe(50, batch=True)
+        def busy(contexts: list[Context]) -> None:
+            contexts[0].reply(b"first")
+            raise Overloaded("busy")
+
+        if serially:
+            await where.start()
+        await a.wait_subscribed(50, timeout=5)
+        asked = [a.request(50, b"") for _ in range(3)]
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        assert outcomes[0] == b"first"
+        assert [type(outcome) for outcome in outcomes[1:]] == [Overloaded] * 2
+        assert b.counters()["handlers_overloaded"] == 1
+        if serially:
+            await where.close()
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, SystemExit])
+def test_lists_that_wait_when_the_loop_is_ended_are_run_later(
+    kind: str, ends: type[BaseException], registry_url: str
+) -> None:
+    """A handler ends the loop in the middle of a tick: what was taken out of the ring is kept."""
+    loop = LOOPS[kind]()
+    lists: list[list[bytes]] = []
+
+    async def begin() -> tuple[Node, Node, Serial]:
+        a, b = Node("a", registry=registry_url), Node("b", registry=registry_url)
+        await asyncio.gather(a.start(), b.start())
+        serial = Serial(b)
+
+        def end(ctx: Context) -> None:
+            raise ends
+
+        serial.subscribe(50, lambda contexts: lists.append([c.data for c in contexts]), batch=True)
+        serial.subscribe(51, end)
+        await serial.start()
+        await a.wait_subscribed(51, timeout=5)
+        return a, b, serial
+
+    async def finish(a: Node, b: Node, serial: Serial) -> None:
+        await until(lambda: lists)
+        await serial.close()
+        await asyncio.gather(a.close(), b.close())
+
+    try:
+        a, b, serial = loop.run_until_complete(begin())
+        a.notify(50, b"1")
+        a.notify(50, b"2")
+        a.notify(51, b"")
+        with pytest.raises(ends):
+            loop.run_until_complete(asyncio.sleep(10))
+        loop.run_until_complete(finish(a, b, serial))
+    finally:
+        loop.close()
+    assert lists == [[b"1", b"2"]]
+
+
+async def test_what_is_no_context(registry_url: str) -> None:
+    async with nodes(registry_url, "a") as (a,):
+        for wrong in (None, "context", 5):
+            with pytest.raises(TypeError, match="is not a Context"):
+                a.reply_many([wrong], b"")  # type: ignore[list-item]
+            with pytest.raises(TypeError, match="is not a Context"):
+                a._router.abandon([wrong])  # type: ignore[list-item]

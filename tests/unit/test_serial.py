@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import time
@@ -25,7 +26,7 @@ from domi_fast import (
     Serial,
     SerialConfig,
 )
-from tests.support import echo, forget_records, nodes, until
+from tests.support import RawPeer, echo, forget_records, nodes, until
 
 
 @pytest.fixture(autouse=True)
@@ -240,6 +241,7 @@ async def test_a_subscription_while_it_runs(registry_url: str) -> None:
         ([60, 60], print, ValueError, "there twice"),
         ([49], print, ValueError, "50-65499"),
         (["60"], print, TypeError, "a channel is an int"),
+        (60, print, TypeError, "an iterable of channels is wanted"),
         ([60], 5, TypeError, "not callable"),
         ([59, 60], print, DomiError, "channel 59 has a handler already"),
         ([60, 58], print, DomiError, "channel 58 has a handler already"),
@@ -533,6 +535,13 @@ async def test_timers(registry_url: str) -> None:
         assert len(times) == count
 
 
+@pytest.mark.parametrize("delay", [float("nan"), 1.1e9, float("inf")])
+async def test_a_delay_that_is_not_allowed(delay: float) -> None:
+    serial = Serial(Node("a", registry="memory://unused"))
+    with pytest.raises(ValueError, match="up to 1e9 s is allowed"):
+        serial.call_later(delay, print)
+
+
 async def test_a_timer_may_be_finer_than_a_millisecond(registry_url: str) -> None:
     """A loop's own timers may not: a quarter of a millisecond would become one, or none."""
     async with pair(registry_url, tick=0.00001) as (_, _, serial):
@@ -641,7 +650,10 @@ async def test_close_runs_what_the_ring_holds(registry_url: str) -> None:
                 late()
         with pytest.raises(DomiError, match="closed"):
             serial.subscribe(51, print)
-        with pytest.raises(DomiError, match="after the start"):
+        for again in (serial.subscribe_race, serial.subscribe_all):
+            with pytest.raises(DomiError, match="closed"):
+                again([51, 52], print)
+        with pytest.raises(DomiError, match="closed"):
             await serial.start()
 
 
@@ -655,6 +667,113 @@ async def test_close_refuses_what_waits_for_a_join(registry_url: str) -> None:
         await serial.close()
         with pytest.raises(NoSubscriber):
             await waiting
+
+
+async def test_close_on_another_loop_or_thread_changes_nothing(registry_url: str) -> None:
+    async with pair(registry_url) as (a, _, serial):
+        serial.subscribe(50, echo)
+        await serial.start()
+        await a.wait_subscribed(50, timeout=5)
+        with pytest.raises(DomiError, match="another event loop"):
+            await asyncio.to_thread(asyncio.run, serial.close())
+        assert await a.request(50, b"x") == b"x"
+        await serial.close()
+        await until(lambda: not a.subscribers(50))
+
+
+async def test_what_hears_of_a_loss_may_take_channels_off(registry_url: str) -> None:
+    """While the closing serial takes its own off, a peer that cannot be told of it is lost."""
+    async with nodes(registry_url, "a", "b", queue_limit=65536) as (a, b):
+        serial = Serial(b)
+        for channel in (50, 51, 52, 53):
+            serial.subscribe(channel, echo)
+        await serial.start()
+        await a.wait_subscribed(53, timeout=5)
+        raw = await RawPeer.plain(b, 900, receive_buffer=4096)
+        heard: list[int] = []
+
+        def take_off(error: DomiError, frame: Any) -> None:
+            heard.append(frame.channel)
+            if len(heard) == 1:
+                for channel in (50, 51):
+                    with contextlib.suppress(DomiError):
+                        serial.unsubscribe(channel)
+
+        b.on_error = take_off
+        raw.reset()
+        with contextlib.suppress(DomiError):
+            for _ in range(1000):
+                b._router.notify(40_000, bytes(1000), to=900)
+        await serial.close()
+        assert set(b._router.handlers()) == set()
+        await until(lambda: not a.subscribers(50) and not a.subscribers(53))
+        with pytest.raises(NoSubscriber):
+            await a.request(51, b"")
+        await until(lambda: heard)
+
+
+async def test_a_coroutine_from_a_plain_handler_is_a_failure(registry_url: str) -> None:
+    async def work() -> None:
+        pass
+
+    async with pair(registry_url) as (a, b, serial):
+        serial.subscribe(50, lambda ctx: work())
+        serial.subscribe(51, lambda contexts: work(), batch=True)
+        serial.subscribe_all([60, 61], lambda joined: work())
+        await serial.start()
+        await a.wait_subscribed(61, timeout=5)
+        asked = [a.request(channel, b"") for channel in (50, 51, 60, 61)]
+        for outcome in await asyncio.gather(*asked, return_exceptions=True):
+            assert isinstance(outcome, RemoteError)
+            assert "nobody will await" in outcome.message
+        assert b.counters()["handler_errors"] == 3
+
+
+async def test_a_join_may_say_that_it_is_overloaded(registry_url: str) -> None:
+    async with pair(registry_url) as (a, b, serial):
+
+        @serial.subscribe_all([60, 61])
+        def handler(joined: JoinContext) -> None:
+            raise Overloaded("busy")
+
+        await serial.start()
+        await a.wait_subscribed(61, timeout=5)
+        asked = [a.request(channel, b"") for channel in (60, 61)]
+        for outcome in await asyncio.gather(*asked, return_exceptions=True):
+            assert isinstance(outcome, Overloaded)
+        assert b.counters()["handlers_overloaded"] == 1
+        assert "handler_errors" not in b.counters()
+
+
+async def test_who_sent_what_is_taken_off_hears_of_it(registry_url: str) -> None:
+    """As if nobody subscribed: what waited in the ring, for a join, or in a list."""
+    async with pair(registry_url) as (a, _, serial):
+        lost: list[tuple[type[BaseException], int, bytes]] = []
+        a.on_error = lambda error, frame: lost.append((type(error), frame.channel, frame.data))
+        serial.subscribe_all([60, 61], print)
+        serial.subscribe(51, print, batch=True)
+
+        @serial.subscribe(50)
+        def off(ctx: Context) -> None:
+            serial.unsubscribe(51)
+            serial.unsubscribe(52)
+            serial.unsubscribe_group([60, 61])
+            ctx.reply(b"")
+
+        serial.subscribe(52, print)
+        await serial.start()
+        await a.wait_subscribed(52, timeout=5)
+        a.call(60, b"joined", 70)
+        a.notify(51, b"listed")
+        asked = a.request(50, b"")
+        a.notify(52, bytes(1000))
+        await asked
+        await until(lambda: len(lost) == 3)
+        assert sorted(lost, key=lambda each: each[1]) == [
+            (NoSubscriber, 51, b"listed"),
+            (NoSubscriber, 52, bytes(1000)),
+            (NoSubscriber, 60, b"joined"),
+        ]
 
 
 async def test_close_from_a_handler(registry_url: str) -> None:
@@ -683,7 +802,7 @@ async def test_it_starts_after_its_node(registry_url: str) -> None:
     await node.start()
     try:
         await serial.start()
-        with pytest.raises(DomiError, match="after the start"):
+        with pytest.raises(DomiError, match="has started before"):
             await serial.start()
         await serial.close()
     finally:

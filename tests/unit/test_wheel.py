@@ -513,6 +513,12 @@ def test_a_period_out_of_range(period: float) -> None:
     assert len(wheel) == 0
 
 
+def test_a_period_of_one_tick_is_allowed_whatever_the_tick() -> None:
+    for micros in range(10, 20_000, 7):
+        wheel = TimeWheel(micros / 1e6)
+        wheel.every(micros / 1e6, print).cancel()
+
+
 def test_periodic_timers_go_with_their_wheel() -> None:
     wheel = TimeWheel(0.001)
     callback = Callback()

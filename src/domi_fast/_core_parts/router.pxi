@@ -131,12 +131,30 @@ cdef class Router:
         self.mesh = None
 
     def abandon(self, contexts):
-        """Answer what nobody will take any more: as if its channel had no handler."""
-        cdef Context context
+        """Refuse what nobody will take any more: as if its channel had no handler."""
         for context in contexts:
+            if not isinstance(context, Context):
+                raise TypeError(f"{context!r} is not a Context")
             self.count("dropped_no_subscriber")
-            if context.is_owed():
-                self.answer_failure(context, STATUS_NO_SUBSCRIBER, b"")
+            self.reject_context(context, STATUS_NO_SUBSCRIBER)
+
+    cdef int reject_context(self, Context context, uint8_t status) except -1:
+        # reject(), for a frame that has become a context.
+        cdef bytes data
+        cdef RawFrame frame
+        cdef int prefix = 2 if context.origin >= 0 else 0   # what a node puts before the extend
+        if context.is_owed():
+            return self.answer_failure(context, status, b"")
+        if context.kind == KIND_REQUEST or context.answered or context.posted:
+            return 0
+        data = context.data
+        frame.channel = context.channel
+        frame.size = <uint32_t>len(data)
+        frame.data = <const uint8_t*>PyBytes_AS_STRING(data)
+        frame.owner = <PyObject*>data
+        frame.extend = context.extend_bytes() - prefix
+        frame.extend_size = context.extend_size + prefix
+        return self.reject(context.session, status, &frame)
 
     cdef int forget_handlers(self) except -1:
         # The collector does not see the table: a handler that leads back here would keep both.
@@ -228,7 +246,7 @@ cdef class Router:
         :param handler: ``def`` (runs at once, inside the read; it must not block) or ``async def``
             (becomes a task). Without it, this is a decorator.
         :param batch: call ``handler(contexts)`` with a list instead, of what one read of the loop
-            brings on the channel, 256 at a time; after what it brings on others. ``def`` only.
+            brings on the channel, at most 256 at a time. ``def`` only.
         :raises ValueError: the channel is not one that may be subscribed.
         :raises DomiError: the channel has a handler already.
         """
@@ -494,7 +512,8 @@ cdef class Router:
         Raises as :meth:`Context.reply` does, at the first that is refused; ``sent`` of the error is
         how many were answered before it.
 
-        :param answers: as many bytes-like as there are contexts, or one bytes object for all.
+        :param answers: as many bytes-like as there are contexts, or one (bytes, bytearray or
+            memoryview) for all.
         :returns: how many were answered.
         :raises ValueError: there are more contexts than answers, or fewer.
         """
@@ -502,12 +521,15 @@ cdef class Router:
         cdef Context context
         cdef list asked = list(contexts)
         cdef list given
-        if isinstance(answers, bytes):
+        if isinstance(answers, (bytes, bytearray, memoryview)):
             given = [answers] * len(asked)
         else:
             given = list(answers)
         if len(asked) != len(given):
             raise ValueError(f"{len(given)} answers for {len(asked)} contexts")
+        for item in asked:
+            if not isinstance(item, Context):
+                raise TypeError(f"{item!r} is not a Context")
         try:
             for context in asked:
                 context.reply_now(given[sent])
@@ -722,14 +744,15 @@ cdef class Router:
         else:
             engine.spare = None
         fill_context(context, session, frame, engine.now)
-        self.call_handler(entry.handler, context)
+        self.call_handler(entry.handler, context, False)
         if Py_REFCNT(<PyObject*>context) == 1 and session.state == SESSION_UP:
             if context.held:
                 context.let_go()
             engine.spare = context
         return 0
 
-    cdef inline int call_handler(self, PyObject* handler, Context context) except -1:
+    cdef inline int call_handler(self, PyObject* handler, Context context,
+                                 bint to_its_end) except -1:
         cdef PyObject* result
         Py_INCREF(<object>handler)      # it may unsubscribe itself
         result = call_one(handler, <PyObject*>context)
@@ -738,29 +761,50 @@ cdef class Router:
             return self.handler_raised(context)
         if context.is_owed():
             context.expect_answer()
-        if result is not <PyObject*>None:
-            self.handler_returned(<object>result, context)
-        Py_DECREF(<object>result)
+        if result is <PyObject*>None:
+            Py_DECREF(None)
+            return 0
+        try:
+            if to_its_end:
+                check_ended(<object>handler, <object>result)
+            else:
+                self.handler_returned(<object>result, context)
+        except TypeError as error:
+            self.handler_failed(context, error)
+        finally:
+            Py_DECREF(<object>result)
         return 0
 
-    cdef int run_several(self, object handler, object argument, contexts) except -1:
+    cdef int run_several(self, object handler, object argument, tuple contexts) except -1:
         # As call_handler(), for several messages at once; what they raise is each one's failure.
         cdef Context context
         try:
-            handler(argument)
+            check_ended(handler, handler(argument))
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            self.count("handler_errors")
-            log.error("the handler of %d messages failed, the first of them on channel %d",
-                      len(contexts), (<Context>contexts[0]).channel, exc_info=error)
-            for context in contexts:
-                if context.is_owed():
-                    self.answer_failure(context, STATUS_REMOTE_ERROR, remote_error(error))
+            self.several_failed(contexts, error)
         finally:
             for context in contexts:
                 if context.is_owed() and context.unanswered is None:
                     context.expect_answer()
+        return 0
+
+    cdef int several_failed(self, tuple contexts, object error) except -1:
+        cdef Context context
+        cdef uint8_t status = STATUS_REMOTE_ERROR
+        cdef bytes text = remote_error(error)
+        if isinstance(error, errors.Overloaded):
+            self.count("handlers_overloaded")
+            status, text = STATUS_OVERLOADED, text_of(error)
+        else:
+            self.count("handler_errors")
+            context = contexts[0]
+            log.error("the handler of %d messages failed, the first of them on channel %d",
+                      len(contexts), context.channel, exc_info=error)
+        for context in contexts:
+            if context.is_owed():
+                self.answer_failure(context, status, text)
         return 0
 
     cdef int handler_raised(self, Context context) except -1:
@@ -1023,6 +1067,17 @@ cdef class Router:
         return 0
 
 
+cdef int check_ended(object handler, object result) except -1:
+    # What a handler that must run to its end has returned.
+    if result is None or not inspect.isawaitable(result):
+        return 0
+    if PyCoro_CheckExact(<PyObject*>result):
+        result.close()
+    raise TypeError(
+        f"handler {handler!r} has returned {type(result).__name__}, which nobody will await: "
+        "subscribe it at the node, one message at a time")
+
+
 cdef bytes remote_error(object error):
     # The text of STATUS_REMOTE_ERROR for what a handler raised.
     return text_of(type(error).__name__) + b"\0" + text_of(error)
@@ -1053,7 +1108,7 @@ cdef class BatchChannel(Turn):
         if self.router.channels[self.channel].handler is not <PyObject*>self:
             self.router.abandon(contexts)
             return 0
-        return self.router.run_several(self.handler, contexts, contexts)
+        return self.router.run_several(self.handler, contexts, tuple(contexts))
 
 
 cdef int check_plain_handler(object handler, str reason) except -1:

@@ -84,6 +84,8 @@ cdef class SerialChannel:
         cdef Arrival arrival
         cdef Context context
         cdef uint8_t* payload
+        if scheduler.state == SERIAL_CLOSED:
+            return scheduler.router.reject(session, STATUS_NO_SUBSCRIBER, frame)
         if frame.owner is not NULL or size > scheduler.most or self.batch:
             # Too large for the ring, or will be kept in a context of its own anyway.
             context = Context.__new__(Context)
@@ -119,15 +121,16 @@ cdef class SerialChannel:
             self.scheduler.called = True
             return group.join(router, self.place, context)
         if group.batch is not None:
-            if not group.batch:
+            if not group.listed:
+                group.listed = True
                 self.scheduler.batches.append(group)
             group.batch.append(context)
             if len(group.batch) == BATCH_MOST:
                 self.scheduler.called = True
-                return self.scheduler.run_batches()
+                return self.scheduler.run_batch(group)
             return 0
         self.scheduler.called = True
-        return router.call_handler(<PyObject*>group.handler, context)
+        return router.call_handler(<PyObject*>group.handler, context, True)
 
     cdef bint put_context(self, Context context) except -1:
         # Whether there was room: a message by reference.
@@ -210,7 +213,7 @@ cdef class Scheduler:
         if handler is ...:
             return lambda function: self.subscribe_race(channels, function) or function
         self.check_new("subscribe_race")
-        self.add_group(tuple(channels), handler, False, False)
+        self.add_group(channels_of(channels), handler, False, False)
 
     def subscribe_all(self, channels, handler=...):
         """Have ``handler(joined)`` called whenever each of ``channels`` has a message.
@@ -225,12 +228,17 @@ cdef class Scheduler:
         if handler is ...:
             return lambda function: self.subscribe_all(channels, function) or function
         self.check_new("subscribe_all")
-        self.add_group(tuple(channels), handler, True, False)
+        self.add_group(channels_of(channels), handler, True, False)
 
     cdef int check_new(self, str verb) except -1:
-        if self.state != SERIAL_NEW:
+        if self.state == SERIAL_RUNNING:
             raise errors.DomiError(
                 f"{verb}() after the start: subscribe races and joins before start()")
+        return self.check_not_closed()
+
+    cdef int check_not_closed(self) except -1:
+        if self.state >= SERIAL_CLOSING:
+            raise errors.DomiError("this serial is closed: make another one")
         return 0
 
     cdef int add_group(self, tuple channels, object handler, bint all_of_them,
@@ -238,8 +246,7 @@ cdef class Scheduler:
         cdef SerialGroup group
         cdef SerialChannel intake
         cdef list numbers = [self.router.check_channel(channel) for channel in channels]
-        if self.state >= SERIAL_CLOSING:
-            raise errors.DomiError("this serial is closed: it takes no more subscriptions")
+        self.check_not_closed()
         if not numbers:
             raise ValueError("no channels: at least one is wanted")
         if len(set(numbers)) < len(numbers):
@@ -317,19 +324,22 @@ cdef class Scheduler:
             raise errors.DomiError(
                 f"channels {numbers} have no handler here",
                 channel=numbers[0] if numbers else None)
-        if self.state == SERIAL_RUNNING:
-            for number in group.channels:
-                self.uninstall(number)
+        for number in group.channels:
+            self.uninstall(number)
         self.remove_group(group)
 
     cdef int uninstall(self, int number) except -1:
-        # Off the node's table, unless the node has stopped and forgotten it.
-        if self.router.channels[number].handler is <PyObject*>self.intakes[number]:
+        # Off the node's table, if it stands there: before the start and after the node's stop it
+        # does not.
+        if number in self.intakes and (
+                self.router.channels[number].handler is <PyObject*>self.intakes[number]):
             self.router.unsubscribe(number)
         return 0
 
     cdef int remove_group(self, SerialGroup group) except -1:
         cdef SerialChannel intake
+        if group not in self.groups:
+            return 0            # what the node calls when it takes a channel off has been quicker
         self.groups.remove(group)
         for number in group.channels:
             intake = self.intakes.pop(number)
@@ -338,16 +348,21 @@ cdef class Scheduler:
             for queue in group.queues:
                 self.router.abandon(list(queue))
                 queue.clear()
-        if group.batch:
+        if group.listed:
+            group.listed = False
             self.batches.remove(group)
-            self.router.abandon(group.batch)
+        if group.batch:
+            contexts, group.batch = group.batch, []
+            self.router.abandon(contexts)
         return 0
 
     # ------------------------------------------------------------------------------------ the life
 
     def start(self):
         """Begin, on the loop of the node, which has started."""
-        self.check_new("start")
+        if self.state == SERIAL_RUNNING:
+            raise errors.DomiError("this serial has started before")
+        self.check_not_closed()
         self.router.require_engine()
         self.engine = self.router.engine
         self.timer_fd = timer_new()
@@ -369,12 +384,14 @@ cdef class Scheduler:
 
         :returns: a future that is done once the ring is empty; None when it is.
         """
+        if self.engine is not None:
+            self.engine.check_thread()
         if self.state == SERIAL_RUNNING:
             self.state = SERIAL_CLOSING
-            for group in self.groups:
+            for group in list(self.groups):     # what hears of a loss may take some off
                 for number in (<SerialGroup>group).channels:
                     self.uninstall(number)
-        if self.state != SERIAL_CLOSING or ring_is_empty(self.ring):
+        if self.state != SERIAL_CLOSING or not self.has_work():
             return None
         self.emptied = self.engine.loop.create_future()
         return self.emptied
@@ -418,6 +435,8 @@ cdef class Scheduler:
         """Call ``callback()`` in its turn, in ``delay`` seconds; a :class:`Timer`."""
         cdef uint64_t now = monotonic_ns()
         self.check_timers()
+        if not delay <= 1e9:
+            raise ValueError(f"delay {delay} s: up to 1e9 s is allowed")
         timer = self.wheel.call_at(<double>now * 1e-9 + max(0.0, delay), callback)
         self.arm()
         return timer
@@ -477,27 +496,27 @@ cdef class Scheduler:
             self.engine.leave()
 
     cdef int tick(self) except -1:
-        cdef uint64_t now = 0
+        cdef uint64_t until, now = 0
         self.ready = False
         if self.ticking or self.state == SERIAL_CLOSED:
             return 0
         self.ticking = True
         try:
-            self.drain(monotonic_ns() + self.drain_ns)
-            if self.batches:
-                self.run_batches()
+            until = monotonic_ns() + self.drain_ns
+            self.drain(until)
+            self.run_batches(until)
             now = monotonic_ns()
             while self.wheel.next_ns() <= now and self.fire_timers(now):
                 pass
         finally:
             self.ticking = False
             if self.state != SERIAL_CLOSED:
-                if ring_is_empty(self.ring) and self.wheel.next_ns() > now:
+                if not self.has_work() and self.wheel.next_ns() > now:
                     self.arm()
                 elif not self.resuming:
                     self.resuming = True
                     self.engine.call_soon(self.resume)
-                if self.emptied is not None and ring_is_empty(self.ring):
+                if self.emptied is not None and not self.has_work():
                     emptied, self.emptied = self.emptied, None
                     if not emptied.done():
                         emptied.set_result(None)
@@ -535,14 +554,25 @@ cdef class Scheduler:
         ring_rewind(self.ring)
         return 0
 
-    cdef int run_batches(self) except -1:
+    cdef int run_batches(self, uint64_t until) except -1:
         cdef SerialGroup group
-        cdef list contexts
         while self.batches:
             group = self.batches.pop(0)
-            contexts, group.batch = group.batch, []
-            self.router.run_several(group.handler, contexts, contexts)
+            group.listed = False
+            self.run_batch(group)
+            if monotonic_ns() > until:
+                break
         return 0
+
+    cdef int run_batch(self, SerialGroup group) except -1:
+        cdef list contexts = group.batch
+        group.batch = []
+        if contexts:
+            self.router.run_several(group.handler, contexts, tuple(contexts))
+        return 0
+
+    cdef bint has_work(self) noexcept:
+        return not ring_is_empty(self.ring) or len(self.batches) > 0
 
     cdef int run_arrival(self, uint8_t* payload, uint32_t size, int kind) except -1:
         cdef Arrival arrival
@@ -600,3 +630,10 @@ cdef class Scheduler:
         Py_DECREF(<object>arrival.origin)
         Py_DECREF(<object>arrival.intake)
         return True
+
+
+cdef tuple channels_of(object channels):
+    try:
+        return tuple(channels)
+    except TypeError:
+        raise TypeError(f"channels {channels!r}: an iterable of channels is wanted") from None

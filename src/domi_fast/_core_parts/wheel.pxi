@@ -104,7 +104,7 @@ cdef class TimeWheel:
     cdef Timer beat_from(self, uint64_t now_ns, double period, object callback):
         if not callable(callback):
             raise TypeError(f"callback {callback!r} is not callable")
-        if not <double>self.resolution * 1e-9 <= period <= 1e9:
+        if not 0.0 < period <= 1e9 or <uint64_t>(period * 1e9 + 0.5) < self.resolution:
             raise ValueError(
                 f"period {period} s: from {self.resolution * 1e-9:g} s, one tick, to 1e9 s is "
                 "allowed")
