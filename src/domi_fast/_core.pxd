@@ -3,7 +3,8 @@
 
 One thread rule covers everything below: all of it belongs to the thread that runs the event loop
 (the *loop thread*), and is touched with the GIL held. The exceptions are said where they stand:
-`Context`'s answering methods, which post to the loop thread from any other.
+`Context`'s answering methods, which post to the loop thread from any other, and what a serial
+thread has (the last two sections).
 
 The parts, each built on those above it in this list (a timer that fires, and a flush, reach back
 down to what they are for):
@@ -17,8 +18,13 @@ down to what they are for):
     dispatch.pxi     Context and Request: one message each way
     status.pxi       how a message failed: statuses and exceptions
     routes.pxi       the router's table of who subscribes to what
-    router.pxi       one a node: channels, peers, correlation, the verbs
+    verbs.pxi        the verbs, for whatever can send
+    router.pxi       one a node: channels, peers, correlation
+    control.pxi      the library's own channels
+    batch.pxi        handlers of lists
     relay.pxi        guests: what a node does for clients that have no machine id
+    serial.pxi       serial mode on the node's loop
+    serial_thread.pxi  serial mode on a thread of its own
 """
 
 from cpython.object cimport PyObject
@@ -414,7 +420,15 @@ cdef struct ChannelEntry:
     Route* guests               # owned, or NULL: guests of this node that subscribe to it
 
 
-cdef class Router:
+cdef class Verbs:
+    cdef int send_notify(self, int channel, object data, object to) except -1
+    cdef int send_publish(self, int channel, object data, object to) except -1
+    cdef int send_call(self, int channel, object data, int reply, object to) except -1
+    cdef object send_request(self, int channel, object data, object timeout, object to)
+    cdef int send_stages(self, list channels, object data) except -1
+
+
+cdef class Router(Verbs):
     cdef:
         Engine engine           # None before the start
         readonly int id         # machine id; -1 before the start
@@ -443,6 +457,7 @@ cdef class Router:
         size_t low_water
         uint32_t frame_limit
         dict totals             # counters by name
+        ThreadScheduler reporter    # whose thread on_error runs on; None: the loop thread
         uint64_t frames_in, frames_out, bytes_in, bytes_out
 
     cdef int forget_handlers(self) except -1
@@ -450,14 +465,12 @@ cdef class Router:
     cdef int check_open(self) except -1
     cdef int require_engine(self) except -1
     cdef int check_running(self) except -1
-    cdef int check_channel(self, object channel) except -1
     cdef Session session_to(self, object machine)
     cdef Session pick(self, int number, object to)
     cdef Session pick_named(self, int number, object to)
     cdef Request open_request(self, Session session, uint16_t channel, object timeout)
     cdef uint32_t take_slot(self, int channel) except? 0xFFFFFFFF
     cdef int free_slot(self, uint32_t slot) except -1
-    cdef int send_call(self, int number, object data, int reply, object to) except -1
     cdef int send_stage(self, int channel, object data, const uint8_t* rest,
                         uint16_t size) except -1
 
@@ -465,8 +478,6 @@ cdef class Router:
     cdef int deliver_rare(self, Session session, RawFrame* frame) except -1
     cdef int run_handler(self, ChannelEntry* entry, Session session, RawFrame* frame) except -1
     cdef int call_handler(self, PyObject* handler, Context context, bint to_its_end) except -1
-    cdef int run_several(self, object handler, object argument, tuple contexts) except -1
-    cdef int several_failed(self, tuple contexts, object error) except -1
     cdef int reject_context(self, Context context, uint8_t status) except -1
     cdef int handler_raised(self, Context context) except -1
     cdef int handler_failed(self, Context context, object error) except -1
@@ -475,9 +486,7 @@ cdef class Router:
     cdef int task_ended(self, object task, Context context) except -1
     cdef int answer_failure(self, Context context, uint8_t status, bytes text) except -1
     cdef int handle_answer(self, Session session, RawFrame* frame) except -1
-    cdef bint handle_library(self, Session session, RawFrame* frame) except -1
     cdef int reject(self, Session session, uint8_t status, RawFrame* frame) except -1
-    cdef int handle_reject(self, Session session, RawFrame* frame) except -1
     cdef int report(self, object error, object frame) except -1
     cdef int count(self, str name) except -1
 
@@ -542,8 +551,8 @@ cdef class SerialChannel:
     cdef:
         Scheduler scheduler
         SerialGroup group       # None once it was unsubscribed
+        int channel
         int place               # of the channel in the group
-        bint batch              # the group's handler takes lists
 
     cdef int accept(self, Session session, RawFrame* frame) except -1
     cdef bint put_context(self, Context context) except -1
@@ -551,6 +560,9 @@ cdef class SerialChannel:
 
 
 cdef class Scheduler(Turn):
+    # The loop thread puts into the ring; the rest is the serial thread's. Where the two differ, the
+    # loop thread changes groups, intakes and the wheel too: with the GIL held, and only where a
+    # handler could have done the same, since only Python code gives the GIL up.
     cdef:
         Router router
         Engine engine           # None before the start
@@ -560,30 +572,36 @@ cdef class Scheduler(Turn):
         readonly TimeWheel wheel
         list groups
         int state               # SERIAL_*
-        int timer_fd            # owned: the kernel's timer; -1 unless it runs
-        uint64_t armed          # nanoseconds: when it expires; NEVER when it does not
         uint64_t drain_ns
         uint64_t timer_ns
+        uint64_t spin_ns
+        str name
+        uint64_t now            # nanoseconds: when the last tick began with the timers
         Py_ssize_t max_pending
         Context spare           # what the next message is shown in; None while a handler has it
         list batches            # groups whose `batch` has something
-        object emptied          # a future of stop_taking(), until the ring is empty; or None
+        object emptied          # a future of stop_taking(), until there is nothing left; or None
         bint ready              # stands in the engine's list
         bint ticking
-        bint resuming           # the loop is to call resume()
         bint called             # a handler, since the clock was looked at
 
+    cdef int check_caller(self) except -1
+    cdef int on_loop(self, object function, tuple arguments) except -1
+    cdef int arm(self) except -1
+    cdef int abandon(self, list contexts) except -1
     cdef int check_new(self, str verb) except -1
     cdef int check_not_closed(self) except -1
     cdef int add_group(self, tuple channels, object handler, bint all_of_them,
                        bint batch) except -1
-    cdef int install(self, SerialGroup group) except -1
-    cdef int uninstall(self, int number) except -1
     cdef int remove_group(self, SerialGroup group) except -1
+    cdef int open(self) except -1
+    cdef int close(self) except -1
+    cdef int take_no_more(self) except -1
+    cdef int end(self) except -1
     cdef int check_timers(self) except -1
-    cdef int arm(self) except -1
     cdef int awaken(self) except -1
     cdef bint has_work(self) noexcept
+    cdef int run_tick(self) except -1
     cdef int run_batches(self, uint64_t until) except -1
     cdef int run_batch(self, SerialGroup group) except -1
     cdef bint fire_timers(self, uint64_t now) except -1
@@ -591,3 +609,67 @@ cdef class Scheduler(Turn):
     cdef int run_arrival(self, uint8_t* payload, uint32_t size, int kind) except -1
     cdef int refuse(self, Session session, RawFrame* frame) except -1
     cdef bint drop_record(self) noexcept
+
+
+cdef class LoopScheduler(Scheduler):
+    cdef:
+        int timer_fd            # owned: the kernel's timer; -1 unless it runs
+        uint64_t armed          # nanoseconds: when it expires; NEVER when it does not
+        bint resuming           # the loop is to call resume()
+
+    cdef int after_tick(self) except -1
+
+
+# --------------------------------------------------------------------------------- serial, threaded
+
+cdef struct Departure:
+    # A record of an Outbound's ring, of kind RING_FRAME; data of `size` bytes follows. The other
+    # kind, RING_REFERENCE, is a strong reference to a tuple (function, arguments).
+    PyObject* context           # strong: the message that this answers; or NULL
+    PyObject* whole             # strong: the bytes object that is the data; or NULL
+    uint32_t size
+    int to                      # machine id; -1 when it is for any subscriber
+    uint16_t channel
+    uint16_t reply
+    uint8_t verb                # VERB_*
+
+
+cdef class Outbound(Verbs):
+    # The serial thread puts into the ring, the loop thread takes out of it.
+    cdef:
+        ThreadScheduler scheduler
+        Router router
+        Engine engine           # None before the start
+        Ring* ring              # owned (ring_new)
+        uint64_t most           # bytes of data that are copied into the ring
+        int wake_fd             # owned: an eventfd by which the loop thread is woken; or -1
+
+    cdef bint is_here(self) except -1
+    cdef bint check_node(self) except -1
+    cdef int check_route(self, int channel, object to) except -1
+    cdef int put(self, uint8_t verb, int channel, int reply, object to, object data,
+                 Context context) except -1
+    cdef int wake(self) except -1
+    cdef int on_loop(self, object function, tuple arguments) except -1
+    cdef int open(self, Engine engine) except -1
+    cdef int close(self) except -1
+    cdef int rest(self) except -1
+    cdef int drain(self) except -1
+    cdef int depart(self, uint8_t* payload, uint32_t size, int kind) except -1
+    cdef bint drop_record(self) noexcept
+
+
+cdef class ThreadScheduler(Scheduler):
+    cdef:
+        Outbound outbound
+        object thread           # None before the start
+        object posts            # a deque of (function, arguments), appended to by any thread
+        int wake_fd             # owned: an eventfd by which the serial thread is woken; or -1
+        uint64_t traffic        # nanoseconds: when there was something to run the last time
+        bint has_ended          # the thread has called its last handler
+
+    cdef bint is_here(self) noexcept
+    cdef int wake(self) except -1
+    cdef int run_posts(self) except -1
+    cdef int wait(self) except -1
+    cdef bint spin(self, uint64_t due) except -1

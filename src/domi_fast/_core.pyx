@@ -6,10 +6,12 @@ One module, because calls inside a module inline and calls between modules do no
 """
 
 import asyncio
+import concurrent.futures
 import inspect
 import logging
 import os
 import sys
+import threading
 import weakref
 from asyncio import CancelledError, InvalidStateError
 from collections import deque
@@ -24,7 +26,7 @@ from cpython.buffer cimport (
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF, Py_XINCREF
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -46,6 +48,10 @@ include "_core_parts/ring.pxi"
 include "_core_parts/dispatch.pxi"
 include "_core_parts/status.pxi"
 include "_core_parts/routes.pxi"
+include "_core_parts/verbs.pxi"
 include "_core_parts/router.pxi"
+include "_core_parts/control.pxi"
+include "_core_parts/batch.pxi"
 include "_core_parts/relay.pxi"
 include "_core_parts/serial.pxi"
+include "_core_parts/serial_thread.pxi"

@@ -90,7 +90,10 @@ class Client(Endpoint):
             frame_limit=config.frame_limit,
             on_error=config.on_error,
         )
-        super().__init__(router)
+        super().__init__(router, router, router)
+        self.subscribe = router.subscribe
+        self.unsubscribe = router.unsubscribe
+        self.request = router.request
         self._session: Session | None = None
         # Whether the node has taken this guest, once that is known.
         self._taken: asyncio.Future[bool] | None = None

@@ -239,11 +239,12 @@ class SerialConfig(Checked):
 
     :ivar ring_size: bytes of the ring in which messages wait: a power of two, 2**12 to 2**30.
     :ivar tick: seconds: the resolution of ``call_later`` and ``every``, 0.00001 to 1.
-    :ivar thread: run the handlers on a thread of their own.
+    :ivar thread: run handlers and timers on a thread of their own, not on the node's loop.
     :ivar max_pending: messages of a channel that may wait for those that they are joined with.
     :ivar drain_budget: seconds that the ring may take of a tick before the timers have their turn.
     :ivar timer_budget: seconds that due timers may take of a tick before the ring has its turn.
-    :ivar busy_poll: seconds to keep polling after the last message before sleeping.
+    :ivar busy_poll: seconds to keep looking for more after the last message before sleeping, at
+        most 1; it costs a core meanwhile.
     """
 
     ring_size: int = 2 * MIB
@@ -255,14 +256,15 @@ class SerialConfig(Checked):
     busy_poll: float = 0.0
 
     def __post_init__(self) -> None:
-        self._check_built(thread=False, busy_poll=0.0)
         self._check_type("ring_size", int)
+        self._check_type("thread", bool)
         self._check_type("max_pending", int)
         if not 1 << 12 <= self.ring_size <= 1 << 30 or self.ring_size & (self.ring_size - 1):
             raise ValueError(
                 f"ring_size {self.ring_size}: a power of two from {1 << 12} to {1 << 30} bytes is "
                 "wanted"
             )
+        self._check_range("busy_poll", 0.0, 1.0)
         self._check_range("tick", 0.00001, 1.0)
         self._check_range("max_pending", 1, 1 << 30)
         self._check_range("drain_budget", 0.00001, 1.0)

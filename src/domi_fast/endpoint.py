@@ -1,4 +1,4 @@
-"""Endpoint: what a node and a guest have in common, above all the compiled router's verbs."""
+"""Endpoint: what nodes, guests and serial mode have in common, above all the core's verbs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any
 
-from ._core import Router
+from ._core import Router, Scheduler, Verbs
 from .config import check_on_error
 from .errors import DomiError
 from .messages import Messages, watch
@@ -32,10 +32,13 @@ VERBS = (
 
 
 class Endpoint(ABC):
-    """Sends, subscribes and closes once; :class:`Node` and :class:`Client` add how to connect.
+    """Sends, subscribes and closes once; Node and Client add how to connect, Serial how to run.
 
-    :param router: its methods become the endpoint's own, of each instance: a subclass cannot
-        override a verb, and one that tries is a TypeError.
+    :param router: the core's router, of this or of the node that this stands on.
+    :param verbs: what sends: the router, or what gives it messages of a serial thread. Its methods
+        become the endpoint's own, of each instance: a subclass cannot override a verb, and one that
+        tries is a TypeError.
+    :param watched: where the channels of ``watch_channel`` are subscribed.
     """
 
     def __init_subclass__(cls) -> None:
@@ -46,22 +49,20 @@ class Endpoint(ABC):
                     "give the method another name"
                 )
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, verbs: Verbs, watched: Router | Scheduler) -> None:
         self._router = router
+        self._watched = watched
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Future[None] | None = None
         self._watches: weakref.WeakSet[Messages] = weakref.WeakSet()
-        self.subscribe = router.subscribe
-        self.unsubscribe = router.unsubscribe
-        self.notify = router.notify
-        self.publish = router.publish
-        self.call = router.call
-        self.request = router.request
-        self.ventilator = router.ventilator
-        self.notify_many = router.notify_many
-        self.publish_many = router.publish_many
-        self.call_many = router.call_many
-        self.reply_many = router.reply_many
+        self.notify = verbs.notify
+        self.publish = verbs.publish
+        self.call = verbs.call
+        self.ventilator = verbs.ventilator
+        self.notify_many = verbs.notify_many
+        self.publish_many = verbs.publish_many
+        self.call_many = verbs.call_many
+        self.reply_many = verbs.reply_many
         self.counters = router.counters
 
     async def close(self) -> None:
@@ -104,7 +105,7 @@ class Endpoint(ABC):
             answered with Overloaded, anything else is dropped and counted
             (``handlers_overloaded``).
         """
-        async with watch(self._router, self._router, self._watches, channel, maxsize) as messages:
+        async with watch(self._watched, self._router, self._watches, channel, maxsize) as messages:
             yield messages
 
     def _end_watches(self) -> None:

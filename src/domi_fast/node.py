@@ -44,13 +44,16 @@ class Node(Endpoint):
             frame_limit=config.frame_limit,
             on_error=config.on_error,
         )
-        super().__init__(router)
+        super().__init__(router, router, router)
         self._mesh = Mesh(
             router, config, open_registry(config.registry or default_url(config.cluster))
         )
         self._state = "new"
         self._starting: asyncio.Future[None] | None = None
         self._closers: set[asyncio.Task[Any]] = set()
+        self.subscribe = router.subscribe
+        self.unsubscribe = router.unsubscribe
+        self.request = router.request
         self.drained = router.drained
         self.subscribers = router.subscribers
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
-from types import TracebackType
 from typing import Any
 
-from ._core import Scheduler
+from ._core import LoopScheduler, Scheduler, ThreadScheduler, Verbs
 from .config import SerialConfig
-from .errors import DomiError
-from .messages import Messages, watch
+from .endpoint import Endpoint
 from .node import Node
 
 
-class Serial:
+class Serial(Endpoint):
     """Serial mode of one node: what is subscribed here runs one handler at a time, in turn.
 
     ``Serial(node, ring_size=2**21, tick=0.001, ...)``: every keyword is a field of
@@ -27,8 +22,13 @@ class Serial:
     is refused: a request gets Overloaded, the sender's ``on_error`` hears of anything else, and
     ``ring_full`` of the node's counters counts it.
 
+    Handlers, timers and ``on_error`` run on the node's loop, or with ``thread=True`` on a thread of
+    their own, from which the verbs go by way of a second ring of ``ring_size`` to the loop. These
+    methods may be called from both threads, and from no other. ``request`` gives the serial thread
+    a :class:`concurrent.futures.Future` and the loop thread what it can await.
+
     A component like its node, which is started before it and closed after it:
-    ``run(node, serial)``. It sends with the node's own verbs.
+    ``run(node, serial)``.
 
     :raises ValueError, TypeError: a setting is out of its range, unknown or of the wrong kind.
     """
@@ -45,18 +45,11 @@ class Serial:
         self.config = config = SerialConfig(ring_size, tick, thread, **settings)
         if not isinstance(node, Node):
             raise TypeError(f"node {node!r}: a Node is wanted")
+        scheduler, verbs = _make(node, config)
+        # Whoever watches is a task, and runs on the loop.
+        super().__init__(node._router, verbs, node._router if thread else scheduler)
         self._node = node
-        self._scheduler = scheduler = Scheduler(
-            node._router,
-            config.ring_size,
-            config.tick,
-            config.max_pending,
-            config.drain_budget,
-            config.timer_budget,
-        )
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._closing: asyncio.Future[None] | None = None
-        self._watches: weakref.WeakSet[Messages] = weakref.WeakSet()
+        self._scheduler = scheduler
         self.subscribe = scheduler.subscribe
         self.subscribe_race = scheduler.subscribe_race
         self.subscribe_all = scheduler.subscribe_all
@@ -64,17 +57,8 @@ class Serial:
         self.unsubscribe_group = scheduler.unsubscribe_group
         self.call_later = scheduler.call_later
         self.every = scheduler.every
-        self.notify = node.notify
-        self.publish = node.publish
-        self.call = node.call
-        self.request = node.request
-        self.ventilator = node.ventilator
-        self.notify_many = node.notify_many
-        self.publish_many = node.publish_many
-        self.call_many = node.call_many
-        self.reply_many = node.reply_many
+        self.request = verbs.request
         self.drained = node.drained
-        self.counters = node.counters
 
     async def start(self) -> None:
         """Subscribe the channels at the node, which has started, and run.
@@ -93,11 +77,7 @@ class Serial:
 
         :raises DomiError: it was called on another loop than the one that it was started on.
         """
-        if self._loop not in (None, asyncio.get_running_loop()):
-            raise DomiError("closed on another event loop than the one that it was started on")
-        if self._closing is None:
-            self._closing = asyncio.ensure_future(self._close())
-        await asyncio.shield(self._closing)
+        await super().close()
 
     async def _close(self) -> None:
         try:
@@ -106,34 +86,16 @@ class Serial:
                 await emptied
         finally:
             self._scheduler.finish()
-            for messages in list(self._watches):
-                messages.finish()
+            self._end_watches()
 
     async def __aenter__(self) -> Serial:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
-
     @property
     def node(self) -> Node:
         """The node whose channels these are."""
         return self._node
-
-    @property
-    def on_error(self) -> Callable[[DomiError, Any], object] | None:
-        """The node's ``on_error``, which runs on the same thread as the handlers."""
-        return self._node.on_error
-
-    @on_error.setter
-    def on_error(self, function: Callable[[DomiError, Any], object] | None) -> None:
-        self._node.on_error = function
 
     @property
     def backlog(self) -> int:
@@ -145,8 +107,20 @@ class Serial:
         """Messages that wait for those that they are to be joined with."""
         return self._scheduler.waiting
 
-    def watch_channel(
-        self, channel: int, maxsize: int = 1024
-    ) -> AbstractAsyncContextManager[Messages]:
-        """As :meth:`Node.watch_channel`, with the messages in their turn among the handlers'."""
-        return watch(self._scheduler, self._node._router, self._watches, channel, maxsize)
+
+def _make(node: Node, config: SerialConfig) -> tuple[Scheduler, Verbs]:
+    """What runs the handlers, and what sends from where they run."""
+    arguments = (
+        node._router,
+        config.ring_size,
+        config.tick,
+        config.max_pending,
+        config.drain_budget,
+        config.timer_budget,
+        config.busy_poll,
+        f"serial-{node.config.name}",
+    )
+    if config.thread:
+        scheduler = ThreadScheduler(*arguments)
+        return scheduler, scheduler.verbs
+    return LoopScheduler(*arguments), node._router

@@ -15,6 +15,8 @@ from domi_fast import (
     Node,
     NodeConfig,
     RegistryError,
+    Serial,
+    SerialConfig,
 )
 from tests.support import echo, forget_records, nodes
 
@@ -239,3 +241,40 @@ def test_the_order_of_a_nodes_settings_is_public() -> None:
         "localhost",
         7000,
     )
+
+
+# -------------------------------------------------------------------------------------- serial mode
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "text"),
+    [
+        ({"ring_size": 5000}, ValueError, "a power of two from 4096 to 1073741824"),
+        ({"ring_size": 2.0**21}, TypeError, "int is wanted"),
+        ({"tick": 0.000001}, ValueError, "tick 1e-06: a number from 1e-05 to 1"),
+        ({"tick": 2}, ValueError, "a number from 1e-05 to 1"),
+        ({"max_pending": 0}, ValueError, "max_pending 0: a number from 1"),
+        ({"max_pending": 1.5}, TypeError, "int is wanted"),
+        ({"drain_budget": 0}, ValueError, "drain_budget 0: a number from 1e-05 to 1"),
+        ({"timer_budget": 5.0}, ValueError, "timer_budget 5.0: a number from 1e-05 to 1"),
+        ({"colour": 1}, TypeError, "Serial has no setting colour; it has ring_size, tick"),
+        ({"thread": 1}, TypeError, "thread 1: bool is wanted"),
+        ({"busy_poll": 1.5}, ValueError, "busy_poll 1.5: a number from 0.0 to 1.0"),
+    ],
+)
+def test_serial_settings_that_are_not_allowed(
+    settings: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        Serial(Node("a", registry="memory://unused"), **settings)
+
+
+def test_serial_mode_of_what_is_no_node() -> None:
+    with pytest.raises(TypeError, match="a Node is wanted"):
+        Serial("node")  # type: ignore[arg-type]
+
+
+def test_the_default_settings_of_serial_mode() -> None:
+    config = Serial(Node("a", registry="memory://unused")).config
+    assert config == SerialConfig(2 * 1024 * 1024, 0.001, False)
+    assert config.max_pending == 65536

@@ -79,7 +79,7 @@ cdef extern from *:
     void store32 "domi_store32"(uint8_t* p, uint32_t v) noexcept
     void store64 "domi_store64"(uint8_t* p, uint64_t v) noexcept
     void copy "domi_copy"(void* to, const void* source, size_t n) noexcept
-    uint64_t monotonic_ns "domi_monotonic"() noexcept
+    uint64_t monotonic_ns "domi_monotonic"() noexcept nogil
     enum:
         LIVE_SESSION
         LIVE_SEGMENT
@@ -215,5 +215,6 @@ cdef enum:
     BATCH_MOST = 256            # contexts that a handler of lists is given at once
     CONTEXT_WIRE = 48           # bytes of message and extend that a context holds itself
     CLOCK_EVERY = 16            # frames between two looks at the clock
+    SPINS_TO_YIELD = 64         # looks in vain after which a spinning thread lets others run
 
 cdef uint64_t NEVER = <uint64_t>0xFFFFFFFFFFFFFFFFULL

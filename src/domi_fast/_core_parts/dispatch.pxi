@@ -114,14 +114,20 @@ cdef class Context:
 
     cdef object foreign(self, str name, object argument):
         # Called from another thread, with everything checked that can be checked there: post.
+        cdef Outbound here = outbound_here()
         if self.session.state == SESSION_CLOSED:
             raise self.session.lost_error()
-        if name != "error":
-            argument = bytes_of(argument)
+        if here is None or here.engine is not self.session.engine:
+            argument = argument if name == "error" else bytes_of(argument)
+            self.session.engine.call_soon_threadsafe(self._posted_answer, name, argument)
+        elif name == "reply":
+            here.put(VERB_REPLY, self.channel, 0, None, argument, self)
+        else:
+            argument = argument if name == "error" else bytes_of(argument)
+            here.on_loop(self._posted_answer, (name, argument))
         self.posted = True
         if self.unanswered is not None:
             self.unanswered.owed = False
-        self.session.engine.call_soon_threadsafe(self._posted_answer, name, argument)
 
     def _posted_answer(self, str name, argument):
         """What another thread answered, now on the loop thread."""

@@ -82,11 +82,11 @@ cdef int relay_verb(Router router, Session guest, const uint8_t* p, uint16_t siz
     elif verb == VERB_PUBLISH:
         router.publish(channel, data, to=to)
     elif verb == VERB_PIPELINE:
-        router.check_channel(channel)
+        check_channel(channel)
         router.send_stage(channel, data, p + RELAY_EXTEND, size - RELAY_EXTEND)
     elif verb == VERB_CALL:
-        router.check_channel(reply_channel)
-        session = router.pick(router.check_channel(channel), to)
+        check_channel(reply_channel)
+        session = router.pick(check_channel(channel), to)
         if not session.extended:
             raise errors.DomiError(
                 f"node {session.peer} speaks the plain protocol, which cannot answer a guest",
@@ -97,7 +97,7 @@ cdef int relay_verb(Router router, Session guest, const uint8_t* p, uint16_t siz
         store32(extend + 5, guest.token)
         session.put(channel, data, extend, GUEST_CALL_EXTEND)
     elif verb == VERB_REQUEST:
-        session = router.pick(router.check_channel(channel), to)
+        session = router.pick(check_channel(channel), to)
         if not session.extended:
             raise errors.DomiError(
                 f"node {session.peer} speaks the plain protocol, which has no requests",

@@ -32,10 +32,13 @@
    puts, gets: relaxed. Numbers for people; nothing is reached through them. A put is counted before
        its record is published, so that the consumer never counts more gets than puts.
    sleeping, exchange on both sides: acquire and release. Read-modify-writes of one variable have
-       one order. If the producer's comes after the consumer's, it reads 1 and the producer wakes
-       the consumer. If it comes before, the consumer's reads what the producer's wrote, so all
-       that the producer did before, the publishing among it, happens before the consumer's second
-       look at the ring, which finds the record. With plain loads and stores both could miss.  */
+       one order. If the producer's comes after the consumer's, it reads what the consumer wrote and
+       the producer wakes the consumer. If it comes before, the consumer's reads what the producer's
+       wrote, so all that the producer did before, the publishing among it, happens before the
+       consumer's second look at the ring, which finds the record. With plain loads and stores both
+       could miss.
+   sleeping, load by a spinning consumer: acquire. It only waits for the producer's exchange, and
+       looks at the ring after it.  */
 
 #ifndef DOMI_RING_H
 #define DOMI_RING_H
@@ -50,6 +53,7 @@
 #define RING_LINE 64
 
 enum { RING_FRAME = 1, RING_PAD = 2, RING_REFERENCE = 3 };
+enum { RING_AWAKE = 0, RING_SLEEPS = 1, RING_SPINS = 2 };
 
 typedef struct {
     /* Written by producers. */
@@ -178,10 +182,12 @@ static inline void domi_ring_publish(domi_ring *ring, uint8_t *payload, uint32_t
                           size << 2 | (uint32_t)kind, memory_order_release);
 }
 
-/* After publishing: whether the consumer sleeps and must be woken by the caller. */
+/* After publishing: whether the consumer sleeps and must be woken by the caller. One that spins
+   wakes by itself. */
 static inline int domi_ring_must_wake(domi_ring *ring)
 {
-    return atomic_exchange_explicit(&ring->sleeping, 0, memory_order_acq_rel) != 0;
+    return atomic_exchange_explicit(&ring->sleeping, RING_AWAKE, memory_order_acq_rel)
+           == RING_SLEEPS;
 }
 
 /* ---- the consumer, one thread ---- */
@@ -251,15 +257,22 @@ static inline void domi_ring_rewind(domi_ring *ring)
         atomic_store_explicit(&ring->tail, tail + rest, memory_order_release);
 }
 
-/* Before sleeping. Whatever is published from now on wakes; the consumer must look once more. */
-static inline void domi_ring_will_sleep(domi_ring *ring)
+/* Before sleeping or spinning (`how`). Whatever is published from now on wakes; the consumer must
+   look once more. */
+static inline void domi_ring_will_sleep(domi_ring *ring, uint32_t how)
 {
-    atomic_exchange_explicit(&ring->sleeping, 1, memory_order_acq_rel);
+    atomic_exchange_explicit(&ring->sleeping, how, memory_order_acq_rel);
 }
 
 static inline void domi_ring_is_awake(domi_ring *ring)
 {
-    atomic_exchange_explicit(&ring->sleeping, 0, memory_order_acq_rel);
+    atomic_exchange_explicit(&ring->sleeping, RING_AWAKE, memory_order_acq_rel);
+}
+
+/* While spinning: whether a producer has asked the consumer to look. */
+static inline int domi_ring_was_woken(domi_ring *ring)
+{
+    return atomic_load_explicit(&ring->sleeping, memory_order_acquire) == RING_AWAKE;
 }
 
 /* Whether there is nothing to peek at. */

@@ -8,6 +8,8 @@ cdef extern from "ring.h":
     enum:
         RING_FRAME
         RING_REFERENCE
+        RING_SLEEPS
+        RING_SPINS
     Ring* ring_new "domi_ring_new"(uint64_t capacity) noexcept
     void ring_free "domi_ring_free"(Ring* ring) noexcept
     uint64_t ring_most "domi_ring_most"(const Ring* ring) noexcept
@@ -20,6 +22,10 @@ cdef extern from "ring.h":
     void ring_rewind "domi_ring_rewind"(Ring* ring) noexcept
     uint8_t* ring_peek "domi_ring_peek"(Ring* ring, uint32_t* size, int* kind) noexcept
     void ring_consume "domi_ring_consume"(Ring* ring, uint8_t* payload, uint32_t size) noexcept
+    bint ring_must_wake "domi_ring_must_wake"(Ring* ring) noexcept
+    void ring_will_sleep "domi_ring_will_sleep"(Ring* ring, uint32_t how) noexcept
+    void ring_is_awake "domi_ring_is_awake"(Ring* ring) noexcept
+    bint ring_was_woken "domi_ring_was_woken"(Ring* ring) noexcept nogil
     uint64_t ring_count "domi_ring_count"(Ring* ring) noexcept
     bint ring_is_empty "domi_ring_is_empty"(Ring* ring) noexcept
     uint64_t ring_used "domi_ring_used"(Ring* ring) noexcept

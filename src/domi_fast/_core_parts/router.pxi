@@ -35,12 +35,6 @@ cdef int machine_of(object machine) except -1:
     return <int>number if 0 <= number < MAX_MACHINES else MAX_MACHINES
 
 
-cdef inline int channel_number(Router router, object channel) except -1:
-    # Nearly always a small int that is in range; everything else is looked at in full.
-    cdef long number = small_int(channel)
-    return <int>number if USER_FIRST <= number <= USER_LAST else router.check_channel(channel)
-
-
 @cython.final
 cdef class Router:
     """Channels, peers and verbs of one node (or of a guest, which has a node for an uplink).
@@ -250,7 +244,7 @@ cdef class Router:
         :raises ValueError: the channel is not one that may be subscribed.
         :raises DomiError: the channel has a handler already.
         """
-        cdef int number = channel_number(self, channel)
+        cdef int number = channel_number(channel)
         self.check_open()
         if handler is ...:
             return lambda function: self.subscribe(channel, function, batch=batch) or function
@@ -288,7 +282,7 @@ cdef class Router:
 
         :raises DomiError: the channel has no handler.
         """
-        cdef int number = channel_number(self, channel)
+        cdef int number = channel_number(channel)
         cdef ChannelEntry* entry = &self.channels[number]
         cdef PyObject* handler = entry.handler
         if self.engine is not None:
@@ -298,23 +292,6 @@ cdef class Router:
         entry.handler = NULL
         maybe_not_local(self, number)
         Py_DECREF(<object>handler)
-
-    cdef int check_channel(self, object channel) except -1:
-        # For the verbs and subscriptions: 50-65499, or a library channel by name.
-        cdef long number
-        cdef int overflow = 0
-        if not PyLong_Check(channel):
-            raise TypeError(f"channel {channel!r}: a channel is an int")
-        number = PyLong_AsLongAndOverflow(channel, &overflow)
-        if not overflow and USER_FIRST <= number <= USER_LAST:
-            return <int>number
-        if not isinstance(channel, library_channel):
-            raise ValueError(
-                f"channel {channel}: users have 50-65499; the library's own channels are "
-                "members of LibraryChannel")
-        if CH_NIL < number <= CH_RELAY:
-            raise ValueError(f"channel {number} ({channel.name}) is served by the core")
-        return <int>number
 
     # ----------------------------------------------------------------------------------- the verbs
 
@@ -366,72 +343,42 @@ cdef class Router:
                 f"node {to} does not subscribe to channel {number}", channel=number, peer=to)
         return session
 
-    def notify(self, channel, data, *, to=None):
-        """Send to one subscriber, round robin; no answer.
-
-        :param channel: 50-65499.
-        :param data: bytes-like.
-        :param to: machine id of the subscriber that shall get it.
-        :raises NoSubscriber: nobody subscribes (or ``to`` does not).
-        :raises PeerLost: there is no session with ``to``.
-        :raises Overloaded: too much waits for that subscriber already.
-        :raises FrameError: the data is larger than a frame may be.
-        """
-        cdef int number = channel_number(self, channel)
+    cdef int send_notify(self, int channel, object data, object to) except -1:
         if self.uplink is not None:
-            uplink_send(self, VERB_NOTIFY, number, data, 0, to, 0, NO_DEADLINE, None)
-        else:
-            self.pick(number, to).put(<uint16_t>number, data, NULL, 0)
+            return uplink_send(self, VERB_NOTIFY, channel, data, 0, to, 0, NO_DEADLINE, None)
+        return self.pick(channel, to).put(<uint16_t>channel, data, NULL, 0)
 
-    def publish(self, channel, data, *, to=None):
-        """Send to every subscriber; no answer.
-
-        A subscriber that cannot be sent to (its queue is full) does not hold up the others: it is
-        reported to ``on_error``.
-
-        :param to: machine id: only to the subscribers at that node.
-        :returns: the number of nodes that it was sent to (0 when nobody subscribes; a guest, which
-            leaves the sending to its node, gets 1).
-        :raises FrameError: the data is larger than a frame may be.
-        """
+    cdef int send_publish(self, int channel, object data, object to) except -1:
         cdef uint8_t tag = TAG_PUBLISH
         cdef Route* route
         cdef Session session
-        cdef int number = channel_number(self, channel)
         cdef int sent = 0
         cdef list targets
         cdef uint32_t i
         if not PyBytes_CheckExact(data):
             data = bytes_of(data)
         if self.uplink is not None:
-            uplink_send(self, VERB_PUBLISH, number, data, 0, to, 0, NO_DEADLINE, None)
+            uplink_send(self, VERB_PUBLISH, channel, data, 0, to, 0, NO_DEADLINE, None)
             return 1
         if to is not None:
-            session = self.pick(number, to)
-            session.put(<uint16_t>number, data, &tag, 1 if session.extended else 0)
+            session = self.pick(channel, to)
+            session.put(<uint16_t>channel, data, &tag, 1 if session.extended else 0)
             return 1
         self.require_engine()
-        route = self.channels[number].route
+        route = self.channels[channel].route
         if route is NULL:
             return 0
         # A session that fails while it is written to leaves the route: go by a copy.
         targets = [<object>route.members[i] for i in range(route.count)]
         for session in targets:
             try:
-                session.put(number, data, &tag, 1 if session.extended else 0)
+                session.put(channel, data, &tag, 1 if session.extended else 0)
                 sent += 1
             except (errors.Overloaded, errors.PeerLost) as error:
-                self.report(error, Frame(number, data))
+                self.report(error, Frame(channel, data))
         return sent
 
-    def call(self, channel, data, reply_channel, *, to=None):
-        """Send to one subscriber, round robin; its reply arrives here on ``reply_channel``.
-
-        Raises as :meth:`notify` does.
-        """
-        self.send_call(channel_number(self, channel), data, channel_number(self, reply_channel), to)
-
-    cdef inline int send_call(self, int number, object data, int reply, object to) except -1:
+    cdef int send_call(self, int number, object data, int reply, object to) except -1:
         cdef uint8_t extend[GUEST_CALL_EXTEND]
         cdef Session session
         if self.uplink is not None:
@@ -449,135 +396,31 @@ cdef class Router:
         store16(extend + 2, <uint16_t>reply)
         return session.put(<uint16_t>number, data, extend, 4)
 
-    # Several messages at once: one crossing from Python instead of one a message.
-
-    def notify_many(self, channel, messages, *, to=None):
-        """:meth:`notify` for each of ``messages``, in order; how many that were.
-
-        Raises as ``notify`` does, at the first that is refused; ``sent`` of the error is how many
-        went before it.
-
-        :param messages: an iterable of bytes-like.
-        """
-        cdef int number = channel_number(self, channel)
-        cdef Py_ssize_t sent = 0
-        try:
-            for data in messages:
-                if self.uplink is not None:
-                    uplink_send(self, VERB_NOTIFY, number, data, 0, to, 0, NO_DEADLINE, None)
-                else:
-                    self.pick(number, to).put(<uint16_t>number, data, NULL, 0)
-                sent += 1
-        except errors.DomiError as error:
-            error.sent = sent
-            raise
-        return sent
-
-    def call_many(self, channel, messages, reply_channel, *, to=None):
-        """:meth:`call` for each of ``messages``, in order; how many that were.
-
-        Raises as :meth:`notify_many` does.
-        """
-        cdef int number = channel_number(self, channel)
-        cdef int reply = channel_number(self, reply_channel)
-        cdef Py_ssize_t sent = 0
-        try:
-            for data in messages:
-                self.send_call(number, data, reply, to)
-                sent += 1
-        except errors.DomiError as error:
-            error.sent = sent
-            raise
-        return sent
-
-    def publish_many(self, channel, messages, *, to=None):
-        """:meth:`publish` for each of ``messages``, in order; the sum of what it returns.
-
-        Raises as :meth:`notify_many` does.
-        """
-        cdef Py_ssize_t sent = 0, copies = 0
-        channel_number(self, channel)
-        try:
-            for data in messages:
-                copies += self.publish(channel, data, to=to)
-                sent += 1
-        except errors.DomiError as error:
-            error.sent = sent
-            raise
-        return copies
-
-    def reply_many(self, contexts, answers):
-        """``context.reply(answer)`` for each of ``contexts`` with the answer at its place.
-
-        Raises as :meth:`Context.reply` does, at the first that is refused; ``sent`` of the error is
-        how many were answered before it.
-
-        :param answers: as many bytes-like as there are contexts, or one (bytes, bytearray or
-            memoryview) for all.
-        :returns: how many were answered.
-        :raises ValueError: there are more contexts than answers, or fewer.
-        """
-        cdef Py_ssize_t sent = 0
-        cdef Context context
-        cdef list asked = list(contexts)
-        cdef list given
-        if isinstance(answers, (bytes, bytearray, memoryview)):
-            given = [answers] * len(asked)
-        else:
-            given = list(answers)
-        if len(asked) != len(given):
-            raise ValueError(f"{len(given)} answers for {len(asked)} contexts")
-        for item in asked:
-            if not isinstance(item, Context):
-                raise TypeError(f"{item!r} is not a Context")
-        try:
-            for context in asked:
-                context.reply_now(given[sent])
-                sent += 1
-        except errors.DomiError as error:
-            error.sent = sent
-            raise
-        return sent
-
-    def request(self, channel, data, timeout=..., *, to=None):
-        """Send to one subscriber, round robin, and await its answer.
-
-        A plain function: the message is on its way when it returns. Await what it returns for the
-        answer, bytes. A request has exactly one outcome.
-
-        :param timeout: seconds, None for no deadline; by default the node's ``request_timeout``.
-            The deadline travels with the message.
-        :raises NoSubscriber, PeerLost, Overloaded, FrameError: at once, as :meth:`notify` does;
-            the first three also when awaited.
-        :raises RemoteError: (awaited) the handler raised.
-        :raises DeadlineExceeded: (awaited) no answer in time; at once when ``timeout`` is not
-            above zero.
-        """
+    cdef object send_request(self, int channel, object data, object timeout, object to):
         cdef uint8_t extend[REQUEST_EXTEND]
         cdef Session session
         cdef Request request
         cdef uint32_t milliseconds
-        cdef int number = channel_number(self, channel)
         if self.uplink is not None:
             self.require_engine()
             session = self.uplink
         else:
-            session = self.pick(number, to)
+            session = self.pick(channel, to)
             if not session.extended:
                 raise errors.DomiError(
                     f"node {session.peer} speaks the plain protocol, which has no requests: "
                     "use call", channel=channel, peer=session.peer)
-        request = self.open_request(session, <uint16_t>number, timeout)
+        request = self.open_request(session, <uint16_t>channel, timeout)
         milliseconds = request.milliseconds
         try:
             if session is self.uplink:
-                uplink_send(self, VERB_REQUEST, number, data, 0, to, request.correlation,
+                uplink_send(self, VERB_REQUEST, channel, data, 0, to, request.correlation,
                             milliseconds, None)
             else:
                 extend[0] = TAG_REQUEST
                 store64(extend + 1, request.correlation)
                 store32(extend + 9, milliseconds)
-                session.put(<uint16_t>number, data, extend, REQUEST_EXTEND)
+                session.put(<uint16_t>channel, data, extend, REQUEST_EXTEND)
         except BaseException:
             request.release()
             raise
@@ -660,20 +503,10 @@ cdef class Router:
         Py_XDECREF(request)
         return 0
 
-    def ventilator(self, channels, data):
-        """Start a pipeline: the stages get the message one after the other, each calling ``next``.
-
-        :param channels: the stages, in order; at least one.
-        :raises NoSubscriber: nobody subscribes to the first stage.
-        """
-        cdef list numbers = [channel_number(self, channel) for channel in channels]
-        cdef bytes rest
-        if not numbers:
-            raise ValueError("a pipeline has at least one channel")
-        if len(numbers) > 16384:
-            raise ValueError(f"a pipeline of {len(numbers)} channels: at most 16384 are allowed")
-        rest = b"".join([number.to_bytes(2, "little") for number in numbers[1:]])
-        self.send_stage(numbers[0], data, <uint8_t*>PyBytes_AS_STRING(rest), <uint16_t>len(rest))
+    cdef int send_stages(self, list channels, object data) except -1:
+        cdef bytes rest = b"".join([number.to_bytes(2, "little") for number in channels[1:]])
+        return self.send_stage(
+            channels[0], data, <uint8_t*>PyBytes_AS_STRING(rest), <uint16_t>len(rest))
 
     cdef int send_stage(self, int channel, object data, const uint8_t* rest,
                         uint16_t size) except -1:
@@ -716,7 +549,7 @@ cdef class Router:
         cdef ChannelEntry* entry = &self.channels[frame.channel]
         cdef bint publish
         if frame.channel > USER_LAST:
-            if self.handle_library(session, frame) and entry.handler is not NULL:
+            if handle_library(self, session, frame) and entry.handler is not NULL:
                 return self.run_handler(entry, session, frame)
             return 0
         if session.role == ROLE_GUEST:
@@ -775,38 +608,6 @@ cdef class Router:
             Py_DECREF(<object>result)
         return 0
 
-    cdef int run_several(self, object handler, object argument, tuple contexts) except -1:
-        # As call_handler(), for several messages at once; what they raise is each one's failure.
-        cdef Context context
-        try:
-            check_ended(handler, handler(argument))
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:
-            self.several_failed(contexts, error)
-        finally:
-            for context in contexts:
-                if context.is_owed() and context.unanswered is None:
-                    context.expect_answer()
-        return 0
-
-    cdef int several_failed(self, tuple contexts, object error) except -1:
-        cdef Context context
-        cdef uint8_t status = STATUS_REMOTE_ERROR
-        cdef bytes text = remote_error(error)
-        if isinstance(error, errors.Overloaded):
-            self.count("handlers_overloaded")
-            status, text = STATUS_OVERLOADED, text_of(error)
-        else:
-            self.count("handler_errors")
-            context = contexts[0]
-            log.error("the handler of %d messages failed, the first of them on channel %d",
-                      len(contexts), context.channel, exc_info=error)
-        for context in contexts:
-            if context.is_owed():
-                self.answer_failure(context, status, text)
-        return 0
-
     cdef int handler_raised(self, Context context) except -1:
         # An exception is set.
         try:
@@ -854,23 +655,30 @@ cdef class Router:
     cdef int handler_failed(self, Context context, object error) except -1:
         if isinstance(error, errors.Overloaded):
             self.count("handlers_overloaded")
-            if context.kind == KIND_REQUEST and not context.answered:
+            if context.is_owed():
                 self.answer_failure(context, STATUS_OVERLOADED, text_of(error))
             return 0
         self.count("handler_errors")
         log.error("the handler of channel %d failed on a message from node %d", context.channel,
                   context.sender, exc_info=error)
-        if context.kind == KIND_REQUEST and not context.answered:
+        if context.is_owed():
             self.answer_failure(context, STATUS_REMOTE_ERROR, remote_error(error))
         return 0
 
     cdef int answer_failure(self, Context context, uint8_t status, bytes text) except -1:
+        cdef Outbound here = outbound_here()
         context.set_answered()
+        if here is not None:
+            return here.on_loop(self.send_failure, (context, status, text))
+        self.send_failure(context, status, text)
+        return 0
+
+    def send_failure(self, Context context not None, uint8_t status, bytes text not None):
+        """Answer a request with a failure. On the loop thread."""
         try:
             context.answer(status, text)
         except (errors.PeerLost, errors.Overloaded):
             self.count("answers_lost")
-        return 0
 
     cdef int handle_answer(self, Session session, RawFrame* frame) except -1:
         cdef uint64_t correlation
@@ -891,37 +699,6 @@ cdef class Router:
             return request.settle(REQUEST_DONE, value, self.engine.depth == 1)
         return request.settle(REQUEST_FAILED, failure(
             frame.extend[8], value, request.channel, session.peer), False)
-
-    cdef bint handle_library(self, Session session, RawFrame* frame) except -1:
-        # Whether a handler on this channel may see the frame too.
-        cdef uint16_t channel = frame.channel
-        if channel == CH_HEARTBEAT:
-            session.control(CH_HEARTBEAT_REPLY, b"")
-        elif channel == CH_HEARTBEAT_REPLY or channel == CH_PONG:
-            pass
-        elif channel == CH_PING:
-            session.control(CH_PONG, b"pong")
-        elif channel == CH_EXIT:
-            text = PyBytes_FromStringAndSize(<char*>frame.data, min(frame.size, <uint32_t>1024))
-            session.fail(f"the peer said goodbye: {text.decode(errors='replace')}" if text
-                         else "the peer said goodbye")
-        elif channel == CH_NODE_NAME:
-            session.fail("a second node name", True)
-        elif not session.extended:
-            self.count("dropped_not_negotiated")
-        elif channel == CH_SUBSCRIPTIONS:
-            handle_subscriptions(self, session, frame)
-        elif channel == CH_REJECT:
-            self.handle_reject(session, frame)
-        elif channel == CH_RELAY and session.role == ROLE_GUEST:
-            handle_relay(self, session, frame)
-        elif self.channels[channel].handler is not NULL:
-            return True
-        else:
-            self.count("dropped_not_negotiated")
-            if frame.extend_size == REQUEST_EXTEND and frame.extend[0] == TAG_REQUEST:
-                self.reject(session, STATUS_NO_SUBSCRIBER, frame)
-        return False
 
     cdef int reject(self, Session session, uint8_t status, RawFrame* frame) except -1:
         # Tell the sender of a frame that nobody took it. A publish is nobody's in particular.
@@ -950,34 +727,24 @@ cdef class Router:
             self.count("rejects_lost")
         return 0
 
-    cdef int handle_reject(self, Session session, RawFrame* frame) except -1:
-        cdef uint16_t channel, extend_size
-        if frame.extend_size != REJECT_EXTEND:
-            return self.count("dropped_not_negotiated")
-        channel = load16(frame.extend + 1)
-        extend_size = load16(frame.extend + 3)
-        if extend_size > frame.size:
-            return self.count("dropped_not_negotiated")
-        data = frame_data(frame)
-        if session.role == ROLE_GUEST:
-            return relay_reject(self, frame, data, extend_size)
-        self.count("rejected")
-        return self.report(
-            failure(frame.extend[0], b"", channel, session.peer),
-            Frame(channel, data[extend_size:], data[:extend_size]))
-
     cdef int report(self, object error, object frame) except -1:
         # What was refused after the verb had returned.
         if self.on_error is None:
             log.warning("lost: %s (channel %d, %d bytes)", error, frame.channel, len(frame.data))
-            return 0
+        elif self.reporter is not None:
+            self.reporter.post(self.call_on_error, (error, frame))
+        else:
+            self.call_on_error(error, frame)
+        return 0
+
+    def call_on_error(self, error, frame):
+        """Call the program's ``on_error``, on the thread that it is to run on."""
         try:
             self.on_error(error, frame)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as raised:
             log.error("on_error failed", exc_info=raised)
-        return 0
 
     cdef int count(self, str name) except -1:
         self.totals[name] = self.totals.get(name, 0) + 1
@@ -1065,64 +832,6 @@ cdef class Router:
                     f"node {session.peer} went before the frame was sent",
                     channel=frame.channel, peer=session.peer), frame)
         return 0
-
-
-cdef int check_ended(object handler, object result) except -1:
-    # What a handler that must run to its end has returned.
-    if result is None or not inspect.isawaitable(result):
-        return 0
-    if PyCoro_CheckExact(<PyObject*>result):
-        result.close()
-    raise TypeError(
-        f"handler {handler!r} has returned {type(result).__name__}, which nobody will await: "
-        "subscribe it at the node, one message at a time")
-
-
-cdef bytes remote_error(object error):
-    # The text of STATUS_REMOTE_ERROR for what a handler raised.
-    return text_of(type(error).__name__) + b"\0" + text_of(error)
-
-
-@cython.final
-cdef class BatchChannel(Turn):
-    cdef int accept(self, Session session, RawFrame* frame) except -1:
-        cdef Context context = Context.__new__(Context)
-        fill_context(context, session, frame, session.engine.now)
-        self.contexts.append(context)
-        if not self.waiting:
-            self.waiting = True
-            session.engine.ready.append(self)
-        if len(self.contexts) == BATCH_MOST:
-            return self.run()
-        return 0
-
-    cdef int tick(self) except -1:
-        self.waiting = False
-        return self.run()
-
-    cdef int run(self) except -1:
-        cdef list contexts = self.contexts
-        if not contexts:
-            return 0
-        self.contexts = []
-        if self.router.channels[self.channel].handler is not <PyObject*>self:
-            self.router.abandon(contexts)
-            return 0
-        return self.router.run_several(self.handler, contexts, tuple(contexts))
-
-
-cdef int check_plain_handler(object handler, str reason) except -1:
-    # One that runs to its end when it is called.
-    if not callable(handler):
-        raise TypeError(f"handler {handler!r} is not callable")
-    if inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(
-            getattr(handler, "__call__", None)):
-        raise TypeError(
-            f"handler {handler!r} is an async def: {reason}; use def here")
-    if is_generator_function(handler):
-        raise TypeError(
-            f"handler {handler!r} is a generator, which nobody would run: use def")
-    return 0
 
 
 @cython.final

@@ -4,7 +4,8 @@
 # A tick drains the ring until its budget is used up, and then fires due timers until theirs is: a
 # full ring makes no timer later than that, and a storm of timers keeps the ring waiting no longer.
 # Invariants: a record owns a reference to what it names; a handler runs only within a tick, and no
-# tick within another; the loop thread alone puts into the ring. Owned by the loop thread.
+# tick within another; the loop thread alone puts into the ring. What runs the ticks is the serial
+# thread: the loop thread here (LoopScheduler), one of its own in serial_thread.pxi.
 
 cdef extern from *:
     """
@@ -70,7 +71,7 @@ cdef class SerialGroup:
         for queue in queues:
             if not queue:
                 self.missing += 1
-        router.run_several(self.handler, joined, joined.requests)
+        run_several(router, self.handler, joined, joined.requests)
         return 0
 
 
@@ -80,13 +81,15 @@ cdef class SerialChannel:
 
     cdef int accept(self, Session session, RawFrame* frame) except -1:
         cdef Scheduler scheduler = self.scheduler
+        cdef SerialGroup group = self.group
         cdef size_t size = <size_t>frame.size + frame.extend_size
         cdef Arrival arrival
         cdef Context context
         cdef uint8_t* payload
-        if scheduler.state == SERIAL_CLOSED:
+        if group is None or scheduler.state == SERIAL_CLOSED:
+            scheduler.router.count("dropped_no_subscriber")
             return scheduler.router.reject(session, STATUS_NO_SUBSCRIBER, frame)
-        if frame.owner is not NULL or size > scheduler.most or self.batch:
+        if frame.owner is not NULL or size > scheduler.most or group.batch is not None:
             # Too large for the ring, or will be kept in a context of its own anyway.
             context = Context.__new__(Context)
             fill_context(context, session, frame, session.engine.now)
@@ -112,14 +115,12 @@ cdef class SerialChannel:
         return scheduler.awaken()
 
     cdef inline int run(self, Context context) except -1:
-        cdef Router router = self.scheduler.router
         cdef SerialGroup group = self.group     # which its handler may take off
         if group is None:
-            router.abandon((context,))
-            return 0
+            return self.scheduler.abandon([context])
         if group.queues is not None:
             self.scheduler.called = True
-            return group.join(router, self.place, context)
+            return group.join(self.scheduler.router, self.place, context)
         if group.batch is not None:
             if not group.listed:
                 group.listed = True
@@ -130,7 +131,7 @@ cdef class SerialChannel:
                 return self.scheduler.run_batch(group)
             return 0
         self.scheduler.called = True
-        return router.call_handler(<PyObject*>group.handler, context, True)
+        return self.scheduler.router.call_handler(<PyObject*>group.handler, context, True)
 
     cdef bint put_context(self, Context context) except -1:
         # Whether there was room: a message by reference.
@@ -148,26 +149,27 @@ cdef class SerialChannel:
         return True
 
 
-@cython.final
 cdef class Scheduler:
-    """Runs the handlers of its channels, and its timers, one at a time on the loop of its node.
+    """Runs the handlers of its channels, and its timers, one at a time.
 
     :param ring_size: bytes, a power of two.
     :param tick: seconds: the resolution of the timers.
     :param max_pending: messages of a channel that may wait for those that they are joined with.
     :param drain_budget: seconds for the ring in each tick, before the timers' turn.
     :param timer_budget: seconds for the timers in each tick, before the ring's turn.
+    :param busy_poll: seconds to look for more after the last message before sleeping.
+    :param name: for people.
     """
 
     def __cinit__(self, Router router not None, ring_size, double tick, Py_ssize_t max_pending,
-                  double drain_budget, double timer_budget):
+                  double drain_budget, double timer_budget, double busy_poll, str name not None):
         cdef uint64_t capacity = ring_capacity(ring_size)
         self.router = router
-        self.timer_fd = -1
-        self.armed = NEVER
         self.max_pending = max_pending
         self.drain_ns = <uint64_t>(drain_budget * 1e9)
         self.timer_ns = <uint64_t>(timer_budget * 1e9)
+        self.spin_ns = <uint64_t>(busy_poll * 1e9)
+        self.name = name
         self.groups = []
         self.batches = []
         self.wheel = TimeWheel(tick)
@@ -185,8 +187,39 @@ cdef class Scheduler:
                 pass
             ring_free(self.ring)
             live(LIVE_RING, -1)
-        if self.timer_fd >= 0:
-            c_close(self.timer_fd)
+
+    # ----------------------------------------------------------------- what the two kinds differ in
+
+    def stop_taking(self):
+        """Take the channels off the node; what the ring holds is still run.
+
+        :returns: a future that is done when everything has run; None when it has.
+        """
+        raise NotImplementedError
+
+    cdef int check_caller(self) except -1:
+        # Raises unless this thread may change subscriptions and timers.
+        raise NotImplementedError
+
+    cdef int on_loop(self, object function, tuple arguments) except -1:
+        # Have the loop thread call it; where the caller is that thread, now.
+        raise NotImplementedError
+
+    cdef int arm(self) except -1:
+        # Have a tick run when the wheel's next timer is due.
+        raise NotImplementedError
+
+    cdef int open(self) except -1:
+        # On the loop thread, when it starts: what the ticks need.
+        raise NotImplementedError
+
+    cdef int close(self) except -1:
+        # On the loop thread, when the ticks are over: that goes, and what end() lets go of.
+        raise NotImplementedError
+
+    cdef int abandon(self, list contexts) except -1:
+        # Refuse what nobody will take any more.
+        return self.on_loop(self.router.abandon, (contexts,))
 
     # ------------------------------------------------------------------------------- subscriptions
 
@@ -245,8 +278,9 @@ cdef class Scheduler:
                        bint batch) except -1:
         cdef SerialGroup group
         cdef SerialChannel intake
-        cdef list numbers = [self.router.check_channel(channel) for channel in channels]
+        cdef list numbers = [check_channel(channel) for channel in channels]
         self.check_not_closed()
+        self.check_caller()
         if not numbers:
             raise ValueError("no channels: at least one is wanted")
         if len(set(numbers)) < len(numbers):
@@ -269,16 +303,16 @@ cdef class Scheduler:
             intake = SerialChannel.__new__(SerialChannel)
             intake.scheduler = self
             intake.group = group
+            intake.channel = number
             intake.place = place
-            intake.batch = batch
             self.intakes[number] = intake
         self.groups.append(group)
         if self.state == SERIAL_RUNNING:
-            self.install(group)
+            self.on_loop(self.install, (group,))
         return 0
 
-    cdef int install(self, SerialGroup group) except -1:
-        # All of the group's channels, or none.
+    def install(self, SerialGroup group not None):
+        """Put all of the group's channels, or none, into the node's table. On the loop thread."""
         cdef list done = []
         try:
             for number in group.channels:
@@ -289,7 +323,6 @@ cdef class Scheduler:
                 self.router.unsubscribe(number)
             self.remove_group(group)
             raise
-        return 0
 
     def unsubscribe(self, channel):
         """Take the handler off a channel that was subscribed by itself.
@@ -310,7 +343,8 @@ cdef class Scheduler:
         :raises DomiError: they were not subscribed together here.
         """
         cdef SerialGroup group = None
-        cdef list numbers = [self.router.check_channel(channel) for channel in channels]
+        cdef list numbers = [check_channel(channel) for channel in channels]
+        self.check_caller()
         for candidate in self.groups:
             if set((<SerialGroup>candidate).channels) == set(numbers):
                 group = candidate
@@ -324,17 +358,20 @@ cdef class Scheduler:
             raise errors.DomiError(
                 f"channels {numbers} have no handler here",
                 channel=numbers[0] if numbers else None)
-        for number in group.channels:
-            self.uninstall(number)
+        intakes = [self.intakes[number] for number in group.channels]
         self.remove_group(group)
+        if self.state != SERIAL_NEW:
+            self.on_loop(self.uninstall, (intakes,))
 
-    cdef int uninstall(self, int number) except -1:
-        # Off the node's table, if it stands there: before the start and after the node's stop it
-        # does not.
-        if number in self.intakes and (
-                self.router.channels[number].handler is <PyObject*>self.intakes[number]):
-            self.router.unsubscribe(number)
-        return 0
+    def uninstall(self, intakes):
+        """Take what stands in the node's table off it. On the loop thread.
+
+        After the node's stop none does; and what hears of a loss meanwhile may be quicker.
+        """
+        cdef SerialChannel intake
+        for intake in intakes:
+            if self.router.channels[intake.channel].handler is <PyObject*>intake:
+                self.router.unsubscribe(intake.channel)
 
     cdef int remove_group(self, SerialGroup group) except -1:
         cdef SerialChannel intake
@@ -346,14 +383,14 @@ cdef class Scheduler:
             intake.group = None
         if group.queues is not None:
             for queue in group.queues:
-                self.router.abandon(list(queue))
+                self.abandon(list(queue))
                 queue.clear()
         if group.listed:
             group.listed = False
             self.batches.remove(group)
         if group.batch:
             contexts, group.batch = group.batch, []
-            self.router.abandon(contexts)
+            self.abandon(contexts)
         return 0
 
     # ------------------------------------------------------------------------------------ the life
@@ -365,52 +402,40 @@ cdef class Scheduler:
         self.check_not_closed()
         self.router.require_engine()
         self.engine = self.router.engine
-        self.timer_fd = timer_new()
-        if self.timer_fd < 0:
-            raise OSError(errno, os.strerror(errno))
         self.state = SERIAL_RUNNING
         try:
             for group in list(self.groups):
                 self.install(group)
-            self.engine.loop.add_reader(self.timer_fd, self.on_timer)
+            self.open()
         except BaseException:
-            self.stop_taking()
-            self.finish()
+            self.take_no_more()
+            self.close()
             raise
-        self.arm()
 
-    def stop_taking(self):
-        """Take the channels off the node; what the ring holds is still run.
+    def finish(self):
+        """End, when what stop_taking() gave is done: no timer fires any more, and what still waits
+        for a join is refused."""
+        self.close()
 
-        :returns: a future that is done once the ring is empty; None when it is.
-        """
+    cdef int take_no_more(self) except -1:
+        # The channels leave the node; what the ring holds is still run.
         if self.engine is not None:
             self.engine.check_thread()
         if self.state == SERIAL_RUNNING:
             self.state = SERIAL_CLOSING
-            for group in list(self.groups):     # what hears of a loss may take some off
-                for number in (<SerialGroup>group).channels:
-                    self.uninstall(number)
-        if self.state != SERIAL_CLOSING or not self.has_work():
-            return None
-        self.emptied = self.engine.loop.create_future()
-        return self.emptied
+            self.uninstall(list(self.intakes.values()))
+        return 0
 
-    def finish(self):
-        """End: no timer fires any more, and what still waits for a join is refused."""
-        cdef int fd = self.timer_fd
+    cdef int end(self) except -1:
+        # No timer fires any more, and what still waits for a join is refused. On the serial thread.
         self.state = SERIAL_CLOSED
         while self.drop_record():
             pass
         for group in list(self.groups):
             self.remove_group(group)
         self.wheel.clear()
-        self.timer_fd = -1
-        if fd >= 0:
-            if not self.engine.loop.is_closed():
-                self.engine.loop.remove_reader(fd)
-            c_close(fd)
         self.spare = None
+        return 0
 
     def handlers(self):
         """What is subscribed here, as ``{channel: handler}``."""
@@ -451,28 +476,7 @@ cdef class Scheduler:
     cdef int check_timers(self) except -1:
         if self.state == SERIAL_CLOSED:
             raise errors.DomiError("this serial is closed: it has no timers any more")
-        if self.engine is not None:
-            self.engine.check_thread()
-        return 0
-
-    cdef int arm(self) except -1:
-        # The kernel's timer, for whatever the wheel has next.
-        cdef uint64_t when
-        if self.state not in (SERIAL_RUNNING, SERIAL_CLOSING) or self.timer_fd < 0:
-            return 0
-        when = self.wheel.next_ns()
-        if when < self.armed:
-            self.armed = when
-            if timer_set(self.timer_fd, max(when, <uint64_t>1)) < 0:
-                raise OSError(errno, os.strerror(errno))
-        return 0
-
-    def on_timer(self):
-        """The kernel's timer has expired."""
-        cdef uint64_t expired
-        if self.timer_fd >= 0 and c_read(self.timer_fd, &expired, sizeof(expired)) > 0:
-            self.armed = NEVER
-            self.resume()
+        return self.check_caller()
 
     # ------------------------------------------------------------------------------------ the tick
 
@@ -483,43 +487,18 @@ cdef class Scheduler:
             self.engine.ready.append(self)
         return 0
 
-    def resume(self):
-        """A tick of its own, for what the last one had no time for."""
-        self.resuming = False
-        if self.state == SERIAL_CLOSED:
-            return
-        self.engine.refresh()
-        self.engine.enter()
-        try:
-            self.awaken()
-        finally:
-            self.engine.leave()
-
-    cdef int tick(self) except -1:
-        cdef uint64_t until, now = 0
-        self.ready = False
-        if self.ticking or self.state == SERIAL_CLOSED:
-            return 0
+    cdef int run_tick(self) except -1:
+        # What ends the loop passes through, after a handler or a timer has raised it.
+        cdef uint64_t until = monotonic_ns() + self.drain_ns
         self.ticking = True
         try:
-            until = monotonic_ns() + self.drain_ns
             self.drain(until)
             self.run_batches(until)
-            now = monotonic_ns()
-            while self.wheel.next_ns() <= now and self.fire_timers(now):
+            self.now = monotonic_ns()
+            while self.wheel.next_ns() <= self.now and self.fire_timers(self.now):
                 pass
         finally:
             self.ticking = False
-            if self.state != SERIAL_CLOSED:
-                if not self.has_work() and self.wheel.next_ns() > now:
-                    self.arm()
-                elif not self.resuming:
-                    self.resuming = True
-                    self.engine.call_soon(self.resume)
-                if self.emptied is not None and not self.has_work():
-                    emptied, self.emptied = self.emptied, None
-                    if not emptied.done():
-                        emptied.set_result(None)
         return 0
 
     cdef bint fire_timers(self, uint64_t now) except -1:
@@ -544,14 +523,12 @@ cdef class Scheduler:
             self.run_arrival(payload, size, kind)
             # What only goes into a list takes no time to speak of.
             left -= 1
-            if (self.called or left == 0) and (
-                    self.state == SERIAL_CLOSED or monotonic_ns() > until):
-                return 0
             if self.called or left == 0:
+                if self.state == SERIAL_CLOSED or monotonic_ns() > until:
+                    return 0
                 self.called = False
                 left = CLOCK_EVERY
             payload = ring_peek(self.ring, &size, &kind)
-        ring_rewind(self.ring)
         return 0
 
     cdef int run_batches(self, uint64_t until) except -1:
@@ -568,7 +545,7 @@ cdef class Scheduler:
         cdef list contexts = group.batch
         group.batch = []
         if contexts:
-            self.router.run_several(group.handler, contexts, tuple(contexts))
+            run_several(self.router, group.handler, contexts, tuple(contexts))
         return 0
 
     cdef bint has_work(self) noexcept:
@@ -630,6 +607,112 @@ cdef class Scheduler:
         Py_DECREF(<object>arrival.origin)
         Py_DECREF(<object>arrival.intake)
         return True
+
+
+@cython.final
+cdef class LoopScheduler(Scheduler):
+    """The serial thread is the loop thread: a tick is part of the batch that brought the messages.
+
+    A message's tick comes before the batch ends; what it has no time for, and timers, have ticks of
+    their own.
+    """
+
+    def __cinit__(self):
+        self.timer_fd = -1
+        self.armed = NEVER
+
+    def __dealloc__(self):
+        if self.timer_fd >= 0:
+            c_close(self.timer_fd)
+
+    cdef int check_caller(self) except -1:
+        return 0 if self.engine is None else self.engine.check_thread()
+
+    cdef int on_loop(self, object function, tuple arguments) except -1:
+        function(*arguments)
+        return 0
+
+    cdef int open(self) except -1:
+        self.timer_fd = timer_new()
+        if self.timer_fd < 0:
+            raise OSError(errno, os.strerror(errno))
+        self.engine.loop.add_reader(self.timer_fd, self.on_timer)
+        return self.arm()
+
+    def stop_taking(self):
+        self.take_no_more()
+        if self.state != SERIAL_CLOSING or not self.has_work():
+            return None
+        self.emptied = self.engine.loop.create_future()
+        return self.emptied
+
+    cdef int close(self) except -1:
+        cdef int fd = self.timer_fd
+        self.end()
+        self.timer_fd = -1
+        if fd >= 0:
+            if not self.engine.loop.is_closed():
+                self.engine.loop.remove_reader(fd)
+            c_close(fd)
+        return 0
+
+    cdef int arm(self) except -1:
+        # The kernel's timer, for whatever the wheel has next.
+        cdef uint64_t when
+        if self.timer_fd < 0:
+            return 0
+        when = self.wheel.next_ns()
+        if when < self.armed:
+            self.armed = when
+            if timer_set(self.timer_fd, max(when, <uint64_t>1)) < 0:
+                raise OSError(errno, os.strerror(errno))
+        return 0
+
+    def on_timer(self):
+        """The kernel's timer has expired."""
+        cdef uint64_t expired
+        if self.timer_fd >= 0 and c_read(self.timer_fd, &expired, sizeof(expired)) > 0:
+            self.armed = NEVER
+            self.resume()
+
+    def resume(self):
+        """A tick of its own, for what the last one had no time for."""
+        self.resuming = False
+        if self.state == SERIAL_CLOSED:
+            return
+        self.engine.refresh()
+        self.engine.enter()
+        try:
+            self.awaken()
+        finally:
+            self.engine.leave()
+
+    cdef int tick(self) except -1:
+        self.ready = False
+        if self.ticking or self.state == SERIAL_CLOSED:
+            return 0
+        try:
+            self.run_tick()
+        finally:
+            if self.state != SERIAL_CLOSED:
+                self.after_tick()
+        return 0
+
+    cdef int after_tick(self) except -1:
+        # See to it that there is another when something is left, and tell who waits for nothing.
+        if self.has_work() or self.wheel.next_ns() <= self.now:
+            if not self.resuming:
+                self.resuming = True
+                self.engine.call_soon(self.resume)
+        else:
+            self.arm()
+            # The loop thread puts and takes: the ring's beginning is in a cache still.
+            ring_rewind(self.ring)
+        if self.emptied is not None and not self.has_work():
+            emptied, self.emptied = self.emptied, None
+            if not emptied.done():
+                emptied.set_result(None)
+        return 0
 
 
 cdef tuple channels_of(object channels):

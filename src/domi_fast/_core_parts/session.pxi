@@ -21,6 +21,12 @@ cdef bytes bytes_of(object data):
         PyBuffer_Release(&view)
 
 
+cdef object frame_too_large(uint16_t channel, size_t length, uint32_t limit):
+    return errors.FrameError(
+        f"a frame of {length} bytes on channel {channel}: at most {limit} (frame_limit) are "
+        "allowed", channel=channel, limit=limit)
+
+
 @cython.final
 cdef class Session:
     """A live connection to one peer. The mesh makes them; a program sees them as peers.
@@ -213,10 +219,7 @@ cdef class Session:
         if self.state == SESSION_CLOSED:
             raise self.lost_error()
         if length > self.router.frame_limit:
-            raise errors.FrameError(
-                f"a frame of {length} bytes on channel {channel}: at most "
-                f"{self.router.frame_limit} (frame_limit) are allowed",
-                channel=channel, limit=self.router.frame_limit)
+            raise frame_too_large(channel, length, self.router.frame_limit)
         self.router.count("refused_queue_full")
         raise errors.Overloaded(
             f"{self.queue.queued} bytes wait for node {self.peer}, as many as a session may "
