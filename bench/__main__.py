@@ -17,7 +17,8 @@ from rich.console import Console
 from bench import report
 from bench.figures import Figure
 from bench.machine import machine
-from bench.suite import BENCHMARKS, Benchmark, Settings, Skip, choose_cpus
+from bench.settings import Settings, Skip, choose_cpus
+from bench.suite import BENCHMARKS, Benchmark
 from bench.two_process.processes import ROOT, BenchError
 
 OUT = ROOT / "bench" / "out"

@@ -1,7 +1,8 @@
-"""The benchmarks: what is run, in what order, on which processors.
+"""The benchmarks: what is run, and in what order.
 
 Each gives figures, and runs its anchor in turn with itself: the machine may be in another mood a
-minute later.
+minute later. Latency and serial mode have modules of their own beside this one; the list at the end
+has all of them.
 """
 
 from __future__ import annotations
@@ -10,218 +11,32 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import latency_suite, serial_suite
 from bench.figures import Figure, Target
 from bench.peers import c_echo, raw_stream
-from bench.two_process.processes import ROOT, BenchError, Worker, module_command
+from bench.settings import Settings, Skip, in_turn
+from bench.two_process.processes import (
+    ROOT,
+    BenchError,
+    Worker,
+    cluster,
+    module_command,
+    start,
+    start_pair,
+)
 
 KIB = 1024
 MIB = 1024 * KIB
 BUSY = 0.6  # share of its core that a flooded server has at least
 
-__all__ = ["BENCHMARKS", "Benchmark", "Settings", "Skip", "choose_cpus"]
-
-
-class Skip(Exception):
-    """A benchmark cannot be run on this machine."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How much is measured, and where.
-
-    :ivar cpus: one processor or two: servers run on the first, clients on the second.
-    """
-
-    rounds: int
-    smoke: bool
-    cpus: tuple[int, ...]
-
-    def few(self, count: int) -> int:
-        """That many, or next to nothing for a smoke test."""
-        return max(1, count // 100) if self.smoke else count
-
-    def pair(self) -> tuple[int, int]:
-        if len(self.cpus) < 2:
-            raise Skip("it needs two processors")
-        return self.cpus[0], self.cpus[1]
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    name: str
-    title: str
-    run: Callable[[Settings], list[Figure]]
-
-
-BENCHMARKS: list[Benchmark] = []
-
-
-def benchmark(
-    name: str, title: str
-) -> Callable[[Callable[[Settings], list[Figure]]], Callable[[Settings], list[Figure]]]:
-    def add(run: Callable[[Settings], list[Figure]]) -> Callable[[Settings], list[Figure]]:
-        BENCHMARKS.append(Benchmark(name, title, run))
-        return run
-
-    return add
-
-
-def choose_cpus() -> tuple[int, ...]:
-    """Two usable processors, on cores of their own where that can be told; or the only one."""
-    chosen: dict[tuple[str, str], int] = {}
-    usable = sorted(os.sched_getaffinity(0))
-    for cpu in usable:
-        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
-        try:
-            package = (topology / "physical_package_id").read_text().strip()
-            core = (topology / "core_id").read_text().strip()
-        except OSError:
-            package, core = "", str(cpu)
-        chosen.setdefault((package, core), cpu)
-    found = sorted(chosen.values())[:2]
-    return tuple(found if len(found) == 2 else usable[:2])
-
-
-@contextmanager
-def cluster() -> Iterator[tuple[ExitStack, Path]]:
-    """A folder for a registry and sockets, and a stack for what is started."""
-    with tempfile.TemporaryDirectory(prefix="domi-bench-") as folder, ExitStack() as stack:
-        yield stack, Path(folder)
-
-
-def start(stack: ExitStack, module: str, folder: Path, cpu: int | None, *more: object) -> Worker:
-    pinned = [] if cpu is None else ["--cpu", cpu]
-    registry = f"sqlite://{folder / 'registry.db'}"
-    arguments = ["--registry", registry, *pinned, *more]
-    return stack.enter_context(Worker(f"bench.two_process.{module}", *arguments))
-
-
-def start_pair(
-    stack: ExitStack, folder: Path, cpus: tuple[int, int], *, unix: bool = False
-) -> Worker:
-    """A server and a client that knows it; the client."""
-    paths = [["--unix", folder / name] if unix else [] for name in ("server", "client")]
-    start(stack, "server", folder, cpus[0], *paths[0])
-    return start(stack, "client", folder, cpus[1], *paths[1])
-
-
-def in_turn(number: int, *steps: Callable[[], None]) -> None:
-    """Both, the anchor first in every second round: neither always has the warmer machine."""
-    for step in steps if number % 2 == 0 else reversed(steps):
-        step()
-
-
-# -------------------------------------------------------------------------------------- latency
-
-
-def round_trips(
-    figure: Figure, settings: Settings, cpus: tuple[int, int], *, unix: bool = False
-) -> list[Figure]:
-    count, warm_up = settings.few(20_000), settings.few(5_000)
-    anchors = []
-
-    def ours() -> None:
-        with cluster() as (stack, folder):
-            client = start_pair(stack, folder, cpus, unix=unix)
-            measured = client.ask("round_trips", warm_up=warm_up, count=count)
-        if measured["address"].startswith("unix:") != unix:
-            raise BenchError(f"the session went over {measured['address']}")
-        figure.add_round_trips(measured)
-
-    def anchor() -> None:
-        measured = c_echo.round_trip(*cpus, count, unix=unix, warm_up=warm_up)
-        figure.anchor_values.append(measured["p50_ns"] * 1e-9)
-        anchors.append(measured)
-
-    for number in range(settings.rounds):
-        in_turn(number, anchor, ours)
-    figure.detail["anchor_p99"] = statistics.median(a["p99_ns"] for a in anchors) * 1e-9
-    figure.detail["anchor_p999"] = statistics.median(a["p999_ns"] for a in anchors) * 1e-9
-    return [figure]
-
-
-@benchmark("round-trip-one-core", "awaited request, both processes on one core")
-def round_trip_one_core(settings: Settings) -> list[Figure]:
-    figure = Figure(
-        "round-trip-one-core",
-        "Awaited request, 2 processes, 1 core",
-        "s",
-        anchor="C epoll echo",
-        target=Target("ratio", 1.5, at_most=True),
-    )
-    return round_trips(figure, settings, (settings.cpus[0], settings.cpus[0]))
-
-
-@benchmark("round-trip-two-cores", "awaited request, a core for each process")
-def round_trip_two_cores(settings: Settings) -> list[Figure]:
-    figure = Figure(
-        "round-trip-two-cores", "Awaited request, 2 processes, 2 cores", "s", anchor="C epoll echo"
-    )
-    return round_trips(figure, settings, settings.pair())
-
-
-@benchmark("round-trip-unix", "awaited request over a UNIX socket, one core")
-def round_trip_unix(settings: Settings) -> list[Figure]:
-    figure = Figure(
-        "round-trip-unix",
-        "Awaited request, UNIX socket, 1 core",
-        "s",
-        anchor="C epoll echo, UNIX",
-    )
-    return round_trips(figure, settings, (settings.cpus[0], settings.cpus[0]), unix=True)
-
-
-@benchmark("first-answer", "from starting a program to its first answer")
-def first_answer(settings: Settings) -> list[Figure]:
-    figure = Figure(
-        "first-answer",
-        "Start of a program to its first answer",
-        "s",
-        anchor="Python that imports uvloop",
-    )
-    cpus = settings.pair()
-
-    def timed(command: list[str], right: str) -> float:
-        began = time.perf_counter()
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-            # A program that hangs ends without a word, which is an error below.
-            watchdog = threading.Timer(30.0, process.kill)
-            watchdog.start()
-            try:
-                os.sched_setaffinity(process.pid, {cpus[1]})
-                assert process.stdout is not None
-                line = process.stdout.readline()
-                taken = time.perf_counter() - began
-                process.wait()
-            finally:
-                watchdog.cancel()
-                if process.poll() is None:
-                    process.kill()
-        if line.strip() != right:
-            raise BenchError(f"{command[-1]} printed {line!r}")
-        return taken
-
-    with cluster() as (stack, folder):
-        start(stack, "server", folder, cpus[0])
-        registry = f"sqlite://{folder / 'registry.db'}"
-        ours = module_command("bench.two_process.first_answer", registry)
-        bare = [sys.executable, "-c", "import uvloop; print('right', flush=True)"]
-        timed(ours, "right")
-        timed(bare, "right")
-        for _ in range(settings.rounds):
-            figure.anchor_values.append(timed(bare, "right"))
-            figure.values.append(timed(ours, "right"))
-    return [figure]
+__all__ = ["BENCHMARKS", "Benchmark"]
 
 
 # ---------------------------------------------------------------------------------------- rates
@@ -252,7 +67,6 @@ def rates(
     return [figure]
 
 
-@benchmark("call-reply", "call and reply, handlers in Python, two cores")
 def call_reply(settings: Settings) -> list[Figure]:
     figure = Figure(
         "call-reply",
@@ -264,7 +78,6 @@ def call_reply(settings: Settings) -> list[Figure]:
     return rates(figure, settings, 3_000_000, 4096, "calls", window=4096)
 
 
-@benchmark("requests-256", "256 awaited requests in flight, two cores")
 def requests_256(settings: Settings) -> list[Figure]:
     figure = Figure(
         "requests-256",
@@ -276,7 +89,6 @@ def requests_256(settings: Settings) -> list[Figure]:
     return rates(figure, settings, 600_000, 256, "requests", in_flight=256)
 
 
-@benchmark("notify", "one-way notifies of 16 B to 1 MiB, two cores")
 def notify(settings: Settings) -> list[Figure]:
     cpus = settings.pair()
     stream = 512 * MIB
@@ -308,7 +120,6 @@ def notify(settings: Settings) -> list[Figure]:
     return list(figures.values())
 
 
-@benchmark("publish", "publish to 1, 10 and 100 nodes, two cores")
 def publish(settings: Settings) -> list[Figure]:
     cpus = settings.pair()
     figures = []
@@ -335,7 +146,6 @@ def publish(settings: Settings) -> list[Figure]:
 # ------------------------------------------------------------------------------ memory, fairness
 
 
-@benchmark("idle-session", "memory of an idle session")
 def idle_session(settings: Settings) -> list[Figure]:
     figure = Figure(
         "idle-session",
@@ -367,7 +177,6 @@ def idle_session(settings: Settings) -> list[Figure]:
     return [figure]
 
 
-@benchmark("flood", "a peer's p99 while another floods the node")
 def flood(settings: Settings) -> list[Figure]:
     figure = Figure(
         "flood",
@@ -416,7 +225,6 @@ def flood(settings: Settings) -> list[Figure]:
 # ------------------------------------------------------------------------------ within a process
 
 
-@benchmark("one-process", "two nodes in one process, over a socket")
 def one_process(settings: Settings) -> list[Figure]:
     trips = Figure(
         "one-process-request", "Awaited request, 2 nodes, 1 process", "s", anchor="uvloop protocols"
@@ -436,13 +244,15 @@ def one_process(settings: Settings) -> list[Figure]:
 MICRO = {
     "test_encode_frame": ("encode_frame, 16 B of data", "struct and +"),
     "test_feed": ("FrameReader.feed, frames of 16 B", "struct in Python"),
+    "test_ring_put_get": ("RingBuffer: put 64 B and get them", "SimpleQueue"),
+    "test_ring_drain": ("RingBuffer: drain many of 64 B", "SimpleQueue"),
     "test_wheel_schedule_cancel": ("TimeWheel: set a timer and cancel it", "uvloop call_later"),
     "test_dispatch": ("notify to a handler of the same node", "Python function"),
     "test_local_request": ("Awaited request to the same node", "future and call_soon"),
 }
+MICRO_TARGETS = {"test_wheel_schedule_cancel": Target("ratio", 8.0, at_most=False)}
 
 
-@benchmark("micro", "single operations, by pytest-benchmark")
 def micro(settings: Settings) -> list[Figure]:
     with tempfile.TemporaryDirectory(prefix="domi-bench-") as folder:
         report = Path(folder, "micro.json")
@@ -474,6 +284,52 @@ def micro(settings: Settings) -> list[Figure]:
             values=found[name],
             anchor=anchor,
             anchor_values=found[f"{name}_anchor"],
+            target=MICRO_TARGETS.get(name),
         )
         for name, (title, anchor) in MICRO.items()
     ]
+
+
+# -------------------------------------------------------------------------------------- all of them
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    name: str
+    title: str
+    run: Callable[[Settings], list[Figure]]
+
+
+BENCHMARKS = [
+    Benchmark(
+        "round-trip-one-core",
+        "awaited request, both processes on one core",
+        latency_suite.round_trip_one_core,
+    ),
+    Benchmark(
+        "round-trip-two-cores",
+        "awaited request, a core for each process",
+        latency_suite.round_trip_two_cores,
+    ),
+    Benchmark(
+        "round-trip-unix",
+        "awaited request over a UNIX socket, one core",
+        latency_suite.round_trip_unix,
+    ),
+    Benchmark("busy", "awaited request, both ends polling, two cores", latency_suite.busy),
+    Benchmark(
+        "first-answer", "from starting a program to its first answer", latency_suite.first_answer
+    ),
+    Benchmark("call-reply", "call and reply, handlers in Python, two cores", call_reply),
+    Benchmark("requests-256", "256 awaited requests in flight, two cores", requests_256),
+    Benchmark("notify", "one-way notifies of 16 B to 1 MiB, two cores", notify),
+    Benchmark("publish", "publish to 1, 10 and 100 nodes, two cores", publish),
+    Benchmark("idle-session", "memory of an idle session", idle_session),
+    Benchmark("flood", "a peer's p99 while another floods the node", flood),
+    Benchmark("serial", "call and reply in serial mode, two cores", serial_suite.call_reply),
+    Benchmark(
+        "serial-thread", "a node's p99 while its serial thread is held up", serial_suite.thread
+    ),
+    Benchmark("one-process", "two nodes in one process, over a socket", one_process),
+    Benchmark("micro", "single operations, by pytest-benchmark", micro),
+]

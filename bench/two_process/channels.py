@@ -11,6 +11,10 @@ FEED = 55  # published to the subscribers
 EXPECT = 56  # how many messages of FEED the subscribers shall wait for
 ALL_HERE = 57  # a subscriber's word that they have arrived
 QUIET = 58  # subscribed to, and never sent to
+PING_LISTS = 59  # as PING, by a handler of lists
+ECHO_LISTS = 60  # as ECHO, by a handler of lists
+HOLD = 61  # holds up who handles it in the way that it says, and is answered with the same
 
 PING_DATA = b"ping"
 PONG_DATA = b"pong"
+HOLD_SECONDS = 0.05

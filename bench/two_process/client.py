@@ -6,25 +6,33 @@ import argparse
 import asyncio
 import hashlib
 import json
+import math
 import os
 import time
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from bench.two_process.channels import (
     COUNTS,
     ECHO,
+    ECHO_LISTS,
+    HOLD,
+    HOLD_SECONDS,
     PING,
     PING_DATA,
+    PING_LISTS,
     PONG,
     PONG_DATA,
     SINK,
 )
 from bench.two_process.commands import percentiles, pin, run, serve
-from domi_fast import Context, Node, Overloaded
+from domi_fast import Context, Node, Overloaded, Serial
 
 WAIT = 10.0
 NUMBERED = 1000  # messages with a content of their own, after each measurement
+SENT = [b"%d" % number for number in range(NUMBERED)]
+TIMER = 0.005
 
 
 def check(is_right: bool, what: str) -> None:
@@ -42,11 +50,16 @@ def below_everybody() -> str:
 
 
 class Client:
-    """One node whose peer is the server, and what the driver may ask of it."""
+    """One node whose peer is the server, and what the driver may ask of it.
 
-    def __init__(self, node: Node) -> None:
+    :param endpoint: whose handlers and verbs the calls go by: the node itself, or a Serial of it.
+    """
+
+    def __init__(self, node: Node, endpoint: Node | Serial | None = None) -> None:
         self.node = node
+        self.endpoint = endpoint or node
         self.server = -1
+        self._last = b""
         self._flood: asyncio.Task[int] | None = None
 
     async def meet(self) -> None:
@@ -56,15 +69,17 @@ class Client:
     async def round_trips(
         self, warm_up: int, count: int = 1_000_000_000, seconds: float = 1e6
     ) -> dict[str, Any]:
-        """Awaited requests, one at a time, until so many or so long.
+        """Awaited requests, one at a time, until so many or so long."""
+        await self._round_trips(warm_up)
+        taken = await self._round_trips(count, seconds)
+        await self.numbered_requests()
+        return {**percentiles(taken), "address": self.node.peers[self.server].address}
 
-        Each lasts until the next can be sent, so that the loop around them is counted too.
-        """
+    async def _round_trips(self, count: int, seconds: float = 1e6) -> list[int]:
+        """Nanoseconds of each: until the next can be sent, so that the loop around is counted."""
         request = self.node.request
         clock = time.perf_counter_ns
         wrong = 0
-        for _ in range(warm_up):
-            wrong += await request(PING, PING_DATA) != PONG_DATA
         taken = []
         then = clock()
         end = then + int(seconds * 1e9)
@@ -76,52 +91,155 @@ class Client:
                 break
             then = now
         check(wrong == 0, f"{wrong} of {len(taken)} answers were wrong")
-        await self.numbered_requests()
-        return {**percentiles(taken), "address": self.node.peers[self.server].address}
+        return taken
 
-    async def calls(self, count: int, window: int) -> dict[str, Any]:
-        """``call`` and its reply, handlers in Python at both ends, ``window`` under way."""
-        call = self.node.call
-        done = asyncio.Event()
-        left = 0
-        last = b""
+    async def round_trips_beside(
+        self, kinds: list[str], phases: int, seconds: float
+    ) -> dict[str, Any]:
+        """Awaited requests while the server's serial thread is held up in each of these ways.
+
+        :param kinds: what it is told to do all the time; empty: nothing. Their phases take turns.
+        """
+        taken: dict[str, list[int]] = {kind: [] for kind in kinds}
+        for number in range(phases):
+            for kind in kinds if number % 2 == 0 else reversed(kinds):
+                # More than the phase and its warm-up can last, handled one after the other.
+                most = math.ceil(seconds * 1.1 / HOLD_SECONDS) + 2 if kind else 0
+                holds = [self.node.request(HOLD, kind.encode()) for _ in range(most)]
+                await self._round_trips(1_000_000_000, seconds * 0.1)
+                taken[kind] += await self._round_trips(1_000_000_000, seconds)
+                held = not kind or (holds[0].done() and not holds[-1].done())
+                check(held, f"{kind}: the serial thread was not held up all the time")
+                answers = await asyncio.gather(*holds)
+                check(answers == [kind.encode()] * most, f"{kind}: it answered {answers}")
+        await self.numbered_requests()
+        return {kind: percentiles(some) for kind, some in taken.items()}
+
+    async def lateness(self, count: int) -> dict[str, Any]:
+        """How late the loop calls what is not the node's.
+
+        ``timer``: beyond the time when a sleeping task is due; ``soon``: from ``call_soon`` in a
+        handler and in a task. Each sleep begins with a message, whose answer keeps a node that
+        polls polling until it ends.
+        """
+        loop = asyncio.get_running_loop()
+        clock = time.perf_counter_ns
+        soon: list[int] = []
+        timers: list[int] = []
+
+        def called(asked: int) -> None:
+            soon.append(clock() - asked)
 
         def pong(context: Context) -> None:
-            nonlocal left, last
-            left -= 1
-            if left >= window:
-                call(PING, PING_DATA, PONG)
-            elif left == 0:
-                last = context.data
-                done.set()
+            loop.call_soon(called, clock())
 
-        async def some(number: int) -> float:
-            nonlocal left
-            left = number
-            done.clear()
-            began = time.perf_counter()
-            for _ in range(min(window, number)):
-                call(PING, PING_DATA, PONG)
-            await done.wait()
-            return time.perf_counter() - began
+        async def some(number: int) -> None:
+            for _ in range(number):
+                self.node.call(PING, PING_DATA, PONG)
+                due = clock() + int(TIMER * 1e9)
+                await asyncio.sleep(TIMER)
+                timers.append(max(0, clock() - due))
+                loop.call_soon(called, clock())
+            # The last one's turn.
+            await asyncio.sleep(0)
 
         self.node.subscribe(PONG, pong)
         try:
             await some(max(1, count // 10))
-            before = self.node.counters()
-            cpu = time.process_time()
-            taken = await some(count)
-            cpu = time.process_time() - cpu
-            after = self.node.counters()
+            soon.clear()
+            timers.clear()
+            began, cpu = time.perf_counter(), time.process_time()
+            await some(count)
+            share = (time.process_time() - cpu) / (time.perf_counter() - began)
         finally:
             self.node.unsubscribe(PONG)
-        check(last == PONG_DATA, f"the last answer was {last!r}")
+        check(len(soon) == 2 * count, f"{len(soon)} of {2 * count} callbacks were called")
+        return {
+            "soon": percentiles(soon),
+            "timer": percentiles(timers),
+            "share_of_the_core": share,
+        }
+
+    async def calls(self, count: int, window: int) -> dict[str, Any]:
+        """``call`` and its reply, handlers in Python at both ends, ``window`` under way."""
+        call = self.endpoint.call
+        done = asyncio.Event()
+        left = 0
+
+        def pong(context: Context) -> None:
+            nonlocal left
+            left -= 1
+            if left >= window:
+                call(PING, PING_DATA, PONG)
+            elif left == 0:
+                self._last = context.data
+                done.set()
+
+        async def some(number: int) -> None:
+            nonlocal left
+            left = number
+            done.clear()
+            for _ in range(min(window, number)):
+                call(PING, PING_DATA, PONG)
+            await done.wait()
+
+        self.endpoint.subscribe(PONG, pong)
+        measured = await self._rate_of_calls(some, count)
+        await self.numbered_calls()
+        return measured
+
+    async def list_calls(self, count: int, window: int) -> dict[str, Any]:
+        """The same by ``call_many``, ``reply_many`` and handlers of lists."""
+        call_many = self.endpoint.call_many
+        done = asyncio.Event()
+        data = [PING_DATA] * window
+        left = unsent = 0
+
+        def pong(contexts: list[Context]) -> None:
+            nonlocal left, unsent
+            left -= len(contexts)
+            more = min(len(contexts), unsent)
+            if more:
+                unsent -= more
+                call_many(PING_LISTS, data[:more], PONG)
+            elif left == 0:
+                self._last = contexts[-1].data
+                done.set()
+
+        async def some(number: int) -> None:
+            nonlocal left, unsent
+            left = number
+            first = min(window, number)
+            unsent = number - first
+            done.clear()
+            call_many(PING_LISTS, data[:first], PONG)
+            await done.wait()
+
+        self.endpoint.subscribe(PONG, pong, batch=True)
+        measured = await self._rate_of_calls(some, count)
+        await self.numbered_list_calls()
+        return measured
+
+    async def _rate_of_calls(
+        self, some: Callable[[int], Awaitable[None]], count: int
+    ) -> dict[str, Any]:
+        """What ``some(count)`` takes, whose replies come to PONG; it is unsubscribed afterwards."""
+        try:
+            await some(max(1, count // 10))
+            self._last = b""
+            before = self.node.counters()
+            began, cpu = time.perf_counter(), time.process_time()
+            await some(count)
+            cpu, taken = time.process_time() - cpu, time.perf_counter() - began
+            after = self.node.counters()
+        finally:
+            self.endpoint.unsubscribe(PONG)
+        check(self._last == PONG_DATA, f"the last answer was {self._last!r}")
         sent = after["frames_out"] - before["frames_out"]
         received = after["frames_in"] - before["frames_in"]
         # The rest are heartbeats and news of subscriptions.
         for what, number in (("sent", sent), ("received", received)):
             check(0 <= number - count < 100, f"{number} frames were {what} for {count} calls")
-        await self.numbered_calls()
         return {"rate": count / taken, "cpu_ns": cpu / count * 1e9}
 
     async def requests(self, count: int, in_flight: int) -> dict[str, Any]:
@@ -221,13 +339,11 @@ class Client:
 
     async def numbered_requests(self) -> None:
         """Requests that each have a content of their own, all at once: no answer is mixed up."""
-        sent = [b"%d" % number for number in range(NUMBERED)]
-        answers = await asyncio.gather(*[self.node.request(ECHO, data) for data in sent])
-        check(answers == sent, "answers were mixed up")
+        answers = await asyncio.gather(*[self.node.request(ECHO, data) for data in SENT])
+        check(answers == SENT, "answers were mixed up")
 
     async def numbered_calls(self) -> None:
         """The same for calls, whose replies come in the order of the calls."""
-        sent = [b"%d" % number for number in range(NUMBERED)]
         replies: list[bytes] = []
         done = asyncio.Event()
 
@@ -236,27 +352,51 @@ class Client:
             if len(replies) == NUMBERED:
                 done.set()
 
-        self.node.subscribe(PONG, reply)
+        self.endpoint.subscribe(PONG, reply)
+        for data in SENT:
+            self.endpoint.call(ECHO, data, PONG)
+        await self._replies(replies, done)
+
+    async def numbered_list_calls(self) -> None:
+        """The same for calls in lists."""
+        replies: list[bytes] = []
+        done = asyncio.Event()
+
+        def reply(contexts: list[Context]) -> None:
+            replies.extend(context.data for context in contexts)
+            if len(replies) >= NUMBERED:
+                done.set()
+
+        self.endpoint.subscribe(PONG, reply, batch=True)
+        self.endpoint.call_many(ECHO_LISTS, SENT, PONG)
+        await self._replies(replies, done)
+
+    async def _replies(self, replies: list[bytes], done: asyncio.Event) -> None:
+        """Wait until as many have come as were sent; PONG is unsubscribed afterwards."""
         try:
-            for data in sent:
-                self.node.call(ECHO, data, PONG)
             await asyncio.wait_for(done.wait(), WAIT)
         finally:
-            self.node.unsubscribe(PONG)
-        check(replies == sent, "replies were mixed up")
+            self.endpoint.unsubscribe(PONG)
+        check(replies == SENT, "replies were mixed up")
 
 
 async def main(given: argparse.Namespace) -> None:
     pin(given.cpu)
     priority = below_everybody() if given.last else "normal"
-    node = Node(given.name, registry=given.registry, unix_path=given.unix)
-    client = Client(node)
-    async with node:
+    node = Node(
+        given.name, registry=given.registry, unix_path=given.unix, busy_poll=given.busy_poll
+    )
+    serial = Serial(node) if given.serial else None
+    client = Client(node, serial)
+    async with node, serial or nullcontext():
         await client.meet()
         await serve(
             {
                 "round_trips": client.round_trips,
+                "round_trips_beside": client.round_trips_beside,
+                "lateness": client.lateness,
                 "calls": client.calls,
+                "list_calls": client.list_calls,
                 "requests": client.requests,
                 "notifies": client.notifies,
                 "flood": client.flood,
@@ -272,6 +412,8 @@ if __name__ == "__main__":
     parser.add_argument("--registry", required=True)
     parser.add_argument("--cpu", type=int)
     parser.add_argument("--unix")
+    parser.add_argument("--serial", action="store_true", help="handlers and verbs of a Serial")
+    parser.add_argument("--busy-poll", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--name", default="client")
     parser.add_argument("--last", action="store_true", help="every other process goes first")
     run(main(parser.parse_args()))

@@ -7,8 +7,10 @@ import os
 import selectors
 import subprocess
 import sys
+import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT = 60.0
 
-__all__ = ["BenchError", "Worker", "module_command"]
+__all__ = ["BenchError", "Worker", "cluster", "module_command", "start", "start_pair"]
 
 
 class BenchError(Exception):
@@ -121,3 +123,26 @@ class Worker:
     ) -> None:
         # After a failure nobody waits for a worker that may be in the middle of something.
         self.end(5.0 if kind is None else 0.5)
+
+
+@contextmanager
+def cluster() -> Iterator[tuple[ExitStack, Path]]:
+    """A folder for a registry and sockets, and a stack for what is started."""
+    with tempfile.TemporaryDirectory(prefix="domi-bench-") as folder, ExitStack() as stack:
+        yield stack, Path(folder)
+
+
+def start(stack: ExitStack, module: str, folder: Path, cpu: int | None, *more: object) -> Worker:
+    pinned = [] if cpu is None else ["--cpu", cpu]
+    registry = f"sqlite://{folder / 'registry.db'}"
+    arguments = ["--registry", registry, *pinned, *more]
+    return stack.enter_context(Worker(f"bench.two_process.{module}", *arguments))
+
+
+def start_pair(
+    stack: ExitStack, folder: Path, cpus: tuple[int, int], *more: object, unix: bool = False
+) -> Worker:
+    """A server and a client that knows it; the client."""
+    paths = [["--unix", folder / name] if unix else [] for name in ("server", "client")]
+    start(stack, "server", folder, cpus[0], *paths[0], *more)
+    return start(stack, "client", folder, cpus[1], *paths[1], *more)

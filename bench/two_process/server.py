@@ -11,13 +11,21 @@ import json
 import os
 import resource
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from bench.two_process.channels import COUNTS, ECHO, PING, PONG_DATA, SINK
+from bench.two_process.channels import (
+    COUNTS,
+    ECHO,
+    ECHO_LISTS,
+    PING,
+    PING_LISTS,
+    PONG_DATA,
+    SINK,
+)
 from bench.two_process.commands import pin, run, serve
-from domi_fast import Context, Node
+from domi_fast import Context, Node, Serial
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -35,10 +43,15 @@ def trim() -> None:
 
 
 class Server:
-    """One node, its handlers, and what the driver may ask of it."""
+    """One node, its handlers, and what the driver may ask of it.
 
-    def __init__(self, node: Node) -> None:
+    :param endpoint: where the handlers are subscribed: the node itself, or a Serial of it.
+    """
+
+    def __init__(self, node: Node, endpoint: Node | Serial | None = None) -> None:
         self.node = node
+        endpoint = endpoint or node
+        reply_many = endpoint.reply_many
         count = size = 0
         last = b""
 
@@ -47,6 +60,12 @@ class Server:
 
         def echo(context: Context) -> None:
             context.reply(context.data)
+
+        def ping_lists(contexts: list[Context]) -> None:
+            reply_many(contexts, PONG_DATA)
+
+        def echo_lists(contexts: list[Context]) -> None:
+            reply_many(contexts, [context.data for context in contexts])
 
         def sink(context: Context) -> None:
             nonlocal count, size, last
@@ -60,10 +79,12 @@ class Server:
             count = size = 0
             context.reply(json.dumps(found).encode())
 
-        node.subscribe(PING, ping)
-        node.subscribe(ECHO, echo)
-        node.subscribe(SINK, sink)
-        node.subscribe(COUNTS, counts)
+        endpoint.subscribe(PING, ping)
+        endpoint.subscribe(ECHO, echo)
+        endpoint.subscribe(PING_LISTS, ping_lists, batch=True)
+        endpoint.subscribe(ECHO_LISTS, echo_lists, batch=True)
+        endpoint.subscribe(SINK, sink)
+        endpoint.subscribe(COUNTS, counts)
 
     async def counters(self) -> dict[str, Any]:
         """The node's counters, and the processor time that this process has had."""
@@ -83,9 +104,10 @@ async def main(given: argparse.Namespace) -> None:
     pin(given.cpu)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    node = Node("server", registry=given.registry, unix_path=given.unix)
-    server = Server(node)
-    async with node:
+    node = Node("server", registry=given.registry, unix_path=given.unix, busy_poll=given.busy_poll)
+    serial = Serial(node) if given.serial else None
+    server = Server(node, serial)
+    async with node, serial or nullcontext():
         await serve(
             {"counters": server.counters, "memory": server.memory},
             id=node.id,
@@ -99,4 +121,6 @@ if __name__ == "__main__":
     parser.add_argument("--registry", required=True)
     parser.add_argument("--cpu", type=int)
     parser.add_argument("--unix")
+    parser.add_argument("--serial", action="store_true", help="handlers and verbs of a Serial")
+    parser.add_argument("--busy-poll", type=float, default=0.0, metavar="SECONDS")
     run(main(parser.parse_args()))

@@ -228,6 +228,12 @@ cdef class Engine:
         uint64_t slice_ns       # how long one session may be served before the others' turn
         int depth               # > 0 while frames are dispatched: no nested dispatch
         bint burst              # a flush is scheduled for this turn of the loop
+        uint64_t busy_ns        # how long to poll after the last traffic; 0: not at all
+        list pollers            # what those who poll want `busy_ns` to be
+        Session latest          # whose traffic was the last, while the loop polls
+        uint64_t traffic        # nanoseconds: when that was
+        bint polling            # the loop is to call poll()
+        uint64_t empty_polls
         list ready              # of Turns: what is to run before the batch ends
         unsigned long thread    # the loop thread
         readonly bint closed
@@ -239,6 +245,9 @@ cdef class Engine:
     cdef int flush_dirty(self) except -1
     cdef int run_ready(self) except -1
     cdef int end_soon(self) except -1
+    cdef int start_polling(self, uint64_t busy_ns) except -1
+    cdef int stop_polling(self, uint64_t busy_ns) except -1
+    cdef int poll_on(self, Session session, uint64_t when) except -1
     cdef int mark_dirty(self, Session session) except -1
     cdef void queue_flush(self, Session session) noexcept
     cdef int arm(self) except -1
@@ -451,6 +460,7 @@ cdef class Router(Verbs):
         uint64_t heartbeat_ns
         uint64_t silence_ns
         uint64_t handshake_ns
+        uint64_t busy_ns
         double timeout          # seconds: default of request()
         set tasks               # of async handlers that have not finished
         size_t queue_limit      # bytes that a session may queue
@@ -666,6 +676,7 @@ cdef class ThreadScheduler(Scheduler):
         object posts            # a deque of (function, arguments), appended to by any thread
         int wake_fd             # owned: an eventfd by which the serial thread is woken; or -1
         uint64_t traffic        # nanoseconds: when there was something to run the last time
+        bint spins              # stands among the spinners
         bint has_ended          # the thread has called its last handler
 
     cdef bint is_here(self) noexcept

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import threading
+import warnings
 import weakref
 from asyncio import CancelledError, InvalidStateError
 from collections import deque

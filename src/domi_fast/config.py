@@ -164,6 +164,8 @@ class NodeConfig(EndpointConfig):
         path is made absolute here; it may then have 107 bytes.
     :ivar registry: a registry URL; None is an SQLite file for the cluster in the user's runtime
         directory.
+    :ivar busy_poll: seconds to keep polling after the last traffic before blocking, at most 1; it
+        costs a core meanwhile.
     :ivar heartbeat_interval: seconds between heartbeats, 0.1 or more.
     :ivar heartbeat_timeout: seconds of silence after which a peer is lost; above the interval.
     :ivar handshake_timeout: seconds within which a new connection must have named itself.
@@ -201,7 +203,7 @@ class NodeConfig(EndpointConfig):
     on_error: Callable[[DomiError, Any], object] | None = None
 
     def __post_init__(self) -> None:
-        self._check_built(http_port=None, secret=None, tls=None, busy_poll=0.0)
+        self._check_built(http_port=None, secret=None, tls=None)
         super().__post_init__()
         for field, kind in (("version", str), ("host", str), ("port", int), ("insecure", bool)):
             self._check_type(field, kind)
@@ -227,6 +229,7 @@ class NodeConfig(EndpointConfig):
                 f"host {self.host!r} can be reached from other machines, and nothing keeps "
                 "strangers out: listen on 127.0.0.1, or say insecure=True"
             )
+        self._check_range("busy_poll", 0.0, 1.0)
         self._check_range("handshake_timeout", 0.01, 60)
         self._check_range("start_timeout", 0, 3600)
         self._check_range("drain_timeout", 0, 3600)

@@ -42,6 +42,7 @@ class Node(Endpoint):
             timeout=config.request_timeout,
             queue_limit=config.queue_limit,
             frame_limit=config.frame_limit,
+            busy_poll=config.busy_poll,
             on_error=config.on_error,
         )
         super().__init__(router, router, router)

@@ -4,6 +4,10 @@
 # every session that was written to. Outside a batch the first write of a loop turn goes out at
 # once and the rest together at the turn's end (a *burst*).
 #
+# A loop that polls (`busy_poll`) comes round without blocking for as long as there was traffic a
+# short while ago: each time the loop looks at every descriptor, and the engine at that of the
+# latest session by hand.
+#
 # Invariants: no dispatch inside a dispatch (depth); the receive buffer is used by one session at a
 # time and never across an await. Owned by the loop thread.
 
@@ -33,6 +37,7 @@ cdef class Engine:
         self.slice_ns = <uint64_t>(slice * 1e9)
         self.thread = PyThread_get_thread_ident()
         self.ready = []
+        self.pollers = []
         self.finished = loop.create_future()
         self.finished.set_result(None)
 
@@ -178,6 +183,51 @@ cdef class Engine:
             finally:
                 self.arm()
 
+    # -------------------------------------------------------------------------------- busy polling
+
+    cdef int start_polling(self, uint64_t busy_ns) except -1:
+        # For a node or a serial that wants it; the longest wish counts.
+        if busy_ns:
+            if not self.pollers:
+                count_spinner(1)
+            self.pollers.append(busy_ns)
+            self.busy_ns = max(self.pollers)
+        return 0
+
+    cdef int stop_polling(self, uint64_t busy_ns) except -1:
+        if busy_ns in self.pollers:
+            self.pollers.remove(busy_ns)
+            self.busy_ns = max(self.pollers, default=0)
+            if not self.pollers:
+                count_spinner(-1)
+                self.latest = None
+        return 0
+
+    cdef int poll_on(self, Session session, uint64_t when) except -1:
+        # There was traffic on this session.
+        self.traffic = when
+        self.latest = session
+        if not self.polling:
+            self.polling = True
+            self.call_soon(self.poll)
+        return 0
+
+    def poll(self):
+        """Look for more, and have the loop come round again."""
+        cdef Session session = self.latest
+        self.polling = False
+        if self.closed or session is None or monotonic_ns() - self.traffic > self.busy_ns:
+            self.latest = None
+            return
+        self.polling = True
+        self.call_soon(self.poll)
+        if session.state == SESSION_UP and session.driver is not None:
+            session.readable()
+        self.empty_polls += 1
+        if self.empty_polls % POLLS_TO_YIELD == 0:
+            with nogil:
+                sched_yield()
+
     def acquire(self):
         """A router begins to use it."""
         self.users += 1
@@ -187,6 +237,7 @@ cdef class Engine:
         self.users -= 1
         if self.users == 0:
             self.closed = True
+            self.latest = None
             engines.pop(self.loop, None)
             if self.timer is not None:
                 self.timer.cancel()
@@ -196,6 +247,23 @@ cdef class Engine:
     def timers(self):
         """Pending timers of the wheel."""
         return self.wheel.pending
+
+
+cdef int spinners = 0               # threads of this process that poll
+
+
+cdef int count_spinner(int change) except -1:
+    # One more, or one less; more than there are processors for get in each other's way.
+    global spinners
+    spinners += change
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") \
+        else os.cpu_count() or 1
+    if change > 0 and spinners >= processors:
+        warnings.warn(
+            f"busy_poll: {spinners} thread(s) of this process poll, and it may use {processors} "
+            "processor(s): whatever else wants to run has to wait for them. Leave busy_poll at 0, "
+            "or give each a processor of its own", RuntimeWarning, stacklevel=2)
+    return 0
 
 
 def engine_of(loop):

@@ -60,6 +60,9 @@ cdef extern from *:
 cdef extern from "unistd.h" nogil:
     int c_close "close"(int fd) noexcept
 
+cdef extern from "sched.h" nogil:
+    int sched_yield() noexcept
+
 cdef extern from *:
     """
     /* Raises the exception that is set already: lets a Cython `except` clause see it. */

@@ -45,11 +45,12 @@ cdef class Router:
     :param timeout: seconds: the default of :meth:`request`.
     :param queue_limit: bytes that may wait for one peer before sending raises Overloaded.
     :param frame_limit: largest frame in bytes, header included.
+    :param busy_poll: seconds that the loop comes round without blocking after the last traffic.
     """
 
     def __cinit__(self, *, double heartbeat=5.0, double silence=10.0, double handshake=2.0,
                   double timeout=5.0, size_t queue_limit=16777216, uint32_t frame_limit=16777216,
-                  on_error=None):
+                  double busy_poll=0.0, on_error=None):
         self.id = -1
         self.heartbeat_ns = <uint64_t>(heartbeat * 1e9)
         self.silence_ns = <uint64_t>(silence * 1e9)
@@ -58,6 +59,7 @@ cdef class Router:
         self.queue_limit = queue_limit
         self.low_water = queue_limit // 4
         self.frame_limit = frame_limit
+        self.busy_ns = <uint64_t>(busy_poll * 1e9)
         self.on_error = on_error
         self.guests = {}
         self.totals = {}
@@ -91,6 +93,7 @@ cdef class Router:
         """Begin on the running loop. ``mesh`` decides about handshakes and hears of losses."""
         self.engine = engine_of(asyncio.get_running_loop())
         self.engine.acquire()
+        self.engine.start_polling(self.busy_ns)
         self.mesh = mesh
 
     def identify(self, int machine):
@@ -120,6 +123,7 @@ cdef class Router:
             session.close(reason)
         if self.loopback is not None:
             self.loopback.fail(reason)
+        self.engine.stop_polling(self.busy_ns)
         self.engine.release()
         self.engine = None
         self.mesh = None

@@ -637,6 +637,7 @@ cdef class LoopScheduler(Scheduler):
         if self.timer_fd < 0:
             raise OSError(errno, os.strerror(errno))
         self.engine.loop.add_reader(self.timer_fd, self.on_timer)
+        self.engine.start_polling(self.spin_ns)
         return self.arm()
 
     def stop_taking(self):
@@ -651,6 +652,7 @@ cdef class LoopScheduler(Scheduler):
         self.end()
         self.timer_fd = -1
         if fd >= 0:
+            self.engine.stop_polling(self.spin_ns)
             if not self.engine.loop.is_closed():
                 self.engine.loop.remove_reader(fd)
             c_close(fd)

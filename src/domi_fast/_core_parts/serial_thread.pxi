@@ -9,7 +9,6 @@
 cdef extern from *:
     """
     #include <poll.h>
-    #include <sched.h>
     #include <sys/eventfd.h>
     #include <time.h>
 
@@ -47,7 +46,6 @@ cdef extern from *:
     void wait_readable "domi_wait_readable"(int fd, uint64_t most) noexcept nogil
     PyObject* get_outbound_here "DOMI_OUTBOUND_HERE"() noexcept
     void set_outbound_here "DOMI_SET_OUTBOUND_HERE"(PyObject* outbound) noexcept
-    int sched_yield() noexcept nogil
 
 
 cdef inline Outbound outbound_here():
@@ -478,6 +476,9 @@ cdef class ThreadScheduler(Scheduler):
             raise OSError(errno, os.strerror(errno))
         self.outbound.open(self.engine)
         self.router.reporter = self
+        if self.spin_ns:
+            count_spinner(1)
+            self.spins = True
         self.thread = threading.Thread(target=self.run, name=self.name, daemon=True)
         self.thread.start()
         return 0
@@ -494,6 +495,9 @@ cdef class ThreadScheduler(Scheduler):
         cdef int fd = self.wake_fd
         if self.router.reporter is self:
             self.router.reporter = None
+        if self.spins:
+            self.spins = False
+            count_spinner(-1)
         if self.thread is None:
             self.end()
         elif self.has_ended:

@@ -320,6 +320,8 @@ cdef class Session:
                 return 0
             self.bytes_out += n
             self.queue.consume(n)
+            if self.engine.busy_ns:
+                self.engine.poll_on(self, monotonic_ns())
             if <size_t>n >= budget:
                 self.driver.want_write(self.on_writable)
                 break
@@ -427,6 +429,8 @@ cdef class Session:
                         self.fail(f"the connection broke: {os.strerror(-n)}")
                     break
                 self.last_heard = self.engine.refresh()
+                if self.engine.busy_ns:
+                    self.engine.poll_on(self, self.last_heard)
                 if until == 0:
                     until = self.last_heard + self.engine.slice_ns
                 self.bytes_in += n

@@ -1,0 +1,223 @@
+"""Latency: how long one answer takes, and how long the loop's other work waits meanwhile."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+from bench.figures import Figure, Target
+from bench.peers import c_echo
+from bench.settings import Settings, in_turn
+from bench.two_process.processes import (
+    ROOT,
+    BenchError,
+    cluster,
+    module_command,
+    start,
+    start_pair,
+)
+
+BUSY_POLL = 0.01
+POLLING = 0.9  # share of its core that a node that polls has at least
+KINDS = {"soon": "what a callback has called soon", "timer": "a timer of 5 ms"}
+
+__all__ = ["busy", "first_answer", "round_trip_one_core", "round_trip_two_cores", "round_trip_unix"]
+
+
+def round_trips(
+    figure: Figure,
+    settings: Settings,
+    cpus: tuple[int, int],
+    *more: object,
+    unix: bool = False,
+    busy: bool = False,
+) -> list[Figure]:
+    """Awaited requests one at a time, beside the echo in C.
+
+    :param more: of the command line of both ends.
+    :param busy: both ends of the echo poll.
+    """
+    count, warm_up = settings.few(20_000), settings.few(5_000)
+    anchors = []
+
+    def ours() -> None:
+        with cluster() as (stack, folder):
+            client = start_pair(stack, folder, cpus, *more, unix=unix)
+            measured = client.ask("round_trips", warm_up=warm_up, count=count)
+        if measured["address"].startswith("unix:") != unix:
+            raise BenchError(f"the session went over {measured['address']}")
+        figure.add_round_trips(measured)
+
+    def anchor() -> None:
+        measured = c_echo.round_trip(*cpus, count, busy, unix, warm_up=warm_up)
+        figure.anchor_values.append(measured["p50_ns"] * 1e-9)
+        anchors.append(measured)
+
+    for number in range(settings.rounds):
+        in_turn(number, anchor, ours)
+    figure.detail["anchor_p99"] = statistics.median(a["p99_ns"] for a in anchors) * 1e-9
+    figure.detail["anchor_p999"] = statistics.median(a["p999_ns"] for a in anchors) * 1e-9
+    return [figure]
+
+
+def round_trip_one_core(settings: Settings) -> list[Figure]:
+    figure = Figure(
+        "round-trip-one-core",
+        "Awaited request, 2 processes, 1 core",
+        "s",
+        anchor="C epoll echo",
+        target=Target("ratio", 1.5, at_most=True),
+    )
+    return round_trips(figure, settings, (settings.cpus[0], settings.cpus[0]))
+
+
+def round_trip_two_cores(settings: Settings) -> list[Figure]:
+    figure = Figure(
+        "round-trip-two-cores", "Awaited request, 2 processes, 2 cores", "s", anchor="C epoll echo"
+    )
+    return round_trips(figure, settings, settings.pair())
+
+
+def round_trip_unix(settings: Settings) -> list[Figure]:
+    figure = Figure(
+        "round-trip-unix",
+        "Awaited request, UNIX socket, 1 core",
+        "s",
+        anchor="C epoll echo, UNIX",
+    )
+    return round_trips(figure, settings, (settings.cpus[0], settings.cpus[0]), unix=True)
+
+
+def first_answer(settings: Settings) -> list[Figure]:
+    figure = Figure(
+        "first-answer",
+        "Start of a program to its first answer",
+        "s",
+        anchor="Python that imports uvloop",
+    )
+    cpus = settings.pair()
+
+    def timed(command: list[str], right: str) -> float:
+        began = time.perf_counter()
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+            # A program that hangs ends without a word, which is an error below.
+            watchdog = threading.Timer(30.0, process.kill)
+            watchdog.start()
+            try:
+                os.sched_setaffinity(process.pid, {cpus[1]})
+                assert process.stdout is not None
+                line = process.stdout.readline()
+                taken = time.perf_counter() - began
+                process.wait()
+            finally:
+                watchdog.cancel()
+                if process.poll() is None:
+                    process.kill()
+        if line.strip() != right:
+            raise BenchError(f"{command[-1]} printed {line!r}")
+        return taken
+
+    with cluster() as (stack, folder):
+        start(stack, "server", folder, cpus[0])
+        registry = f"sqlite://{folder / 'registry.db'}"
+        ours = module_command("bench.two_process.first_answer", registry)
+        bare = [sys.executable, "-c", "import uvloop; print('right', flush=True)"]
+        timed(ours, "right")
+        timed(bare, "right")
+        for _ in range(settings.rounds):
+            figure.anchor_values.append(timed(bare, "right"))
+            figure.values.append(timed(ours, "right"))
+    return [figure]
+
+
+# --------------------------------------------------------------------------------------- polling
+
+
+def busy(settings: Settings) -> list[Figure]:
+    """Both ends poll, so that no core has to be woken; and what else their loops do meanwhile."""
+    figure = Figure(
+        "busy-round-trip",
+        "Awaited request, both ends polling, 2 cores",
+        "s",
+        anchor="C polling echo",
+        target=Target("ratio", 1.4, at_most=True),
+    )
+    cpus = settings.pair()
+    return [
+        *round_trips(figure, settings, cpus, "--busy-poll", BUSY_POLL, busy=True),
+        busy_one_core(settings),
+        *lateness(settings, cpus),
+    ]
+
+
+def busy_one_core(settings: Settings) -> Figure:
+    """Each polls while the other is to answer: that they get there at all is the point."""
+    figure = Figure(
+        "busy-one-core",
+        "Awaited request, both ends polling, 1 core",
+        "s",
+        anchor="without polling",
+    )
+    # A round trip might take as long as the scheduler leaves a process that never sleeps.
+    most = {"warm_up": settings.few(100), "count": settings.few(20_000), "seconds": 2.0}
+    cpus = (settings.cpus[0], settings.cpus[0])
+
+    def ours() -> None:
+        with cluster() as (stack, folder):
+            client = start_pair(stack, folder, cpus, "--busy-poll", BUSY_POLL)
+            figure.add_round_trips(client.ask("round_trips", **most))
+
+    def anchor() -> None:
+        with cluster() as (stack, folder):
+            measured = start_pair(stack, folder, cpus).ask("round_trips", **most)
+        figure.anchor_values.append(measured["p50_ns"] * 1e-9)
+
+    for number in range(settings.rounds):
+        in_turn(number, anchor, ours)
+    return figure
+
+
+def lateness(settings: Settings, cpus: tuple[int, int]) -> list[Figure]:
+    """How late a loop's other work is while its node polls, beside a node that does not."""
+    figures = {
+        (kind, of): Figure(
+            f"busy-{kind}-{of}",
+            f"{'Longest' if of == 'max' else of} lateness of {title} beside a polling node",
+            "s",
+            anchor="without polling",
+            target=Target("value", 1e-3, at_most=True) if of == "max" else None,
+        )
+        for kind, title in KINDS.items()
+        for of in ("p99", "max")
+    }
+    count = settings.few(400)
+    shares = []
+
+    def measure(*more: object) -> dict[str, Any]:
+        with cluster() as (stack, folder):
+            return start_pair(stack, folder, cpus, *more).ask("lateness", count=count)
+
+    def ours() -> None:
+        measured = measure("--busy-poll", BUSY_POLL)
+        shares.append(measured["share_of_the_core"])
+        for (kind, of), figure in figures.items():
+            figure.values.append(measured[kind][f"{of}_ns"] * 1e-9)
+            figure.samples = measured[kind]["count"]
+
+    def anchor() -> None:
+        measured = measure()
+        for (kind, of), figure in figures.items():
+            figure.anchor_values.append(measured[kind][f"{of}_ns"] * 1e-9)
+
+    for number in range(settings.rounds):
+        in_turn(number, anchor, ours)
+    for figure in figures.values():
+        figure.detail["share_of_the_core"] = statistics.median(shares)
+        if min(shares) < POLLING:
+            figure.void = f"the node polled only {min(shares):.0%} of the time"
+    return list(figures.values())

@@ -1,0 +1,187 @@
+"""Busy polling: a loop that comes round without blocking for a while after the last traffic."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from domi_fast import Node, Serial
+from tests.support import ROOT, echo, nodes, session, until
+
+
+@asynccontextmanager
+async def polling(url: str, *names: str, busy_poll: float) -> AsyncIterator[list[Node]]:
+    with warnings.catch_warnings():
+        # Whether the machine has processors enough is not what these tests are about.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        async with nodes(url, *names, busy_poll=busy_poll) as made:
+            yield made
+
+
+async def used(seconds: float) -> float:
+    """The share of a processor that this process takes while it has nothing to do."""
+    before = time.process_time()
+    await asyncio.sleep(seconds)
+    return (time.process_time() - before) / seconds
+
+
+async def test_it_polls_for_so_long_after_the_last_traffic(registry_url: str) -> None:
+    async with polling(registry_url, "a", "b", busy_poll=0.4) as (a, b):
+        b.subscribe(50, echo)
+        await a.wait_subscribed(50, timeout=5)
+        await a.request(50, b"")
+        assert await used(0.2) > 0.6
+        await asyncio.sleep(0.3)
+        assert await used(0.2) < 0.3
+
+
+async def test_it_is_off_by_default(registry_url: str) -> None:
+    async with nodes(registry_url, "a", "b") as (a, b):
+        b.subscribe(50, echo)
+        await a.wait_subscribed(50, timeout=5)
+        await a.request(50, b"")
+        assert await used(0.2) < 0.3
+
+
+async def test_serial_mode_on_the_loop_has_it_poll(registry_url: str) -> None:
+    async with nodes(registry_url, "a", "b") as (a, b):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            async with Serial(b, busy_poll=0.4) as serial:
+                serial.subscribe(50, echo)
+                await a.wait_subscribed(50, timeout=5)
+                await a.request(50, b"")
+                assert await used(0.2) > 0.6
+        assert await used(0.2) < 0.3
+
+
+async def test_tasks_and_timers_are_on_time_meanwhile(registry_url: str) -> None:
+    async with polling(registry_url, "a", "b", busy_poll=1.0) as (a, b):
+        b.subscribe(50, echo)
+        await a.wait_subscribed(50, timeout=5)
+        loop = asyncio.get_running_loop()
+        timers: list[float] = []
+        tasks: list[float] = []
+        for _ in range(50):
+            await a.request(50, b"")
+            due = loop.time() + 0.003
+            woken = loop.create_future()
+            loop.call_at(due, woken.set_result, None)
+            await woken
+            timers.append(loop.time() - due)
+            asked = loop.time()
+            await asyncio.create_task(asyncio.sleep(0))
+            tasks.append(loop.time() - asked)
+        assert statistics.median(timers) < 0.001
+        assert statistics.median(tasks) < 0.001
+
+
+async def test_all_sessions_are_served(registry_url: str) -> None:
+    """Not only that which had the last traffic."""
+    async with polling(registry_url, "a", "b", "c", "d", busy_poll=0.2) as (a, *others):
+        for node in others:
+            node.subscribe(50 + node.id, echo)
+            await a.wait_subscribed(50 + node.id, timeout=5)
+
+        async def ask(node: Node, count: int) -> None:
+            for number in range(count):
+                assert await a.request(50 + node.id, b"%d" % number) == b"%d" % number
+
+        await asyncio.gather(*(ask(node, 200) for node in others))
+
+
+async def test_a_session_that_dies_while_it_is_polled(registry_url: str) -> None:
+    async with polling(registry_url, "a", "b", "c", busy_poll=0.5) as (a, b, c):
+        b.subscribe(50, echo)
+        c.subscribe(51, echo)
+        await a.wait_subscribed(50, timeout=5)
+        await a.wait_subscribed(51, timeout=5)
+        await a.request(50, b"")
+        session(a, b.id).close("for the test")
+        assert await a.request(51, b"x") == b"x"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
+async def test_two_on_one_processor_finish_and_warn(tmp_path: Path) -> None:
+    script = """
+import asyncio, os, sys
+from domi_fast import Node
+os.sched_setaffinity(0, {int(sys.argv[2])})
+async def main():
+    async with Node(sys.argv[1], registry=sys.argv[3], busy_poll=1.0) as node:
+        if sys.argv[1] == "server":
+            done = asyncio.Event()
+            node.subscribe(50, lambda ctx: ctx.reply(ctx.data))
+            node.subscribe(51, lambda ctx: done.set())
+            await done.wait()
+        else:
+            await node.wait_subscribed(51, timeout=10)
+            for number in range(2000):
+                assert await node.request(50, b"%d" % number) == b"%d" % number
+            node.notify(51, b"")
+asyncio.run(main())
+"""
+    cpu = str(min(os.sched_getaffinity(0)))
+    path = f"sqlite:///{tmp_path / 'cluster.db'}"
+    processes = [
+        await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", script, name, cpu, path), cwd=ROOT, stderr=-1
+        )
+        for name in ("server", "client")
+    ]
+    said = await asyncio.wait_for(asyncio.gather(*(each.communicate() for each in processes)), 30)
+    for process, (_, err) in zip(processes, said, strict=True):
+        assert process.returncode == 0, err.decode()
+        assert b"RuntimeWarning: busy_poll: 1 thread(s)" in err
+
+
+def warned_by(work: Any) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        asyncio.run(work)
+    return [str(each.message) for each in caught if each.category is RuntimeWarning]
+
+
+@pytest.mark.parametrize(("processors", "expected"), [(1, 2), (2, 1), (3, 0)])
+def test_it_warns_when_all_processors_poll(
+    monkeypatch: pytest.MonkeyPatch, registry_url: str, processors: int, expected: int
+) -> None:
+    """A node and a serial thread are two that poll; a second node on the loop is none."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)))
+
+    async def start() -> None:
+        async with nodes(registry_url, "a", "b", busy_poll=0.001) as (a, _):
+            serial = Serial(a, thread=True, busy_poll=0.001)
+            await serial.start()
+            await serial.close()
+
+    for _ in range(2):  # who has closed polls no more
+        assert len(warned_by(start())) == expected
+
+
+async def test_the_thread_of_serial_mode_polls(registry_url: str) -> None:
+    async with nodes(registry_url, "a", "b") as (a, b):
+        clocks: list[int] = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            async with Serial(b, thread=True, busy_poll=0.4) as serial:
+                serial.subscribe(50, lambda ctx: clocks.append(time.thread_time_ns()))
+                await a.wait_subscribed(50, timeout=5)
+                for pause in (0.2, 0.6, 0.0):
+                    a.notify(50, b"")
+                    await until(lambda: serial.backlog == 0)
+                    await asyncio.sleep(pause)
+                await until(lambda: len(clocks) == 3)
+        # It polls for all of the first pause, and for 0.4 s of the second.
+        assert (clocks[1] - clocks[0]) * 1e-9 > 0.1
+        assert (clocks[2] - clocks[1]) * 1e-9 < 0.55
