@@ -83,8 +83,10 @@ if SANITIZE:
     link_args += ["-fsanitize=address,undefined"]
 
 # What makes a release faster and not every compiler knows: calls into libpython without a stub in
-# between, and (gcc on x86-64) no `rep stos`, slow for objects of a hundred bytes, to clear them.
+# between, functions that begin where a cache line does, so that their speed does not change with
+# what stands before them, and (gcc on x86-64) no `rep stos`, slow for objects of a hundred bytes.
 FASTER = [
+    "-falign-functions=64",
     "-fno-plt",
     "-fno-semantic-interposition",
     "-mmemset-strategy=unrolled_loop:256:noalign,libcall:-1:noalign",

@@ -217,7 +217,7 @@ cdef class Engine:
         object call_soon_threadsafe
         readonly TimeWheel wheel
         uint8_t* buffer         # owned (malloc): the one receive buffer of all sessions here
-        Context spare           # what the next message is shown in; None while a handler has it
+        Context spare           # what the next message is shown in, once nobody has it; or None
         Session first_dirty     # a chain by next_dirty: the sessions that have something to flush
         Session last_dirty
         object finished         # a future that is done, with the result None
@@ -488,6 +488,8 @@ cdef class Router(Verbs):
     cdef int deliver_rare(self, Session session, RawFrame* frame) except -1
     cdef int run_handler(self, ChannelEntry* entry, Session session, RawFrame* frame) except -1
     cdef int call_handler(self, PyObject* handler, Context context, bint to_its_end) except -1
+    cdef int handler_ended(self, PyObject* handler, PyObject* result, Context context,
+                           bint to_its_end) except -1
     cdef int reject_context(self, Context context, uint8_t status) except -1
     cdef int handler_raised(self, Context context) except -1
     cdef int handler_failed(self, Context context, object error) except -1
@@ -588,7 +590,7 @@ cdef class Scheduler(Turn):
         str name
         uint64_t now            # nanoseconds: when the last tick began with the timers
         Py_ssize_t max_pending
-        Context spare           # what the next message is shown in; None while a handler has it
+        Context spare           # what the next message is shown in, once nobody has it; or None
         list batches            # groups whose `batch` has something
         object emptied          # a future of stop_taking(), until there is nothing left; or None
         bint ready              # stands in the engine's list

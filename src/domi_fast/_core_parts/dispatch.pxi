@@ -317,6 +317,11 @@ cdef class Context:
         self.set_answered()
 
 
+cdef inline bint is_spare(Context context) noexcept:
+    # Whether nobody has it but the caller, in one variable, and who keeps it for the next message.
+    return Py_REFCNT(<PyObject*>context) == 2
+
+
 cdef int fill_apart(Context context, RawFrame* frame) except -1:
     # A message that is too large for the context itself, or has an owner.
     context.held = True

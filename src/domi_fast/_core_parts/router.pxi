@@ -569,23 +569,21 @@ cdef class Router:
         return self.reject(session, STATUS_NO_SUBSCRIBER, frame)
 
     cdef int run_handler(self, ChannelEntry* entry, Session session, RawFrame* frame) except -1:
-        cdef Engine engine = session.engine
         cdef Context context
         if type(<object>entry.handler) is SerialChannel:
             return (<SerialChannel><object>entry.handler).accept(session, frame)
         if type(<object>entry.handler) is BatchChannel:
             return (<BatchChannel><object>entry.handler).accept(session, frame)
-        context = engine.spare
-        if context is None:
-            context = Context.__new__(Context)
-        else:
-            engine.spare = None
-        fill_context(context, session, frame, engine.now)
+        context = session.engine.spare
+        if context is None or not is_spare(context):
+            context = session.engine.spare = Context.__new__(Context)
+        fill_context(context, session, frame, session.engine.now)
         self.call_handler(entry.handler, context, False)
-        if Py_REFCNT(<PyObject*>context) == 1 and session.state == SESSION_UP:
-            if context.held:
-                context.let_go()
-            engine.spare = context
+        if not is_spare(context):
+            if session.engine.spare is context:
+                session.engine.spare = None
+        elif context.held:
+            context.let_go()
         return 0
 
     cdef inline int call_handler(self, PyObject* handler, Context context,
@@ -594,6 +592,14 @@ cdef class Router:
         Py_INCREF(<object>handler)      # it may unsubscribe itself
         result = call_one(handler, <PyObject*>context)
         Py_DECREF(<object>handler)
+        if result is <PyObject*>None and not context.is_owed():
+            Py_DECREF(None)
+            return 0
+        return self.handler_ended(handler, result, context, to_its_end)
+
+    cdef int handler_ended(self, PyObject* handler, PyObject* result, Context context,
+                           bint to_its_end) except -1:
+        # Not just with None: `result` is owned, or NULL when an exception is set.
         if result is NULL:
             return self.handler_raised(context)
         if context.is_owed():

@@ -566,10 +566,8 @@ cdef class Scheduler:
             Py_DECREF(context)          # the record's
             return intake.run(context)
         context = self.spare
-        if context is None:
-            context = Context.__new__(Context)
-        else:
-            self.spare = None
+        if context is None or not is_spare(context):
+            context = self.spare = Context.__new__(Context)
         session = <Session><object>arrival.origin
         Py_DECREF(session)              # the record's
         frame.channel = arrival.channel
@@ -583,10 +581,11 @@ cdef class Scheduler:
         finally:
             ring_consume(self.ring, payload, size)
         intake.run(context)
-        if Py_REFCNT(<PyObject*>context) == 1 and session.state == SESSION_UP:
-            if context.held:
-                context.let_go()
-            self.spare = context
+        if not is_spare(context) or session.state != SESSION_UP:
+            if self.spare is context:
+                self.spare = None
+        elif context.held:
+            context.let_go()
         return 0
 
     cdef int refuse(self, Session session, RawFrame* frame) except -1:
