@@ -241,6 +241,22 @@ def one_process(settings: Settings) -> list[Figure]:
     return [trips, calls]
 
 
+def dispatch(settings: Settings) -> list[Figure]:
+    figure = Figure(
+        "dispatch",
+        "frames from a socket to a handler that does nothing",
+        "/s",
+        anchor="C loop of vectorcalls",
+        target=Target("ratio", 0.7, at_most=False),
+    )
+    for _ in range(settings.rounds):
+        with Worker("bench.one_process.dispatch", "--cpu", settings.cpus[0]) as node:
+            compared = node.ask("compare", rounds=settings.few(2_000))
+        figure.values.append(1.0 / statistics.median(compared["ours"]))
+        figure.anchor_values.append(1.0 / statistics.median(compared["anchor"]))
+    return [figure]
+
+
 MICRO = {
     "test_encode_frame": ("encode_frame, 16 B of data", "struct and +"),
     "test_feed": ("FrameReader.feed, frames of 16 B", "struct in Python"),
@@ -330,6 +346,7 @@ BENCHMARKS = [
     Benchmark(
         "serial-thread", "a node's p99 while its serial thread is held up", serial_suite.thread
     ),
+    Benchmark("dispatch", "a frame's way to its handler, one process", dispatch),
     Benchmark("one-process", "two nodes in one process, over a socket", one_process),
     Benchmark("micro", "single operations, by pytest-benchmark", micro),
 ]

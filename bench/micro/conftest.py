@@ -14,7 +14,7 @@ SMOKE = os.environ.get("DOMI_BENCH_SMOKE") == "1"
 ROUNDS = 3 if SMOKE else 30
 SCALE = 50 if SMOKE else 1
 
-Measure = Callable[[Callable[[], object], int], None]
+Measure = Callable[..., None]
 
 
 def pytest_configure() -> None:
@@ -25,11 +25,17 @@ def pytest_configure() -> None:
 
 @pytest.fixture
 def measure(benchmark: Any) -> Measure:
-    """``measure(work, items)``: time ``work()``, which does something ``items`` times."""
+    """``measure(work, items)``: time ``work()``, which does something ``items`` times.
 
-    def times(work: Callable[[], object], items: int) -> None:
+    ``prepare()`` goes before each and is not timed.
+    """
+
+    def times(
+        work: Callable[[], object], items: int, prepare: Callable[[], None] | None = None
+    ) -> None:
         benchmark.extra_info["items"] = items
-        benchmark.pedantic(work, rounds=ROUNDS, iterations=1, warmup_rounds=1 if SMOKE else 3)
+        warm_up = 1 if SMOKE else 3
+        benchmark.pedantic(work, setup=prepare, rounds=ROUNDS, warmup_rounds=warm_up)
 
     return times
 

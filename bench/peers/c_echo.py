@@ -1,6 +1,7 @@
 """The anchor of every latency figure: the same round trip in C, with nothing around it.
 
-The program is ``epoll_echo.c`` beside this file; it is compiled when it is first needed.
+The program is ``epoll_echo.c`` beside this file, or ``busy_echo.c`` for two sides that poll; it is
+compiled when it is first needed.
 """
 
 from __future__ import annotations
@@ -15,28 +16,30 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-SOURCE = Path(__file__).with_name("epoll_echo.c")
+HERE = Path(__file__).parent
 OUT = Path(__file__).resolve().parents[1] / "out"
 
 __all__ = ["build", "round_trip"]
 
 
-def build() -> Path:
+def build(name: str = "epoll_echo") -> Path:
     """Compiles the program if its source is newer, and returns where it is."""
-    program = OUT / "epoll_echo"
-    if program.exists() and program.stat().st_mtime >= SOURCE.stat().st_mtime:
+    program = OUT / name
+    source = HERE / f"{name}.c"
+    newest = max(path.stat().st_mtime for path in (source, HERE / "echo.h"))
+    if program.exists() and program.stat().st_mtime >= newest:
         return program
     compiler = os.environ.get("CC") or "cc"
     if shutil.which(compiler.split()[0]) is None:
         raise RuntimeError(f"no C compiler: {compiler!r} was not found; set CC")
     OUT.mkdir(parents=True, exist_ok=True)
     # Two benchmarks may start at once: each compiles for itself, and the last one's file stays.
-    handle, name = tempfile.mkstemp(dir=OUT, prefix="epoll_echo.")
+    handle, path = tempfile.mkstemp(dir=OUT, prefix=f"{name}.")
     os.close(handle)
-    fresh = Path(name)
+    fresh = Path(path)
     try:
         command = [*compiler.split(), "-std=gnu11", "-O2", "-Wall", "-Wextra"]
-        subprocess.run([*command, str(SOURCE), "-o", name], check=True)
+        subprocess.run([*command, str(source), "-o", path], check=True)
         fresh.chmod(0o755)
         fresh.replace(program)
     finally:
@@ -59,7 +62,7 @@ def round_trip(
 
     :param cpu_server: the CPU that the server is pinned to, or ``None``.
     :param cpu_client: the same for the client.
-    :param busy: both sides poll instead of sleeping in epoll.
+    :param busy: both sides poll instead of sleeping in epoll: over TCP, one frame at a time.
     :param unix: over a UNIX socket instead of TCP on the loopback address.
     :param window: frames under way at a time; with more than one a rate is measured.
     :returns: ``rate`` (frames a second) with a window, otherwise ``mean_ns``, ``min_ns``,
@@ -68,18 +71,21 @@ def round_trip(
     usable = os.sched_getaffinity(0)
     if busy and (len(usable) < 2 or (cpu_server is not None and cpu_server == cpu_client)):
         raise ValueError("two processes that poll without sleeping need two CPUs")
+    if busy and (unix or window > 1):
+        raise ValueError("the echo that polls goes over TCP, and has one frame under way")
     for cpu in (cpu_server, cpu_client):
         if cpu is not None and cpu not in usable:
             raise ValueError(f"CPU {cpu} is not among the usable ones: {sorted(usable)}")
-    program = str(build())
-    shared = ["--busy"] if busy else []
+    program = str(build("busy_echo" if busy else "epoll_echo"))
+    # What only the other program has to be told.
+    once, rate = ([], []) if busy else (["--once"], ["--window", str(window)])
     with ExitStack() as stack:
         where: list[str] = []
         if unix:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="domi-"))
             where = ["--unix", str(Path(folder, "echo"))]
         server = subprocess.Popen(
-            [program, "--server", "--once", *where, *shared, *_cpu(cpu_server)],
+            [program, "--server", *once, *where, *_cpu(cpu_server)],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -90,8 +96,8 @@ def round_trip(
             raise RuntimeError(f"the echo server ended with code {server.wait()}")
         if not unix:
             where = ["--port", str(json.loads(hello)["port"])]
-        command = [program, "--client", *where, *shared, *_cpu(cpu_client)]
-        command += ["--count", str(count), "--warm-up", str(warm_up), "--window", str(window)]
+        command = [program, "--client", *where, *_cpu(cpu_client)]
+        command += ["--count", str(count), "--warm-up", str(warm_up), *rate]
         done = subprocess.run(
             command, check=True, stdout=subprocess.PIPE, text=True, timeout=timeout
         )

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 from bench.two_process.channels import (
@@ -47,6 +48,13 @@ def below_everybody() -> str:
     except OSError:
         return f"nice {os.nice(19)}"
     return "SCHED_IDLE"
+
+
+def kept_waiting() -> float:
+    """Seconds that this process could have run and had no processor; 0 where nobody counts them."""
+    with suppress(OSError):
+        return int(Path("/proc/self/schedstat").read_text().split()[1]) * 1e-9
+    return 0.0
 
 
 class Client:
@@ -115,50 +123,63 @@ class Client:
         await self.numbered_requests()
         return {kind: percentiles(some) for kind, some in taken.items()}
 
-    async def lateness(self, count: int) -> dict[str, Any]:
+    async def lateness(self, phases: int, count: int) -> dict[str, Any]:
         """How late the loop calls what is not the node's.
 
         ``timer``: beyond the time when a sleeping task is due; ``soon``: from ``call_soon`` in a
         handler and in a task. Each sleep begins with a message, whose answer keeps a node that
         polls polling until it ends.
+
+        :param count: of timers in a phase.
+        :returns: percentiles over all, and the longest of each phase.
         """
         loop = asyncio.get_running_loop()
         clock = time.perf_counter_ns
         soon: list[int] = []
         timers: list[int] = []
+        all_of: dict[str, list[int]] = {"soon": [], "timer": []}
+        longest: dict[str, list[int]] = {"soon": [], "timer": []}
+
+        all_called = asyncio.Event()
 
         def called(asked: int) -> None:
             soon.append(clock() - asked)
+            if len(soon) == 2 * count:
+                all_called.set()
 
         def pong(context: Context) -> None:
             loop.call_soon(called, clock())
 
-        async def some(number: int) -> None:
-            for _ in range(number):
+        async def phase() -> None:
+            soon.clear()
+            timers.clear()
+            all_called.clear()
+            for _ in range(count):
                 self.node.call(PING, PING_DATA, PONG)
                 due = clock() + int(TIMER * 1e9)
                 await asyncio.sleep(TIMER)
                 timers.append(max(0, clock() - due))
                 loop.call_soon(called, clock())
-            # The last one's turn.
-            await asyncio.sleep(0)
+            await asyncio.wait_for(all_called.wait(), WAIT)
 
         self.node.subscribe(PONG, pong)
         try:
-            await some(max(1, count // 10))
-            soon.clear()
-            timers.clear()
-            began, cpu = time.perf_counter(), time.process_time()
-            await some(count)
+            await phase()
+            began, cpu, waited = time.perf_counter(), time.process_time(), kept_waiting()
+            for _ in range(phases):
+                await phase()
+                for kind, taken in (("soon", soon), ("timer", timers)):
+                    all_of[kind] += taken
+                    longest[kind].append(max(taken))
+            waited = kept_waiting() - waited
             share = (time.process_time() - cpu) / (time.perf_counter() - began)
         finally:
             self.node.unsubscribe(PONG)
-        check(len(soon) == 2 * count, f"{len(soon)} of {2 * count} callbacks were called")
-        return {
-            "soon": percentiles(soon),
-            "timer": percentiles(timers),
-            "share_of_the_core": share,
+        found = {
+            kind: {**percentiles(taken), "longest_ns": longest[kind]}
+            for kind, taken in all_of.items()
         }
+        return {**found, "share_of_the_core": share, "kept_waiting_s": waited}
 
     async def calls(self, count: int, window: int) -> dict[str, Any]:
         """``call`` and its reply, handlers in Python at both ends, ``window`` under way."""

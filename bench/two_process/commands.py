@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -24,6 +25,8 @@ def pin(cpu: int | None) -> None:
     """Keep this process, and the threads that it will start, on one CPU."""
     if cpu is not None:
         os.sched_setaffinity(0, {cpu})
+        # A node that polls has this one to itself, or is to show what becomes of it if not.
+        warnings.filterwarnings("ignore", "busy_poll: ", RuntimeWarning)
 
 
 def tell(answer: dict[str, Any]) -> None:

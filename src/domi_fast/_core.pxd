@@ -210,6 +210,11 @@ cdef class Turn:
     cdef int tick(self) except -1
 
 
+cdef class Taker(Turn):
+    # What stands in a router's table in place of a handler, and has frames wait for their turn.
+    cdef int accept(self, Session session, RawFrame* frame) except -1
+
+
 cdef class Engine:
     cdef:
         readonly object loop
@@ -319,6 +324,7 @@ cdef class Session:
     cdef int flush(self) except -1
     cdef int flush_local(self) except -1
     cdef int parse(self, uint64_t until) except -1
+    cdef int read_batch(self) except -1
     cdef int read_some(self) except -1
     cdef int handshake_frame(self, RawFrame* frame) except -1
     cdef int answer_is_lost(self, uint64_t correlation) noexcept
@@ -427,6 +433,7 @@ cdef struct ChannelEntry:
     PyObject* handler           # strong, or NULL
     Route* route                # owned, or NULL
     Route* guests               # owned, or NULL: guests of this node that subscribe to it
+    bint takes                  # the handler is a Taker
 
 
 cdef class Verbs:
@@ -509,8 +516,8 @@ cdef class Router(Verbs):
                           list unsent) except -1
 
 
-cdef class BatchChannel(Turn):
-    # Stands in the table in place of a handler that takes lists.
+cdef class BatchChannel(Taker):
+    # For a handler that takes lists.
     cdef:
         Router router
         object handler
@@ -518,7 +525,6 @@ cdef class BatchChannel(Turn):
         list contexts           # what the present batch has brought
         bint waiting            # stands in the engine's list
 
-    cdef int accept(self, Session session, RawFrame* frame) except -1
     cdef int run(self) except -1
 
 
@@ -530,10 +536,15 @@ cdef class TaskCompletion:
 
 # ----------------------------------------------------------------------------------------- serial
 
-cdef struct Arrival:
-    # A record of a scheduler's ring; the data and the extend of its frame follow.
-    PyObject* origin            # strong: the session, or (by reference) the whole context
+cdef struct Parcel:
+    # A record of a scheduler's ring, of kind RING_REFERENCE, or the beginning of one.
+    PyObject* origin            # strong: the whole context; of an Arrival, the session
     PyObject* intake            # strong: the SerialChannel that took it
+
+
+cdef struct Arrival:
+    # A record of kind RING_FRAME; the data and the extend of its frame follow.
+    Parcel parcel
     uint64_t time               # nanoseconds, monotonic: when the frame came
     uint32_t size
     uint16_t channel
@@ -559,14 +570,14 @@ cdef class SerialGroup:
     cdef int join(self, Router router, int place, Context context) except -1
 
 
-cdef class SerialChannel:
+cdef class SerialChannel(Taker):
+    # For a channel of serial mode, which has no turn of its own.
     cdef:
         Scheduler scheduler
         SerialGroup group       # None once it was unsubscribed
         int channel
         int place               # of the channel in the group
 
-    cdef int accept(self, Session session, RawFrame* frame) except -1
     cdef bint put_context(self, Context context) except -1
     cdef int run(self, Context context) except -1
 
@@ -683,6 +694,7 @@ cdef class ThreadScheduler(Scheduler):
 
     cdef bint is_here(self) noexcept
     cdef int wake(self) except -1
+    cdef int stop_reporting(self) except -1
     cdef int run_posts(self) except -1
     cdef int wait(self) except -1
     cdef bint spin(self, uint64_t due) except -1

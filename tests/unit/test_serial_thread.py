@@ -274,7 +274,8 @@ async def test_a_message_is_answered_in_every_way(registry_url: str) -> None:
 
 async def test_what_is_known_at_once_is_raised_at_once(registry_url: str) -> None:
     async with pair(registry_url, ring_size=4096) as (a, b, serial):
-        b.subscribe(60, lambda ctx: None)
+        taken: list[Context] = []
+        b.subscribe(60, taken.append)
         await serial.start()
         verbs: list[tuple[type[Exception], str, Callable[[], Any]]] = [
             (NoSubscriber, "nobody subscribes to channel 99", lambda: serial.notify(99, b"")),
@@ -311,6 +312,7 @@ async def test_what_is_known_at_once_is_raised_at_once(registry_url: str) -> Non
         assert 20 < raised[0].sent < 200
         assert b.counters()["outbound_full"] == 1
         # It goes on, once the loop has taken them out.
+        await until(lambda: len(taken) == raised[0].sent)
         assert await within(serial, lambda: serial.notify(60, b"")) is None
 
 

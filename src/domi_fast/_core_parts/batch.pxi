@@ -68,7 +68,7 @@ cdef int several_failed(Router router, tuple contexts, object error) except -1:
 
 
 @cython.final
-cdef class BatchChannel(Turn):
+cdef class BatchChannel(Taker):
     cdef int accept(self, Session session, RawFrame* frame) except -1:
         cdef Context context = Context.__new__(Context)
         fill_context(context, session, frame, session.engine.now)

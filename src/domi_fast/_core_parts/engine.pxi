@@ -19,6 +19,11 @@ cdef class Turn:
         raise NotImplementedError
 
 
+cdef class Taker(Turn):
+    cdef int accept(self, Session session, RawFrame* frame) except -1:
+        raise NotImplementedError
+
+
 @cython.final
 cdef class Engine:
     """What all nodes and clients of one event loop share. Get it with :func:`engine_of`."""
@@ -221,8 +226,7 @@ cdef class Engine:
             return
         self.polling = True
         self.call_soon(self.poll)
-        if session.state == SESSION_UP and session.driver is not None:
-            session.readable()
+        session.read_batch()
         self.empty_polls += 1
         if self.empty_polls % POLLS_TO_YIELD == 0:
             with nogil:

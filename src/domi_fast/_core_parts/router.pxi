@@ -278,6 +278,7 @@ cdef class Router:
                 channel=number)
         Py_INCREF(handler)
         entry.handler = <PyObject*>handler
+        entry.takes = isinstance(handler, Taker)
         now_local(self, number)
         return 0
 
@@ -542,16 +543,15 @@ cdef class Router:
 
     cdef int deliver(self, Session session, RawFrame* frame) except -1:
         cdef ChannelEntry* entry = &self.channels[frame.channel]
-        if frame.channel == CH_ANSWER:
-            return self.handle_answer(session, frame)
-        if (entry.handler is NULL or entry.guests is not NULL or frame.channel > USER_LAST
+        if (frame.channel > USER_LAST or entry.handler is NULL or entry.guests is not NULL
                 or session.role == ROLE_GUEST or frame.extend_size == GUEST_REPLY_EXTEND):
             return self.deliver_rare(session, frame)
         return self.run_handler(entry, session, frame)
 
     cdef int deliver_rare(self, Session session, RawFrame* frame) except -1:
         cdef ChannelEntry* entry = &self.channels[frame.channel]
-        cdef bint publish
+        if frame.channel == CH_ANSWER:
+            return self.handle_answer(session, frame)
         if frame.channel > USER_LAST:
             if handle_library(self, session, frame) and entry.handler is not NULL:
                 return self.run_handler(entry, session, frame)
@@ -570,10 +570,8 @@ cdef class Router:
 
     cdef int run_handler(self, ChannelEntry* entry, Session session, RawFrame* frame) except -1:
         cdef Context context
-        if type(<object>entry.handler) is SerialChannel:
-            return (<SerialChannel><object>entry.handler).accept(session, frame)
-        if type(<object>entry.handler) is BatchChannel:
-            return (<BatchChannel><object>entry.handler).accept(session, frame)
+        if entry.takes:
+            return (<Taker><object>entry.handler).accept(session, frame)
         context = session.engine.spare
         if context is None or not is_spare(context):
             context = session.engine.spare = Context.__new__(Context)

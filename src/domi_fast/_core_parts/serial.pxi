@@ -76,8 +76,7 @@ cdef class SerialGroup:
 
 
 @cython.final
-cdef class SerialChannel:
-    # What stands in a router's table in place of a handler: it puts frames into the ring.
+cdef class SerialChannel(Taker):
 
     cdef int accept(self, Session session, RawFrame* frame) except -1:
         cdef Scheduler scheduler = self.scheduler
@@ -101,8 +100,8 @@ cdef class SerialChannel:
             return scheduler.refuse(session, frame)
         Py_INCREF(session)
         Py_INCREF(self)
-        arrival.origin = <PyObject*>session
-        arrival.intake = <PyObject*>self
+        arrival.parcel.origin = <PyObject*>session
+        arrival.parcel.intake = <PyObject*>self
         arrival.time = session.engine.now
         arrival.size = frame.size
         arrival.channel = frame.channel
@@ -135,17 +134,16 @@ cdef class SerialChannel:
 
     cdef bint put_context(self, Context context) except -1:
         # Whether there was room: a message by reference.
-        cdef Arrival arrival
-        cdef uint8_t* payload = ring_claim_alone(self.scheduler.ring, sizeof(Arrival))
+        cdef Parcel parcel
+        cdef uint8_t* payload = ring_claim_alone(self.scheduler.ring, sizeof(Parcel))
         if payload is NULL:
             return False
         Py_INCREF(context)
         Py_INCREF(self)
-        memset(&arrival, 0, sizeof(Arrival))
-        arrival.origin = <PyObject*>context
-        arrival.intake = <PyObject*>self
-        copy(payload, &arrival, sizeof(Arrival))
-        ring_publish_alone(self.scheduler.ring, payload, sizeof(Arrival), RING_REFERENCE)
+        parcel.origin = <PyObject*>context
+        parcel.intake = <PyObject*>self
+        copy(payload, &parcel, sizeof(Parcel))
+        ring_publish_alone(self.scheduler.ring, payload, sizeof(Parcel), RING_REFERENCE)
         return True
 
 
@@ -552,23 +550,25 @@ cdef class Scheduler:
         return not ring_is_empty(self.ring) or len(self.batches) > 0
 
     cdef int run_arrival(self, uint8_t* payload, uint32_t size, int kind) except -1:
+        cdef Parcel parcel
         cdef Arrival arrival
         cdef RawFrame frame
         cdef Context context
         cdef SerialChannel intake
         cdef Session session
-        copy(&arrival, payload, sizeof(Arrival))
-        intake = <SerialChannel><object>arrival.intake
+        copy(&parcel, payload, sizeof(Parcel))
+        intake = <SerialChannel><object>parcel.intake
         Py_DECREF(intake)               # the record's
         if kind == RING_REFERENCE:
             ring_consume(self.ring, payload, size)
-            context = <Context><object>arrival.origin
+            context = <Context><object>parcel.origin
             Py_DECREF(context)          # the record's
             return intake.run(context)
         context = self.spare
         if context is None or not is_spare(context):
             context = self.spare = Context.__new__(Context)
-        session = <Session><object>arrival.origin
+        copy(&arrival, payload, sizeof(Arrival))
+        session = <Session><object>parcel.origin
         Py_DECREF(session)              # the record's
         frame.channel = arrival.channel
         frame.size = arrival.size
@@ -595,16 +595,16 @@ cdef class Scheduler:
 
     cdef bint drop_record(self) noexcept:
         # Whether there was one; the references that it owns go.
-        cdef Arrival arrival
+        cdef Parcel parcel
         cdef uint32_t size
         cdef int kind
         cdef uint8_t* payload = ring_peek(self.ring, &size, &kind)
         if payload is NULL:
             return False
-        copy(&arrival, payload, sizeof(Arrival))
+        copy(&parcel, payload, sizeof(Parcel))
         ring_consume(self.ring, payload, size)
-        Py_DECREF(<object>arrival.origin)
-        Py_DECREF(<object>arrival.intake)
+        Py_DECREF(<object>parcel.origin)
+        Py_DECREF(<object>parcel.intake)
         return True
 
 

@@ -108,8 +108,7 @@ cdef class Outbound(Verbs):
         cdef size_t size, length
         cdef uint8_t* payload
         cdef PyObject* whole = NULL
-        if isinstance(data, str):
-            raise TypeError("data must be bytes-like, not str: encode it first")
+        departure.to = -1 if to is None else machine_of(to)
         get_view(data, &view)
         try:
             size = <size_t>view.len
@@ -130,7 +129,6 @@ cdef class Outbound(Verbs):
             departure.context = <PyObject*>context if context is not None else NULL
             departure.whole = whole
             departure.size = <uint32_t>size
-            departure.to = -1 if to is None else machine_of(to)
             departure.channel = <uint16_t>channel
             departure.reply = <uint16_t>reply
             departure.verb = verb
@@ -493,8 +491,7 @@ cdef class ThreadScheduler(Scheduler):
 
     cdef int close(self) except -1:
         cdef int fd = self.wake_fd
-        if self.router.reporter is self:
-            self.router.reporter = None
+        self.stop_reporting()
         if self.spins:
             self.spins = False
             count_spinner(-1)
@@ -535,6 +532,9 @@ cdef class ThreadScheduler(Scheduler):
                 else:
                     with nogil:
                         sched_yield()
+            self.stop_reporting()
+            while self.posts:
+                self.run_posts()
             self.end()
         except BaseException as error:
             log.critical("the serial thread has failed", exc_info=error)
@@ -544,6 +544,12 @@ cdef class ThreadScheduler(Scheduler):
                 self.engine.call_soon_threadsafe(self.end_waiting)
             except RuntimeError:
                 pass            # the loop is closed
+
+    cdef int stop_reporting(self) except -1:
+        # From now on `on_error` is called on the loop thread: this one will not get to it.
+        if self.router.reporter is self:
+            self.router.reporter = None
+        return 0
 
     cdef int run_posts(self) except -1:
         # Those that are there now: what they post waits for the next tick.

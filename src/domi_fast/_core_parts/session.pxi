@@ -382,16 +382,19 @@ cdef class Session:
     # ------------------------------------------------------------------------------------- reading
 
     def readable(self):
+        self.read_batch()
+
+    cdef int read_batch(self) except -1:
         if self.state == SESSION_CLOSED or self.continuing:
-            return
+            return 0
         if self.engine.depth:
-            self.go_on()
-            return
+            return self.go_on()
         self.engine.enter()
         try:
             self.read_some()
         finally:
             self.engine.leave()
+        return 0
 
     def continue_reading(self):
         self.continuing = False
