@@ -238,7 +238,7 @@ cdef class Engine:
         Session latest          # whose traffic was the last, while the loop polls
         uint64_t traffic        # nanoseconds: when that was
         bint polling            # the loop is to call poll()
-        uint64_t empty_polls
+        readonly uint64_t polls  # turns of the loop in which it polled
         list ready              # of Turns: what is to run before the batch ends
         unsigned long thread    # the loop thread
         readonly bint closed
@@ -250,7 +250,7 @@ cdef class Engine:
     cdef int flush_dirty(self) except -1
     cdef int run_ready(self) except -1
     cdef int end_soon(self) except -1
-    cdef int start_polling(self, uint64_t busy_ns) except -1
+    cdef bint start_polling(self, uint64_t busy_ns) except -1
     cdef int stop_polling(self, uint64_t busy_ns) except -1
     cdef int poll_on(self, Session session, uint64_t when) except -1
     cdef int mark_dirty(self, Session session) except -1
@@ -309,6 +309,8 @@ cdef class Session:
         readonly str address    # for people
         readonly str reason     # why it was closed, or None
         readonly uint64_t frames_in, frames_out, bytes_in, bytes_out
+        uint64_t beats_in       # heartbeats and pings, which do not keep a loop polling
+        uint64_t frames_flushed  # `frames_out` when something was sent the last time
         list room_waiters       # (bytes, future) of drained()
         set channels            # what the peer subscribes to
         bint announced          # the peer's subscriptions are known
@@ -474,7 +476,9 @@ cdef class Router(Verbs):
         size_t low_water
         uint32_t frame_limit
         dict totals             # counters by name
-        ThreadScheduler reporter    # whose thread on_error runs on; None: the loop thread
+        list reporters          # ThreadSchedulers, on the last of whose threads on_error runs; if
+                                # there is none, on the loop thread
+        bint polls              # has its engine poll
         uint64_t frames_in, frames_out, bytes_in, bytes_out
 
     cdef int forget_handlers(self) except -1
@@ -585,7 +589,8 @@ cdef class SerialChannel(Taker):
 cdef class Scheduler(Turn):
     # The loop thread puts into the ring; the rest is the serial thread's. Where the two differ, the
     # loop thread changes groups, intakes and the wheel too: with the GIL held, and only where a
-    # handler could have done the same, since only Python code gives the GIL up.
+    # handler could have done the same. The GIL changes hands where Python code runs, which may be a
+    # finalizer, wherever the collector does (before 3.12: at any allocation).
     cdef:
         Router router
         Engine engine           # None before the start
@@ -601,6 +606,8 @@ cdef class Scheduler(Turn):
         str name
         uint64_t now            # nanoseconds: when the last tick began with the timers
         Py_ssize_t max_pending
+        bint spins              # polls, or has its engine poll
+        readonly uint64_t polls  # looks of a thread that polls
         Context spare           # what the next message is shown in, once nobody has it; or None
         list batches            # groups whose `batch` has something
         object emptied          # a future of stop_taking(), until there is nothing left; or None
@@ -612,10 +619,12 @@ cdef class Scheduler(Turn):
     cdef int on_loop(self, object function, tuple arguments) except -1
     cdef int arm(self) except -1
     cdef int abandon(self, list contexts) except -1
+    cdef bint make_room(self) except -1
     cdef int check_new(self, str verb) except -1
     cdef int check_not_closed(self) except -1
     cdef int add_group(self, tuple channels, object handler, bint all_of_them,
                        bint batch) except -1
+    cdef bint is_leaving(self, int number) except -1
     cdef int remove_group(self, SerialGroup group) except -1
     cdef int open(self) except -1
     cdef int close(self) except -1
@@ -665,17 +674,25 @@ cdef class Outbound(Verbs):
         Engine engine           # None before the start
         Ring* ring              # owned (ring_new)
         uint64_t most           # bytes of data that are copied into the ring
+        object late             # a deque of (function, arguments): calls for which the ring had no
+                                # room, and behind which nothing goes into the ring
         int wake_fd             # owned: an eventfd by which the loop thread is woken; or -1
 
     cdef bint is_here(self) except -1
     cdef bint check_node(self) except -1
     cdef int check_route(self, int channel, object to) except -1
+    cdef int check_size(self, int channel, size_t size) except -1
+    cdef uint8_t* claim(self, uint32_t size) except? NULL
+    cdef object full(self, int channel)
+    cdef bint put_call(self, object function, tuple arguments) except -1
+    cdef int ask_loop(self, int channel, object function, tuple arguments) except -1
     cdef int put(self, uint8_t verb, int channel, int reply, object to, object data,
                  Context context) except -1
     cdef int wake(self) except -1
     cdef int on_loop(self, object function, tuple arguments) except -1
     cdef int open(self, Engine engine) except -1
     cdef int close(self) except -1
+    cdef bint is_empty(self) except -1
     cdef int rest(self) except -1
     cdef int drain(self) except -1
     cdef int depart(self, uint8_t* payload, uint32_t size, int kind) except -1
@@ -689,12 +706,14 @@ cdef class ThreadScheduler(Scheduler):
         object posts            # a deque of (function, arguments), appended to by any thread
         int wake_fd             # owned: an eventfd by which the serial thread is woken; or -1
         uint64_t traffic        # nanoseconds: when there was something to run the last time
-        bint spins              # stands among the spinners
+        bint was_left           # nobody waits for its end: what it holds goes with it
+        uint64_t slow_until     # records taken out before make_room() waits again
         bint has_ended          # the thread has called its last handler
 
     cdef bint is_here(self) noexcept
     cdef int wake(self) except -1
     cdef int stop_reporting(self) except -1
+    cdef int raised(self, object error) except -1
     cdef int run_posts(self) except -1
     cdef int wait(self) except -1
     cdef bint spin(self, uint64_t due) except -1

@@ -40,11 +40,12 @@ def numbers(joined: JoinContext) -> tuple[int, ...]:
     return tuple(struct.unpack("<I", context.data)[0] for context in joined.requests)
 
 
-async def test_every_join_is_right_and_none_is_missing(registry_url: str) -> None:
+@pytest.mark.parametrize("thread", [False, True])
+async def test_every_join_is_right_and_none_is_missing(registry_url: str, thread: bool) -> None:
     """With room for the skew: the n-th join has the n-th message of each."""
     each = MESSAGES // 3
     async with nodes(registry_url, "joiner", "fast", "middling", "slow") as (joiner, *feeders):
-        serial = Serial(joiner, max_pending=each)
+        serial = Serial(joiner, max_pending=each, thread=thread)
         joins = skew = wrong = 0
 
         def join(joined: JoinContext) -> None:
@@ -72,11 +73,14 @@ async def test_every_join_is_right_and_none_is_missing(registry_url: str) -> Non
             assert counters.get("joins_overloaded", 0) == counters.get("ring_full", 0) == 0
 
 
-async def test_what_a_join_refuses_is_counted_and_the_rest_is_right(registry_url: str) -> None:
+@pytest.mark.parametrize("thread", [False, True])
+async def test_what_a_join_refuses_is_counted_and_the_rest_is_right(
+    registry_url: str, thread: bool
+) -> None:
     """With less room than the skew: each message is joined, waits, or was refused and counted."""
     each = MESSAGES // 3
     async with nodes(registry_url, "joiner", "fast", "middling", "slow") as (joiner, *feeders):
-        serial = Serial(joiner, max_pending=100)
+        serial = Serial(joiner, max_pending=100, thread=thread)
         joins = 0
         last = (-1, -1, -1)
         backwards = 0

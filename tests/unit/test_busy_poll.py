@@ -15,34 +15,47 @@ from typing import Any
 
 import pytest
 
-from domi_fast import Node, Serial
-from tests.support import ROOT, echo, nodes, session, until
+from domi_fast import Context, Node, Serial
+from domi_fast._core import engine_of
+from tests.support import ROOT, echo, nodes, session, slowness
 
 
 @asynccontextmanager
-async def polling(url: str, *names: str, busy_poll: float) -> AsyncIterator[list[Node]]:
+async def polling(url: str, *names: str, **settings: Any) -> AsyncIterator[list[Node]]:
     with warnings.catch_warnings():
         # Whether the machine has processors enough is not what these tests are about.
         warnings.simplefilter("ignore", RuntimeWarning)
-        async with nodes(url, *names, busy_poll=busy_poll) as made:
+        async with nodes(url, *names, **settings) as made:
             yield made
 
 
-async def used(seconds: float) -> float:
-    """The share of a processor that this process takes while it has nothing to do."""
-    before = time.process_time()
+async def polls_in(seconds: float) -> int:
+    """How often the engine of this loop polls in that time."""
+    engine = engine_of(asyncio.get_running_loop())
+    before = engine.polls
     await asyncio.sleep(seconds)
-    return (time.process_time() - before) / seconds
+    return engine.polls - before
 
 
 async def test_it_polls_for_so_long_after_the_last_traffic(registry_url: str) -> None:
-    async with polling(registry_url, "a", "b", busy_poll=0.4) as (a, b):
+    async with polling(registry_url, "a", "b", busy_poll=0.5) as (a, b):
         b.subscribe(50, echo)
         await a.wait_subscribed(50, timeout=5)
         await a.request(50, b"")
-        assert await used(0.2) > 0.6
-        await asyncio.sleep(0.3)
-        assert await used(0.2) < 0.3
+        assert await polls_in(0.2) > 20
+        await asyncio.sleep(0.6)
+        assert await polls_in(0.2) == 0
+
+
+async def test_heartbeats_do_not_keep_it_polling(registry_url: str) -> None:
+    beats = {"heartbeat_interval": 0.1, "heartbeat_timeout": 5.0}
+    async with polling(registry_url, "a", "b", busy_poll=0.4, **beats) as (a, b):
+        b.subscribe(50, echo)
+        await a.wait_subscribed(50, timeout=5)
+        await asyncio.sleep(0.6)
+        heard = session(a, b.id).bytes_in
+        assert await polls_in(0.5) == 0
+        assert session(a, b.id).bytes_in > heard
 
 
 async def test_it_is_off_by_default(registry_url: str) -> None:
@@ -50,19 +63,19 @@ async def test_it_is_off_by_default(registry_url: str) -> None:
         b.subscribe(50, echo)
         await a.wait_subscribed(50, timeout=5)
         await a.request(50, b"")
-        assert await used(0.2) < 0.3
+        assert await polls_in(0.1) == 0
 
 
 async def test_serial_mode_on_the_loop_has_it_poll(registry_url: str) -> None:
     async with nodes(registry_url, "a", "b") as (a, b):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
-            async with Serial(b, busy_poll=0.4) as serial:
+            async with Serial(b, busy_poll=1.0) as serial:
                 serial.subscribe(50, echo)
                 await a.wait_subscribed(50, timeout=5)
                 await a.request(50, b"")
-                assert await used(0.2) > 0.6
-        assert await used(0.2) < 0.3
+                assert await polls_in(0.2) > 20
+        assert await polls_in(0.1) == 0
 
 
 async def test_tasks_and_timers_are_on_time_meanwhile(registry_url: str) -> None:
@@ -74,16 +87,17 @@ async def test_tasks_and_timers_are_on_time_meanwhile(registry_url: str) -> None
         tasks: list[float] = []
         for _ in range(50):
             await a.request(50, b"")
-            due = loop.time() + 0.003
+            due = time.monotonic() + 0.003
             woken = loop.create_future()
-            loop.call_at(due, woken.set_result, None)
+            loop.call_later(0.003, woken.set_result, None)
             await woken
-            timers.append(loop.time() - due)
-            asked = loop.time()
+            timers.append(time.monotonic() - due)
+            asked = time.monotonic()
             await asyncio.create_task(asyncio.sleep(0))
-            tasks.append(loop.time() - asked)
-        assert statistics.median(timers) < 0.001
-        assert statistics.median(tasks) < 0.001
+            tasks.append(time.monotonic() - asked)
+        # The loop's own timers may be a millisecond late, too.
+        assert statistics.median(timers) < 0.002 * slowness()
+        assert statistics.median(tasks) < 0.001 * slowness()
 
 
 async def test_all_sessions_are_served(registry_url: str) -> None:
@@ -139,7 +153,9 @@ asyncio.run(main())
         )
         for name in ("server", "client")
     ]
-    said = await asyncio.wait_for(asyncio.gather(*(each.communicate() for each in processes)), 30)
+    said = await asyncio.wait_for(
+        asyncio.gather(*(each.communicate() for each in processes)), 30 * slowness()
+    )
     for process, (_, err) in zip(processes, said, strict=True):
         assert process.returncode == 0, err.decode()
         assert b"RuntimeWarning: busy_poll: 1 thread(s)" in err
@@ -171,17 +187,17 @@ def test_it_warns_when_all_processors_poll(
 
 async def test_the_thread_of_serial_mode_polls(registry_url: str) -> None:
     async with nodes(registry_url, "a", "b") as (a, b):
-        clocks: list[int] = []
+        ran: list[Context] = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
-            async with Serial(b, thread=True, busy_poll=0.4) as serial:
-                serial.subscribe(50, lambda ctx: clocks.append(time.thread_time_ns()))
+            async with Serial(b, thread=True, busy_poll=0.2) as serial:
+                serial.subscribe(50, ran.append)
                 await a.wait_subscribed(50, timeout=5)
-                for pause in (0.2, 0.6, 0.0):
-                    a.notify(50, b"")
-                    await until(lambda: serial.backlog == 0)
-                    await asyncio.sleep(pause)
-                await until(lambda: len(clocks) == 3)
-        # It polls for all of the first pause, and for 0.4 s of the second.
-        assert (clocks[1] - clocks[0]) * 1e-9 > 0.1
-        assert (clocks[2] - clocks[1]) * 1e-9 < 0.55
+                before = serial._scheduler.polls
+                a.notify(50, b"")
+                await asyncio.sleep(0.5)
+                after = serial._scheduler.polls
+                assert after > before + 100
+                await asyncio.sleep(0.2)
+                assert serial._scheduler.polls == after
+                assert len(ran) == 1

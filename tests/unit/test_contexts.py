@@ -16,10 +16,11 @@ from domi_fast import (
     Context,
     DomiError,
     FrameError,
+    Node,
     PeerLost,
     RemoteError,
 )
-from tests.support import echo, endings, forget_records, nodes, until
+from tests.support import echo, endings, forget_records, nodes, session, until
 
 
 @pytest.fixture(autouse=True)
@@ -349,3 +350,55 @@ async def test_a_reply_after_the_own_node_has_closed(registry_url: str) -> None:
             kept[1].reply(b"")
         with pytest.raises(DomiError):
             kept[2].next(b"")
+
+
+async def test_a_context_is_the_handlers_own_after_what_happens_meanwhile(
+    registry_url: str,
+) -> None:
+    """Also when its session is closed within the handler, which lets go of what is spare."""
+    async with nodes(registry_url, "a", "b") as (a, b):
+        kept: list[Context] = []
+        message = bytes(range(200))
+
+        def keep(ctx: Context) -> None:
+            assert ctx.data == message
+            kept.append(ctx)
+            session(b, a.id).close("for the test")
+
+        b.subscribe(50, keep)
+        await a.wait_subscribed(50, timeout=5)
+        a.notify(50, message)
+        await until(lambda: kept)
+        assert kept[0].data == message
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_the_next_message_after_what_ends_the_loop(kind: type[BaseException]) -> None:
+    """It is shown as it is, and not as the one whose handler raised."""
+    seen: list[bytes] = []
+
+    def handler(ctx: Context) -> None:
+        seen.append(ctx.data)
+        if len(seen) == 1:
+            raise kind
+
+    async def start(node: Node) -> None:
+        await node.start()
+        node.subscribe(50, handler)
+        node.notify(50, b"first")
+        await asyncio.sleep(5)
+
+    async def go_on(node: Node) -> None:
+        node.notify(50, b"second")
+        await until(lambda: len(seen) == 2)
+        await node.close()
+
+    loop = asyncio.new_event_loop()
+    try:
+        node = Node("a", registry="memory://what-ends-the-loop")
+        with pytest.raises(kind):
+            loop.run_until_complete(start(node))
+        loop.run_until_complete(go_on(node))
+    finally:
+        loop.close()
+    assert seen == [b"first", b"second"]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -31,7 +32,7 @@ from domi_fast import (
     RingFull,
     Serial,
 )
-from tests.support import ROOT, echo, forget_records, nodes, until
+from tests.support import ROOT, echo, forget_records, nodes, slowness, until
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +166,7 @@ async def test_timers_are_on_time(registry_url: str) -> None:
             serial.call_later(0.005 * number, at(time.monotonic() + 0.005 * number))
         await until(lambda: len(late) == 20)
         assert min(late) >= 0.0
-        assert sorted(late)[10] < 0.005
+        assert sorted(late)[10] < 0.005 * slowness()
 
 
 # --------------------------------------------------------------------------------------- the verbs
@@ -276,7 +277,13 @@ async def test_what_is_known_at_once_is_raised_at_once(registry_url: str) -> Non
     async with pair(registry_url, ring_size=4096) as (a, b, serial):
         taken: list[Context] = []
         b.subscribe(60, taken.append)
+        kept: list[Context] = []
+        serial.subscribe_race([70, 71], kept.append)
         await serial.start()
+        await a.wait_subscribed(71, timeout=5)
+        a.ventilator([70, 60], b"")
+        request = a.request(71, b"")
+        await until(lambda: len(kept) == 2)
         verbs: list[tuple[type[Exception], str, Callable[[], Any]]] = [
             (NoSubscriber, "nobody subscribes to channel 99", lambda: serial.notify(99, b"")),
             (NoSubscriber, "channel 99", lambda: serial.call(99, b"", 50)),
@@ -286,6 +293,9 @@ async def test_what_is_known_at_once_is_raised_at_once(registry_url: str) -> Non
             (PeerLost, "no session with node 77", lambda: serial.notify(60, b"", to=77)),
             (PeerLost, "no session with node 77", lambda: serial.publish(60, b"", to=77)),
             (FrameError, "at most", lambda: serial.notify(60, bytes(17 << 20))),
+            (FrameError, "at most", lambda: serial.request(60, bytes(17 << 20))),
+            (FrameError, "at most", lambda: serial.ventilator([60], bytes(17 << 20))),
+            (DeadlineExceeded, "timeout=0", lambda: serial.request(60, b"", 0)),
             (TypeError, "not str", lambda: serial.notify(60, "text")),  # type: ignore[arg-type]
             (TypeError, "bytes-like", lambda: serial.notify(60, 5)),  # type: ignore[arg-type]
             (ValueError, "users have 50-65499", lambda: serial.notify(3, b"")),
@@ -296,24 +306,67 @@ async def test_what_is_known_at_once_is_raised_at_once(registry_url: str) -> Non
                 await within(serial, verb)
 
         def flood() -> Any:
-            assert gate.wait(5)
             with pytest.raises(RingFull) as full:
                 serial.notify_many(60, [b"x"] * 7000)
+            for verb in (
+                lambda: [serial.request(60, b"") for _ in range(10)],  # smaller in the ring
+                lambda: serial.request(60, b""),
+                lambda: serial.ventilator([60], b""),
+                lambda: kept[0].next(b""),
+                lambda: kept[1].reply(b""),
+            ):
+                with pytest.raises(RingFull):
+                    verb()
             return full.value
 
-        gate = threading.Event()
         raised: list[Any] = []
-        serial.call_later(0.0, lambda: raised.append(flood()))
-        gate.set()
-        time.sleep(0.2)  # the loop stands still, and takes nothing out
-        await until(lambda: raised)
+        done = threading.Event()
+        serial.call_later(0.0, lambda: (raised.append(flood()), done.set()))
+        assert done.wait(10)  # the loop stands still, and takes nothing out
         assert isinstance(raised[0], Overloaded)
         assert isinstance(raised[0].sent, int)
         assert 20 < raised[0].sent < 200
-        assert b.counters()["outbound_full"] == 1
+        assert b.counters()["outbound_full"] == 6
+        kept[1].reply(b"once there is room")
+        assert await request == b"once there is room"
         # It goes on, once the loop has taken them out.
-        await until(lambda: len(taken) == raised[0].sent)
+        await until(lambda: len(taken) >= raised[0].sent)
         assert await within(serial, lambda: serial.notify(60, b"")) is None
+
+
+async def test_a_busy_thread_is_waited_for(registry_url: str) -> None:
+    """Both ways: more than a ring has room for, and none is refused or lost."""
+    async with pair(registry_url, ring_size=4096) as (a, b, serial):
+        seen: list[bytes] = []
+        sums = [0]
+        b.subscribe(60, lambda ctx: seen.append(ctx.data))
+        serial.subscribe(50, lambda ctx: sums.append(sums.pop() + int(ctx.data)))
+        await serial.start()
+        await a.wait_subscribed(50, timeout=5)
+        count = 20_000
+        messages = [b"%d" % number for number in range(count)]
+        serial.call_later(0.0, lambda: serial.notify_many(60, messages))
+        await until(lambda: len(seen) == count)
+        assert seen == messages
+        a.notify_many(50, messages)
+        await until(lambda: sums == [count * (count - 1) // 2])
+        assert b.counters().get("ring_full", 0) == b.counters().get("outbound_full", 0) == 0
+
+
+async def test_a_thread_that_waits_is_not_waited_for(registry_url: str) -> None:
+    async with pair(registry_url, ring_size=4096) as (a, b, serial):
+        gate = threading.Event()
+        serial.subscribe(50, lambda ctx: gate.wait(10) and None)
+        b.subscribe(60, echo)
+        await serial.start()
+        await a.wait_subscribed(60, timeout=5)
+        a.notify_many(50, [b"x"] * 5000)
+        began = time.monotonic()
+        assert await a.request(60, b"x") == b"x"
+        assert time.monotonic() - began < 0.5 * slowness()
+        await until(lambda: b.counters().get("ring_full", 0) > 4000)
+        gate.set()
+        await until(lambda: serial.backlog == 0)
 
 
 async def test_what_is_refused_later_goes_to_on_error(registry_url: str) -> None:
@@ -327,12 +380,15 @@ async def test_what_is_refused_later_goes_to_on_error(registry_url: str) -> None
         await serial.start()
         await b.wait_subscribed(60, timeout=5)
 
+        done = threading.Event()
+
         def flood() -> None:
             for number in range(100):
                 serial.notify(60, bytes([number]) + bytes(1_000_000))
+            done.set()
 
         serial.call_later(0.0, flood)
-        time.sleep(0.2)  # the loop finds them all at once
+        assert done.wait(10)  # the loop finds them all at once
         await until(lambda: len(heard) >= 10)
         assert {kind for kind, _, _ in heard} == {Overloaded}
         assert {thread for _, _, thread in heard}.isdisjoint({threading.get_ident()})
@@ -358,9 +414,7 @@ async def test_requests_of_the_serial_thread(registry_url: str) -> None:
         began = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             await within(serial, lambda: serial.request(62, b"", 0.05).result(5))
-        assert 0.05 <= time.monotonic() - began < 1.0
-        with pytest.raises(DeadlineExceeded):
-            await within(serial, lambda: serial.request(62, b"", 0).result(5))
+        assert 0.05 <= time.monotonic() - began < 1.0 * slowness()
         endless = await within(serial, lambda: serial.request(62, b"", None))
         await until(lambda: len(held) == 2)
         assert held[-1].deadline is None
@@ -439,6 +493,87 @@ async def test_subscribing_from_both_threads(registry_url: str) -> None:
         await within(serial, lambda: serial.subscribe(50, echo))
         await a.wait_subscribed(50, timeout=5)
         assert await a.request(50, b"again") == b"again"
+
+
+async def test_a_channel_that_changes_hands_in_one_handler(registry_url: str) -> None:
+    """And between the threads: what was subscribed last is what runs."""
+    async with pair(registry_url) as (a, _, serial):
+        await serial.start()
+
+        def answer(data: bytes) -> Callable[[Context], None]:
+            return lambda ctx: ctx.reply(data)
+
+        def change() -> None:
+            serial.subscribe(50, answer(b"first"))
+            serial.unsubscribe(50)
+            serial.subscribe(50, answer(b"second"))
+
+        await within(serial, change)
+        await a.wait_subscribed(50, timeout=5)
+        assert await a.request(50, b"") == b"second"
+        done = threading.Event()
+
+        def again() -> None:
+            serial.unsubscribe(50)
+            serial.subscribe(50, answer(b"third"))
+            done.set()
+
+        serial.call_later(0.0, again)
+        assert done.wait(10)  # the loop has yet to hear of it
+        serial.unsubscribe(50)
+        serial.subscribe(50, answer(b"fourth"))
+        await until(lambda: a.subscribers(50))
+        assert await a.request(50, b"") == b"fourth"
+
+
+async def test_a_subscription_while_it_closes_leaves_nothing(registry_url: str) -> None:
+    async with pair(registry_url) as (_, b, serial):
+        await serial.start()
+        done = threading.Event()
+        serial.call_later(0.0, lambda: (serial.subscribe(50, echo), done.set()))
+        assert done.wait(10)
+        await serial.close()
+        assert 50 not in b._router.handlers()
+        b.subscribe(50, echo)
+
+
+async def test_a_thread_that_cannot_start(
+    registry_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with pair(registry_url) as (_, b, serial):
+        serial.subscribe(50, echo)
+        # The system has no limit here that a test could reach without harm to others.
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError, match="can't start"):
+                await serial.start()
+        await asyncio.wait_for(serial.close(), 5)
+        assert 50 not in b._router.handlers()
+
+
+async def test_two_serials_share_on_error(registry_url: str) -> None:
+    """It runs on the thread that started last, and then on the one that is left."""
+    async with pair(registry_url) as (a, b, serial):
+        threads: list[str] = []
+        serial.on_error = lambda error, frame: threads.append(threading.current_thread().name)
+        a.subscribe(60, lambda ctx: a.unsubscribe(60))
+        await serial.start()
+        names = []
+        async with Serial(b, thread=True) as other:
+            for each in (other, serial):
+                if each is serial:
+                    await other.close()
+                    a.subscribe(60, lambda ctx: a.unsubscribe(60))
+                ident = await within(each, threading.get_ident)
+                names.append(ident)
+                serial.on_error = lambda error, frame: threads.append(str(threading.get_ident()))
+                await b.wait_subscribed(60, timeout=5)
+                b.notify_many(60, [b"", b"refused"])
+                await until(lambda: len(threads) == len(names))
+        assert threads == [str(ident) for ident in names]
 
 
 async def test_a_third_thread_may_not(registry_url: str) -> None:
@@ -587,7 +722,10 @@ async def test_busy_polling_still_runs_everything(registry_url: str) -> None:
         fired: list[float] = []
         serial.subscribe(50, echo)
         b.subscribe(60, echo)
-        await serial.start()
+        with warnings.catch_warnings():
+            # Whether the machine has processors enough is not what this is about.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            await serial.start()
         await a.wait_subscribed(60, timeout=5)
         began = time.monotonic()
         serial.call_later(0.02, lambda: fired.append(time.monotonic() - began))
@@ -595,6 +733,6 @@ async def test_busy_polling_still_runs_everything(registry_url: str) -> None:
             assert await a.request(50, b"%d" % number) == b"%d" % number
             assert await a.request(60, b"%d" % number) == b"%d" % number
         await until(lambda: fired)
-        assert 0.02 <= fired[0] < 0.2
+        assert 0.02 <= fired[0] < 0.2 * slowness()
         await asyncio.sleep(0.1)  # it sleeps by now
         assert await a.request(50, b"x") == b"x"

@@ -61,7 +61,7 @@ cdef class Context:
     @property
     def answered(self):
         """Whether ``reply``, ``next`` or ``error`` was called."""
-        return self.answered
+        return bool(self.answered or self.posted)
 
     def __repr__(self):
         return (f"<Context channel={self.channel} sender={self.sender} "
@@ -117,15 +117,19 @@ cdef class Context:
         cdef Outbound here = outbound_here()
         if self.session.state == SESSION_CLOSED:
             raise self.session.lost_error()
-        if here is None or here.engine is not self.session.engine:
-            argument = argument if name == "error" else bytes_of(argument)
-            self.session.engine.call_soon_threadsafe(self._posted_answer, name, argument)
-        elif name == "reply":
-            here.put(VERB_REPLY, self.channel, 0, None, argument, self)
-        else:
-            argument = argument if name == "error" else bytes_of(argument)
-            here.on_loop(self._posted_answer, (name, argument))
-        self.posted = True
+        if name != "error" and not PyBytes_CheckExact(argument):
+            argument = bytes_of(argument)
+        self.posted = True      # another thread may be about to do the same
+        try:
+            if here is None or here.engine is not self.session.engine:
+                self.session.engine.call_soon_threadsafe(self._posted_answer, name, argument)
+            elif name == "reply":
+                here.put(VERB_REPLY, self.channel, 0, None, argument, self)
+            else:
+                here.ask_loop(self.channel, self._posted_answer, (name, argument))
+        except BaseException:
+            self.posted = False
+            raise
         if self.unanswered is not None:
             self.unanswered.owed = False
 
@@ -289,10 +293,13 @@ cdef class Context:
         cdef uint16_t size, channel
         self.claim()
         size = self.check_next()
-        if self.is_foreign():
-            return self.foreign("next", data)
         p = self.extend_bytes() + (self.extend_size - size)
         channel = self.answer_channel(load16(p))
+        if self.is_foreign():
+            here = outbound_here()
+            if here is not None and here.engine is self.session.engine:
+                here.check_route(channel, None)
+            return self.foreign("next", data)
         self.router().send_stage(channel, data, p + 2, size - 2)
         self.set_answered()
 
@@ -318,7 +325,7 @@ cdef class Context:
 
 
 cdef inline bint is_spare(Context context) noexcept:
-    # Whether nobody has it but the caller, in one variable, and who keeps it for the next message.
+    # Of the spare context, in a variable of the caller's: whether nobody else has it.
     return Py_REFCNT(<PyObject*>context) == 2
 
 

@@ -101,6 +101,7 @@ def abandon_descriptors():
     for engine in list(engines.values()):
         engine.abandon()
     engines.clear()
+    forget_spinners()
 
 
 os.register_at_fork(after_in_child=abandon_descriptors)

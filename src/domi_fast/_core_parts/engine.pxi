@@ -190,22 +190,21 @@ cdef class Engine:
 
     # -------------------------------------------------------------------------------- busy polling
 
-    cdef int start_polling(self, uint64_t busy_ns) except -1:
-        # For a node or a serial that wants it; the longest wish counts.
+    cdef bint start_polling(self, uint64_t busy_ns) except -1:
+        # For a node or a serial that may want it, and then has to stop it; the longest wish counts.
         if busy_ns:
             if not self.pollers:
-                count_spinner(1)
+                add_spinner()
             self.pollers.append(busy_ns)
             self.busy_ns = max(self.pollers)
-        return 0
+        return busy_ns > 0
 
     cdef int stop_polling(self, uint64_t busy_ns) except -1:
-        if busy_ns in self.pollers:
-            self.pollers.remove(busy_ns)
-            self.busy_ns = max(self.pollers, default=0)
-            if not self.pollers:
-                count_spinner(-1)
-                self.latest = None
+        self.pollers.remove(busy_ns)
+        self.busy_ns = max(self.pollers, default=0)
+        if not self.pollers:
+            remove_spinner()
+            self.latest = None
         return 0
 
     cdef int poll_on(self, Session session, uint64_t when) except -1:
@@ -227,8 +226,8 @@ cdef class Engine:
         self.polling = True
         self.call_soon(self.poll)
         session.read_batch()
-        self.empty_polls += 1
-        if self.empty_polls % POLLS_TO_YIELD == 0:
+        self.polls += 1
+        if self.polls % POLLS_TO_YIELD == 0:
             with nogil:
                 sched_yield()
 
@@ -256,17 +255,31 @@ cdef class Engine:
 cdef int spinners = 0               # threads of this process that poll
 
 
-cdef int count_spinner(int change) except -1:
-    # One more, or one less; more than there are processors for get in each other's way.
+cdef int forget_spinners() noexcept:
+    # In a forked child, which has none of these threads.
     global spinners
-    spinners += change
+    spinners = 0
+    return 0
+
+
+cdef int remove_spinner() noexcept:
+    global spinners
+    spinners -= 1
+    return 0
+
+
+cdef int add_spinner() except -1:
+    # As many as there are processors get in the way of everything else. The warning may raise.
+    global spinners
+    cdef int polling = spinners + 1
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") \
         else os.cpu_count() or 1
-    if change > 0 and spinners >= processors:
+    if polling >= processors:
         warnings.warn(
-            f"busy_poll: {spinners} thread(s) of this process poll, and it may use {processors} "
+            f"busy_poll: {polling} thread(s) of this process poll, and it may use {processors} "
             "processor(s): whatever else wants to run has to wait for them. Leave busy_poll at 0, "
             "or give each a processor of its own", RuntimeWarning, stacklevel=2)
+    spinners = polling
     return 0
 
 

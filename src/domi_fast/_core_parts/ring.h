@@ -282,6 +282,12 @@ static inline int domi_ring_is_empty(domi_ring *ring)
     return atomic_load_explicit(domi_ring_word(ring, tail), memory_order_acquire) == 0;
 }
 
+/* Records that have been taken out. */
+static inline uint64_t domi_ring_gets(domi_ring *ring)
+{
+    return atomic_load_explicit(&ring->gets, memory_order_relaxed);
+}
+
 /* Records and bytes in it; exact for the consumer when no producer is at work. */
 static inline uint64_t domi_ring_count(domi_ring *ring)
 {

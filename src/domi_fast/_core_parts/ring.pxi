@@ -26,6 +26,7 @@ cdef extern from "ring.h":
     void ring_will_sleep "domi_ring_will_sleep"(Ring* ring, uint32_t how) noexcept
     void ring_is_awake "domi_ring_is_awake"(Ring* ring) noexcept
     bint ring_was_woken "domi_ring_was_woken"(Ring* ring) noexcept nogil
+    uint64_t ring_gets "domi_ring_gets"(Ring* ring) noexcept
     uint64_t ring_count "domi_ring_count"(Ring* ring) noexcept
     bint ring_is_empty "domi_ring_is_empty"(Ring* ring) noexcept
     uint64_t ring_used "domi_ring_used"(Ring* ring) noexcept

@@ -1,4 +1,4 @@
-# One router a node: channels, peers, correlation and the verbs, which Node exposes as they are.
+# One router a node: channels, peers, correlation, and how each verb is sent.
 #
 # Invariants: a closed session stands in no route, no peer slot and no request. Owned by the loop
 # thread.
@@ -11,6 +11,16 @@ cdef enum:
 
 cdef bint is_request(bytes extend) noexcept:
     return len(extend) == REQUEST_EXTEND and extend[0] == TAG_REQUEST
+
+
+cdef int check_timeout(double seconds, int channel, int peer) except -1:
+    if seconds != seconds:
+        raise ValueError("timeout is not a number of seconds")
+    if seconds <= 0.0:
+        raise errors.DeadlineExceeded(
+            f"the deadline of a request on channel {channel} has passed: timeout={seconds}",
+            channel=channel, peer=peer if peer >= 0 else None, limit=seconds)
+    return 0
 
 
 async def finish(awaitable):
@@ -64,6 +74,7 @@ cdef class Router:
         self.guests = {}
         self.totals = {}
         self.tasks = set()
+        self.reporters = []
         self.channels = <ChannelEntry*>calloc(MAX_CHANNELS, sizeof(ChannelEntry))
         self.peers = <PyObject**>calloc(MAX_MACHINES, sizeof(PyObject*))
         if self.channels is NULL or self.peers is NULL:
@@ -93,7 +104,7 @@ cdef class Router:
         """Begin on the running loop. ``mesh`` decides about handshakes and hears of losses."""
         self.engine = engine_of(asyncio.get_running_loop())
         self.engine.acquire()
-        self.engine.start_polling(self.busy_ns)
+        self.polls = self.engine.start_polling(self.busy_ns)
         self.mesh = mesh
 
     def identify(self, int machine):
@@ -123,7 +134,8 @@ cdef class Router:
             session.close(reason)
         if self.loopback is not None:
             self.loopback.fail(reason)
-        self.engine.stop_polling(self.busy_ns)
+        if self.polls:
+            self.engine.stop_polling(self.busy_ns)
         self.engine.release()
         self.engine = None
         self.mesh = None
@@ -442,12 +454,7 @@ cdef class Router:
             seconds = -1.0
         else:
             seconds = timeout
-            if not seconds > 0.0:
-                if seconds != seconds:
-                    raise ValueError("timeout is not a number of seconds")
-                raise errors.DeadlineExceeded(
-                    f"the deadline of a request on channel {channel} has passed: timeout={seconds}",
-                    channel=channel, peer=session.peer, limit=seconds)
+            check_timeout(seconds, channel, session.peer)
         request = Request.__new__(Request)
         slot = self.take_slot(channel)
         request.engine = self.engine
@@ -573,15 +580,15 @@ cdef class Router:
         if entry.takes:
             return (<Taker><object>entry.handler).accept(session, frame)
         context = session.engine.spare
-        if context is None or not is_spare(context):
+        if context is None or context.held or not is_spare(context):
             context = session.engine.spare = Context.__new__(Context)
         fill_context(context, session, frame, session.engine.now)
         self.call_handler(entry.handler, context, False)
-        if not is_spare(context):
-            if session.engine.spare is context:
+        if session.engine.spare is context:
+            if not is_spare(context):
                 session.engine.spare = None
-        elif context.held:
-            context.let_go()
+            elif context.held:
+                context.let_go()
         return 0
 
     cdef inline int call_handler(self, PyObject* handler, Context context,
@@ -739,16 +746,21 @@ cdef class Router:
         # What was refused after the verb had returned.
         if self.on_error is None:
             log.warning("lost: %s (channel %d, %d bytes)", error, frame.channel, len(frame.data))
-        elif self.reporter is not None:
-            self.reporter.post(self.call_on_error, (error, frame))
+        elif self.reporters:
+            reporter = <ThreadScheduler>self.reporters[len(self.reporters) - 1]
+            reporter.post(self.call_on_error, (error, frame))
         else:
             self.call_on_error(error, frame)
         return 0
 
     def call_on_error(self, error, frame):
         """Call the program's ``on_error``, on the thread that it is to run on."""
+        function = self.on_error
+        if function is None:        # by now
+            self.report(error, frame)
+            return
         try:
-            self.on_error(error, frame)
+            function(error, frame)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as raised:

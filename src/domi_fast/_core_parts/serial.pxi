@@ -67,7 +67,10 @@ cdef class SerialGroup:
             return 0
         joined = JoinContext.__new__(JoinContext)
         joined.channels = self.channels
-        joined.requests = tuple([queue.popleft() for queue in queues])
+        try:
+            joined.requests = tuple([queue.popleft() for queue in queues])
+        except IndexError:
+            return 0            # taken off by the loop thread, between two allocations
         for queue in queues:
             if not queue:
                 self.missing += 1
@@ -92,12 +95,16 @@ cdef class SerialChannel(Taker):
             # Too large for the ring, or will be kept in a context of its own anyway.
             context = Context.__new__(Context)
             fill_context(context, session, frame, session.engine.now)
-            if not self.put_context(context):
+            if not self.put_context(context) and not (
+                    scheduler.make_room() and self.put_context(context)):
                 return scheduler.refuse(session, frame)
             return scheduler.awaken()
         payload = ring_claim_alone(scheduler.ring, <uint32_t>(sizeof(Arrival) + size))
         if payload is NULL:
-            return scheduler.refuse(session, frame)
+            if scheduler.make_room():
+                payload = ring_claim_alone(scheduler.ring, <uint32_t>(sizeof(Arrival) + size))
+            if payload is NULL:
+                return scheduler.refuse(session, frame)
         Py_INCREF(session)
         Py_INCREF(self)
         arrival.parcel.origin = <PyObject*>session
@@ -207,6 +214,10 @@ cdef class Scheduler:
         # Have a tick run when the wheel's next timer is due.
         raise NotImplementedError
 
+    cdef bint make_room(self) except -1:
+        # The ring is full: whether there is room after all.
+        return False
+
     cdef int open(self) except -1:
         # On the loop thread, when it starts: what the ticks need.
         raise NotImplementedError
@@ -286,7 +297,8 @@ cdef class Scheduler:
         check_plain_handler(handler, "one handler at a time means that each runs to its end")
         for number in numbers:
             if number in self.intakes or (
-                    self.router.channels[<int>number].handler is not NULL):
+                    self.router.channels[<int>number].handler is not NULL
+                    and not self.is_leaving(number)):
                 raise errors.DomiError(
                     f"channel {number} has a handler already: unsubscribe({number}) first",
                     channel=number)
@@ -309,11 +321,23 @@ cdef class Scheduler:
             self.on_loop(self.install, (group,))
         return 0
 
+    cdef bint is_leaving(self, int number) except -1:
+        # Whether an intake stands in the node's table still that was unsubscribed here.
+        cdef PyObject* handler = self.router.channels[number].handler
+        return handler is not NULL and type(<object>handler) is SerialChannel and (
+            (<SerialChannel><object>handler).scheduler is self
+            and (<SerialChannel><object>handler).group is None)
+
     def install(self, SerialGroup group not None):
         """Put all of the group's channels, or none, into the node's table. On the loop thread."""
         cdef list done = []
+        if self.state != SERIAL_RUNNING or group not in self.groups:
+            self.remove_group(group)
+            return              # closed, or taken off, since a serial thread asked for it
         try:
             for number in group.channels:
+                if self.is_leaving(number):
+                    self.router.unsubscribe(number)
                 self.router.install(number, self.intakes[number])
                 done.append(number)
         except BaseException:
@@ -565,7 +589,7 @@ cdef class Scheduler:
             Py_DECREF(context)          # the record's
             return intake.run(context)
         context = self.spare
-        if context is None or not is_spare(context):
+        if context is None or context.held or not is_spare(context):
             context = self.spare = Context.__new__(Context)
         copy(&arrival, payload, sizeof(Arrival))
         session = <Session><object>parcel.origin
@@ -581,11 +605,11 @@ cdef class Scheduler:
         finally:
             ring_consume(self.ring, payload, size)
         intake.run(context)
-        if not is_spare(context) or session.state != SESSION_UP:
-            if self.spare is context:
+        if self.spare is context:
+            if not is_spare(context) or session.state != SESSION_UP:
                 self.spare = None
-        elif context.held:
-            context.let_go()
+            elif context.held:
+                context.let_go()
         return 0
 
     cdef int refuse(self, Session session, RawFrame* frame) except -1:
@@ -636,7 +660,7 @@ cdef class LoopScheduler(Scheduler):
         if self.timer_fd < 0:
             raise OSError(errno, os.strerror(errno))
         self.engine.loop.add_reader(self.timer_fd, self.on_timer)
-        self.engine.start_polling(self.spin_ns)
+        self.spins = self.engine.start_polling(self.spin_ns)
         return self.arm()
 
     def stop_taking(self):
@@ -651,7 +675,8 @@ cdef class LoopScheduler(Scheduler):
         self.end()
         self.timer_fd = -1
         if fd >= 0:
-            self.engine.stop_polling(self.spin_ns)
+            if self.spins:
+                self.engine.stop_polling(self.spin_ns)
             if not self.engine.loop.is_closed():
                 self.engine.loop.remove_reader(fd)
             c_close(fd)

@@ -35,6 +35,25 @@ cdef extern from *:
         ppoll(&polled, 1, most == UINT64_MAX ? NULL : &time, NULL);
     }
 
+    /* For a producer that found no room: wait until a sixteenth of the ring is free, for as long as
+       the consumer takes out `pace` records or more in each 20 ms. Whether there is. */
+    static int domi_wait_for_room(domi_ring *ring, uint64_t pace)
+    {
+        const struct timespec pause = {0, 100000};
+        uint64_t before = domi_ring_gets(ring), after;
+        for (int looks = 0; ; looks++) {
+            if (domi_ring_used(ring) <= ring->capacity - ring->capacity / 16)
+                return 1;
+            if (looks % 200 == 199) {
+                after = domi_ring_gets(ring);
+                if (after - before < pace)
+                    return 0;
+                before = after;
+            }
+            nanosleep(&pause, NULL);
+        }
+    }
+
     /* The Outbound of this thread, borrowed; NULL on every thread that is no serial thread. */
     static _Thread_local PyObject *domi_outbound_here;
     #define DOMI_OUTBOUND_HERE() (domi_outbound_here)
@@ -44,6 +63,7 @@ cdef extern from *:
     void eventfd_signal "domi_eventfd_signal"(int fd) noexcept nogil
     void eventfd_reset "domi_eventfd_reset"(int fd) noexcept nogil
     void wait_readable "domi_wait_readable"(int fd, uint64_t most) noexcept nogil
+    bint wait_for_room "domi_wait_for_room"(Ring* ring, uint64_t pace) noexcept nogil
     PyObject* get_outbound_here "DOMI_OUTBOUND_HERE"() noexcept
     void set_outbound_here "DOMI_SET_OUTBOUND_HERE"(PyObject* outbound) noexcept
 
@@ -72,6 +92,7 @@ cdef class Outbound(Verbs):
             raise MemoryError
         live(LIVE_RING, 1)
         self.most = min(<uint64_t>RING_BY_REFERENCE, ring_most(self.ring)) - sizeof(Departure)
+        self.late = deque()
 
     def __dealloc__(self):
         if self.ring is not NULL:
@@ -105,27 +126,22 @@ cdef class Outbound(Verbs):
                  Context context) except -1:
         cdef Departure departure
         cdef Py_buffer view
-        cdef size_t size, length
+        cdef size_t size
         cdef uint8_t* payload
         cdef PyObject* whole = NULL
         departure.to = -1 if to is None else machine_of(to)
         get_view(data, &view)
         try:
             size = <size_t>view.len
-            length = HEADER + size + (0 if verb == VERB_NOTIFY else 4)
-            if length > self.router.frame_limit:
-                raise frame_too_large(channel, length, self.router.frame_limit)
+            self.check_size(channel, size + (
+                0 if verb == VERB_NOTIFY else ANSWER_EXTEND if verb == VERB_REPLY else 4))
             if size > self.most:
                 data = data if PyBytes_CheckExact(data) else bytes_of(data)
                 whole = <PyObject*>data
                 size = 0
-            payload = ring_claim_alone(self.ring, <uint32_t>(sizeof(Departure) + size))
+            payload = self.claim(<uint32_t>(sizeof(Departure) + size))
             if payload is NULL:
-                self.router.count("outbound_full")
-                raise errors.RingFull(
-                    f"{ring_count(self.ring)} messages of the serial thread wait for the node's "
-                    "loop, as many as its ring has room for: send less, or make it larger",
-                    channel=channel, limit=self.router.frame_limit)
+                raise self.full(channel)
             departure.context = <PyObject*>context if context is not None else NULL
             departure.whole = whole
             departure.size = <uint32_t>size
@@ -147,19 +163,54 @@ cdef class Outbound(Verbs):
             eventfd_signal(self.wake_fd)
         return 0
 
-    cdef int on_loop(self, object function, tuple arguments) except -1:
-        # A call, after what was sent before. It must not be lost: without room it goes another way.
-        cdef uint8_t* payload = ring_claim_alone(self.ring, sizeof(PyObject*))
-        cdef PyObject* call
-        pair = (function, arguments)
+    cdef uint8_t* claim(self, uint32_t size) except? NULL:
+        # This thread may wait, while the loop thread takes out what is there already.
+        cdef uint8_t* payload = NULL if self.late else ring_claim_alone(self.ring, size)
         if payload is NULL:
-            self.engine.call_soon_threadsafe(self.make_call, function, arguments)
-            return 0
+            with nogil:
+                wait_for_room(self.ring, BUSY_PACE)
+            payload = NULL if self.late else ring_claim_alone(self.ring, size)
+        return payload
+
+    cdef object full(self, int channel):
+        self.router.count("outbound_full")
+        return errors.RingFull(
+            f"{ring_count(self.ring)} messages of the serial thread wait for the node's loop, as "
+            "many as its ring has room for: send less, or make it larger",
+            channel=channel, limit=ring_count(self.ring))
+
+    cdef int check_size(self, int channel, size_t size) except -1:
+        if HEADER + size > self.router.frame_limit:
+            raise frame_too_large(channel, HEADER + size, self.router.frame_limit)
+        return 0
+
+    cdef bint put_call(self, object function, tuple arguments) except -1:
+        # A call, after what was sent before: whether there was room.
+        cdef PyObject* call
+        cdef uint8_t* payload
+        pair = (function, arguments)    # before the claim: to make it may run Python code
+        payload = self.claim(sizeof(PyObject*))
+        if payload is NULL:
+            return False
         call = <PyObject*>pair
         Py_INCREF(pair)
         copy(payload, &call, sizeof(PyObject*))
         ring_publish_alone(self.ring, payload, sizeof(PyObject*), RING_REFERENCE)
-        return self.wake()
+        self.wake()
+        return True
+
+    cdef int on_loop(self, object function, tuple arguments) except -1:
+        # A call that must not be lost.
+        if not self.put_call(function, arguments):
+            self.late.append((function, arguments))
+            self.wake()
+        return 0
+
+    cdef int ask_loop(self, int channel, object function, tuple arguments) except -1:
+        # A call that a program makes, which can be told that there is no room.
+        if not self.put_call(function, arguments):
+            raise self.full(channel)
+        return 0
 
     cdef int send_notify(self, int channel, object data, object to) except -1:
         if not self.is_here():
@@ -191,21 +242,24 @@ cdef class Outbound(Verbs):
             return self.router.send_request(channel, data, timeout, to)
         self.check_route(channel, to)
         data = bytes_of(data)
+        self.check_size(channel, len(data) + REQUEST_EXTEND)
         if timeout is ...:
             timeout = self.router.timeout
         if timeout is not None:
+            check_timeout(timeout, channel, -1 if to is None else to)
             until = <double>monotonic_ns() * 1e-9 + <double>timeout
-            if until != until:
-                raise ValueError("timeout is not a number of seconds")
         request = SerialRequest(self)
-        self.on_loop(self.begin_request, (request, channel, data, until, to))
+        self.ask_loop(channel, self.begin_request, (request, channel, data, until, to))
         return request
 
     cdef int send_stages(self, list channels, object data) except -1:
         if not self.is_here():
             return self.router.send_stages(channels, data)
-        self.check_route(channels[0], None)
-        return self.on_loop(self.begin_stages, (channels, bytes_of(data)))
+        cdef int first = channels[0]
+        self.check_route(first, None)
+        data = bytes_of(data)
+        self.check_size(first, len(data) + 2 * len(channels) - 1)
+        return self.ask_loop(first, self.begin_stages, (channels, data))
 
     # ------------------------------------------------------------------------- on the loop thread
 
@@ -223,7 +277,7 @@ cdef class Outbound(Verbs):
         cdef int fd = self.wake_fd
         if fd < 0:
             return 0
-        while not ring_is_empty(self.ring):
+        while not self.is_empty():
             self.drain()
         self.wake_fd = -1
         if not self.engine.loop.is_closed():
@@ -243,13 +297,16 @@ cdef class Outbound(Verbs):
 
     cdef int rest(self) except -1:
         # Until the serial thread puts something into the empty ring; or go on soon.
-        if ring_is_empty(self.ring):
+        if self.is_empty():
             ring_will_sleep(self.ring, RING_SLEEPS)
-            if ring_is_empty(self.ring):
+            if self.is_empty():
                 return 0
             ring_is_awake(self.ring)
         self.engine.call_soon(self.on_wake)
         return 0
+
+    cdef bint is_empty(self) except -1:
+        return ring_is_empty(self.ring) and not self.late
 
     cdef int drain(self) except -1:
         # One slice of sending, in a batch.
@@ -262,9 +319,13 @@ cdef class Outbound(Verbs):
         try:
             while True:
                 payload = ring_peek(self.ring, &size, &kind)
-                if payload is NULL:
+                if payload is not NULL:
+                    self.depart(payload, size, kind)
+                elif self.late:
+                    function, arguments = self.late.popleft()
+                    self.make_call(function, arguments)
+                else:
                     break
-                self.depart(payload, size, kind)
                 left -= 1
                 if left == 0:
                     if monotonic_ns() > until:
@@ -318,6 +379,8 @@ cdef class Outbound(Verbs):
             function(*arguments)
         except (KeyboardInterrupt, SystemExit):
             raise
+        except errors.DomiError as error:
+            self.router.report(error, Frame(error.channel or 0, b""))
         except BaseException as error:
             log.error("what a serial thread asked of the node failed: %s", error, exc_info=error)
 
@@ -378,8 +441,11 @@ class SerialRequest(concurrent.futures.Future):
 
     def cancel(self):
         """Stop waiting; the work at the other node is not stopped. False when it has ended."""
+        if self.cancelled():
+            return True
         if not super().cancel():
             return False
+        self.set_running_or_notify_cancel()     # tells those who wait for several
         (<Outbound?>self._outbound).engine.call_soon_threadsafe(self._stop)
         return True
 
@@ -448,9 +514,12 @@ cdef class ThreadScheduler(Scheduler):
         return 0
 
     def post(self, function, arguments):
-        """Have the serial thread call it, in its turn. Once that has ended, it is not called."""
+        """Have the serial thread call it, in its turn; once that has ended, call it here."""
         self.posts.append((function, arguments))
-        self.wake()
+        if self.has_ended:
+            self.run_posts()
+        else:
+            self.wake()
 
     cdef int wake(self) except -1:
         if self.wake_fd >= 0 and ring_must_wake(self.ring):
@@ -466,6 +535,21 @@ cdef class ThreadScheduler(Scheduler):
         self.ready = False
         return self.wake()
 
+    cdef bint make_room(self) except -1:
+        # The two threads share the interpreter's lock: a serial thread that is busy gets it, and
+        # makes room in good time. One whose handlers wait does not, and is left alone until it has
+        # taken out a good deal more.
+        cdef uint64_t gets = ring_gets(self.ring)
+        cdef bint room
+        if gets < self.slow_until:
+            return False
+        self.wake()
+        with nogil:
+            room = wait_for_room(self.ring, BUSY_PACE)
+        if not room:
+            self.slow_until = ring_gets(self.ring) + SLOW_RECORDS
+        return room
+
     # --------------------------------------------------------------------------- on the loop thread
 
     cdef int open(self) except -1:
@@ -473,12 +557,13 @@ cdef class ThreadScheduler(Scheduler):
         if self.wake_fd < 0:
             raise OSError(errno, os.strerror(errno))
         self.outbound.open(self.engine)
-        self.router.reporter = self
         if self.spin_ns:
-            count_spinner(1)
+            add_spinner()
             self.spins = True
-        self.thread = threading.Thread(target=self.run, name=self.name, daemon=True)
-        self.thread.start()
+        thread = threading.Thread(target=self.run, name=self.name, daemon=True)
+        thread.start()
+        self.thread = thread
+        self.router.reporters.append(self)
         return 0
 
     def stop_taking(self):
@@ -494,13 +579,14 @@ cdef class ThreadScheduler(Scheduler):
         self.stop_reporting()
         if self.spins:
             self.spins = False
-            count_spinner(-1)
+            remove_spinner()
         if self.thread is None:
             self.end()
         elif self.has_ended:
             self.thread.join()
         else:
-            return 0            # nobody waited for it: what it uses is its own until it ends
+            self.was_left = True
+            return 0            # nobody waits any more: what it uses is its own until it ends
         self.outbound.close()
         self.wake_fd = -1
         if fd >= 0:
@@ -510,6 +596,9 @@ cdef class ThreadScheduler(Scheduler):
     def end_waiting(self):
         """The thread has called its last handler."""
         self.has_ended = True
+        self.run_posts()
+        if self.was_left:
+            self.close()
         if self.emptied is not None and not self.emptied.done():
             self.emptied.set_result(None)
 
@@ -525,8 +614,8 @@ cdef class ThreadScheduler(Scheduler):
                         self.traffic = monotonic_ns()
                     self.run_posts()
                     self.run_tick()
-                except (KeyboardInterrupt, SystemExit) as error:
-                    self.on_loop(end_loop, (error,))
+                except BaseException as error:
+                    self.raised(error)
                 if not self.has_work() and not self.posts:
                     self.wait()
                 else:
@@ -534,10 +623,11 @@ cdef class ThreadScheduler(Scheduler):
                         sched_yield()
             self.stop_reporting()
             while self.posts:
-                self.run_posts()
+                try:
+                    self.run_posts()
+                except BaseException as error:
+                    self.raised(error)
             self.end()
-        except BaseException as error:
-            log.critical("the serial thread has failed", exc_info=error)
         finally:
             set_outbound_here(NULL)
             try:
@@ -547,8 +637,15 @@ cdef class ThreadScheduler(Scheduler):
 
     cdef int stop_reporting(self) except -1:
         # From now on `on_error` is called on the loop thread: this one will not get to it.
-        if self.router.reporter is self:
-            self.router.reporter = None
+        if self in self.router.reporters:
+            self.router.reporters.remove(self)
+        return 0
+
+    cdef int raised(self, object error) except -1:
+        # Handlers' and timers' own errors are caught where they are called.
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            return self.on_loop(end_loop, (error,))
+        log.critical("a tick of a serial thread failed", exc_info=error)
         return 0
 
     cdef int run_posts(self) except -1:
@@ -588,7 +685,7 @@ cdef class ThreadScheduler(Scheduler):
     cdef bint spin(self, uint64_t due) except -1:
         # Whether there is something to run, or a timer is due, before the time is up.
         cdef uint64_t until = self.traffic + self.spin_ns, now = 0
-        cdef int empty = 0
+        cdef uint64_t looks = 0
         ring_will_sleep(self.ring, RING_SPINS)
         if self.has_work() or self.posts or self.state != SERIAL_RUNNING:
             return True
@@ -597,9 +694,10 @@ cdef class ThreadScheduler(Scheduler):
                 now = monotonic_ns()
                 if now > until or now > due:
                     break
-                empty += 1
-                if empty % SPINS_TO_YIELD == 0:
+                looks += 1
+                if looks % SPINS_TO_YIELD == 0:
                     sched_yield()
+        self.polls += looks
         return ring_was_woken(self.ring) or now > due
 
 

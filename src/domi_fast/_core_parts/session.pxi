@@ -320,7 +320,8 @@ cdef class Session:
                 return 0
             self.bytes_out += n
             self.queue.consume(n)
-            if self.engine.busy_ns:
+            if self.engine.busy_ns and self.frames_out != self.frames_flushed:
+                self.frames_flushed = self.frames_out
                 self.engine.poll_on(self, monotonic_ns())
             if <size_t>n >= budget:
                 self.driver.want_write(self.on_writable)
@@ -408,7 +409,7 @@ cdef class Session:
 
     cdef int read_some(self) except -1:
         # One slice of reading, in a batch.
-        cdef uint64_t until = 0
+        cdef uint64_t until = 0, messages
         cdef uint8_t* where
         cdef size_t size
         cdef Py_ssize_t n
@@ -432,13 +433,14 @@ cdef class Session:
                         self.fail(f"the connection broke: {os.strerror(-n)}")
                     break
                 self.last_heard = self.engine.refresh()
-                if self.engine.busy_ns:
-                    self.engine.poll_on(self, self.last_heard)
                 if until == 0:
                     until = self.last_heard + self.engine.slice_ns
                 self.bytes_in += n
                 self.reader.received(self.engine.buffer, n)
+                messages = self.frames_in - self.beats_in
                 self.parse(until)
+                if self.engine.busy_ns and self.frames_in - self.beats_in != messages:
+                    self.engine.poll_on(self, self.last_heard)
                 if <size_t>n < size:
                     # Probably all there was: answers go out before the kernel is asked again.
                     self.engine.flush_dirty()
