@@ -80,6 +80,7 @@ cdef class SerialGroup:
 
 @cython.final
 cdef class SerialChannel(Taker):
+    # Puts the frames of its channel into the ring.
 
     cdef int accept(self, Session session, RawFrame* frame) except -1:
         cdef Scheduler scheduler = self.scheduler
