@@ -571,6 +571,7 @@ cdef class SerialGroup:
         list batch              # contexts of the present tick; None for what takes no lists
         bint listed             # stands in the scheduler's batches
 
+    cdef bint enlist(self, Scheduler scheduler, Context context) except -1
     cdef int join(self, Router router, int place, Context context) except -1
 
 
@@ -620,6 +621,8 @@ cdef class Scheduler(Turn):
     cdef int arm(self) except -1
     cdef int abandon(self, list contexts) except -1
     cdef bint make_room(self) except -1
+    cdef bint may_list(self) noexcept
+    cdef int list_now(self, SerialGroup group, Context context) except -1
     cdef int check_new(self, str verb) except -1
     cdef int check_not_closed(self) except -1
     cdef int add_group(self, tuple channels, object handler, bint all_of_them,
@@ -649,6 +652,7 @@ cdef class LoopScheduler(Scheduler):
         uint64_t armed          # nanoseconds: when it expires; NEVER when it does not
         bint resuming           # the loop is to call resume()
 
+    cdef int take_turn(self) except -1
     cdef int after_tick(self) except -1
 
 

@@ -3,6 +3,8 @@
 #
 # A tick drains the ring until its budget is used up, and then fires due timers until theirs is: a
 # full ring makes no timer later than that, and a storm of timers keeps the ring waiting no longer.
+# What a handler of lists gets goes past the ring, into its list, while the ring is empty and the
+# loop thread is at both ends of it.
 # Invariants: a record owns a reference to what it names; a handler runs only within a tick, and no
 # tick within another; the loop thread alone puts into the ring. What runs the ticks is the serial
 # thread: the loop thread here (LoopScheduler), one of its own in serial_thread.pxi.
@@ -44,6 +46,14 @@ cdef class JoinContext:
 @cython.final
 cdef class SerialGroup:
     # Channels that were subscribed together. A join keeps a queue for each; a race keeps none.
+
+    cdef inline bint enlist(self, Scheduler scheduler, Context context) except -1:
+        # Whether the list is full now.
+        if not self.listed:
+            self.listed = True
+            scheduler.batches.append(self)
+        self.batch.append(context)
+        return len(self.batch) == BATCH_MOST
 
     cdef int join(self, Router router, int place, Context context) except -1:
         # Queue the message, and run the handler once every queue has one.
@@ -96,6 +106,8 @@ cdef class SerialChannel(Taker):
             # Too large for the ring, or will be kept in a context of its own anyway.
             context = Context.__new__(Context)
             fill_context(context, session, frame, session.engine.now)
+            if group.batch is not None and scheduler.may_list():
+                return scheduler.list_now(group, context)
             if not self.put_context(context) and not (
                     scheduler.make_room() and self.put_context(context)):
                 return scheduler.refuse(session, frame)
@@ -129,11 +141,7 @@ cdef class SerialChannel(Taker):
             self.scheduler.called = True
             return group.join(self.scheduler.router, self.place, context)
         if group.batch is not None:
-            if not group.listed:
-                group.listed = True
-                self.scheduler.batches.append(group)
-            group.batch.append(context)
-            if len(group.batch) == BATCH_MOST:
+            if group.enlist(self.scheduler, context):
                 self.scheduler.called = True
                 return self.scheduler.run_batch(group)
             return 0
@@ -218,6 +226,13 @@ cdef class Scheduler:
     cdef bint make_room(self) except -1:
         # The ring is full: whether there is room after all.
         return False
+
+    cdef bint may_list(self) noexcept:
+        # Whether what arrives for a handler of lists may go into its list, past the ring.
+        return False
+
+    cdef int list_now(self, SerialGroup group, Context context) except -1:
+        raise NotImplementedError
 
     cdef int open(self) except -1:
         # On the loop thread, when it starts: what the ticks need.
@@ -714,8 +729,20 @@ cdef class LoopScheduler(Scheduler):
         finally:
             self.engine.leave()
 
+    cdef bint may_list(self) noexcept:
+        # Nothing came before it that still waits, and no turn is under way or owed.
+        return not (self.ticking or self.resuming) and ring_is_empty(self.ring)
+
+    cdef int list_now(self, SerialGroup group, Context context) except -1:
+        if group.enlist(self, context):
+            return self.take_turn()
+        return self.awaken()
+
     cdef int tick(self) except -1:
         self.ready = False
+        return self.take_turn()
+
+    cdef int take_turn(self) except -1:
         if self.ticking or self.state == SERIAL_CLOSED:
             return 0
         try:

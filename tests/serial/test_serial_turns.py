@@ -1,0 +1,276 @@
+"""Serial mode: handlers and timers run one at a time, each in its turn."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from typing import Any
+
+import pytest
+
+from domi_fast import (
+    Context,
+    Node,
+    Overloaded,
+    RemoteError,
+    Serial,
+)
+from tests.serial.modes import make_serial, pair
+from tests.support import echo, nodes, until
+
+pytestmark = pytest.mark.usefixtures("mode")
+
+
+async def test_one_handler_at_a_time(registry_url: str) -> None:
+    """What a handler sends to its own node waits until it has ended, and so does a timer."""
+    async with pair(registry_url) as (_, b, serial):
+        running = 0
+        order: list[str] = []
+
+        def enter(name: str) -> None:
+            nonlocal running
+            running += 1
+            assert running == 1
+            order.append(name)
+
+        def first(_: Context) -> None:
+            nonlocal running
+            enter("first")
+            serial.notify(51, b"")
+            serial.call_later(0.0, timer)
+            time.sleep(0.01)
+            running -= 1
+
+        def second(_: Context) -> None:
+            nonlocal running
+            enter("second")
+            running -= 1
+
+        def timer() -> None:
+            nonlocal running
+            enter("timer")
+            running -= 1
+
+        serial.subscribe(50, first)
+        serial.subscribe(51, second)
+        await serial.start()
+        b.notify(50, b"")
+        await until(lambda: len(order) == 3)
+        assert order[0] == "first"
+        assert sorted(order[1:]) == ["second", "timer"]
+
+
+async def test_a_handler_that_raises_hurts_nobody_else(registry_url: str) -> None:
+    async with pair(registry_url) as (a, b, serial):
+
+        def fail(ctx: Context) -> None:
+            raise LookupError("inside")
+
+        serial.subscribe(50, fail)
+        serial.subscribe(51, echo)
+        await serial.start()
+        await a.wait_subscribed(51, timeout=5)
+        for _ in range(3):
+            failed, fine = a.request(50, b""), a.request(51, b"x")
+            with pytest.raises(RemoteError, match="LookupError: inside"):
+                await failed
+            assert await fine == b"x"
+        assert b.counters()["handler_errors"] == 3
+
+
+@pytest.mark.parametrize("in_lists", [False, True])
+async def test_a_full_ring_delays_no_timer_by_more_than_its_budget(
+    registry_url: str, in_lists: bool
+) -> None:
+    """From the moment that a timer is due, one handler begins at most once the budget is used."""
+    async with pair(registry_url, drain_budget=0.004, tick=0.0001) as (a, _, serial):
+        begun: list[float] = []
+        beats: list[tuple[float, float]] = []
+        due = 0.0
+        messages = 400 * 256 if in_lists else 400
+        left = messages
+
+        def handler(came: Context | list[Context]) -> None:
+            nonlocal left
+            left -= len(came) if isinstance(came, list) else 1
+            begun.append(time.monotonic())
+            time.sleep(0.001)
+
+        serial.subscribe(50, handler, batch=in_lists)
+        await serial.start()
+        await a.wait_subscribed(50, timeout=5)
+
+        def beat() -> None:
+            nonlocal due
+            beats.append((due, time.monotonic()))
+            due = time.monotonic() + 0.01
+            serial.call_later(0.01, beat)
+
+        a.notify_many(50, [b""] * messages)
+        await until(lambda: begun)
+        due = time.monotonic() + 0.01
+        serial.call_later(0.01, beat)
+        await until(lambda: left == 0, 20)
+        within = [(when, fired) for when, fired in beats if fired < begun[-1]]
+        assert len(within) >= 10
+        for when, fired in within:
+            late = [start for start in begun if when + 0.004 < start < fired]
+            assert len(late) <= 1, (when, fired, late)
+
+
+async def test_lists_keep_their_order(registry_url: str) -> None:
+    """Whether a message has gone through the ring or not, and beside handlers of one each."""
+    async with pair(registry_url, drain_budget=0.0005) as (a, _, serial):
+        listed: list[bytes] = []
+        singles: list[bytes] = []
+        lengths: list[int] = []
+
+        def handler(contexts: list[Context]) -> None:
+            listed.extend(ctx.data for ctx in contexts)
+            lengths.append(len(contexts))
+            if len(lengths) % 3 == 0:
+                time.sleep(0.001)
+
+        serial.subscribe(50, handler, batch=True)
+        serial.subscribe(51, lambda ctx: singles.append(ctx.data))
+        await serial.start()
+        await a.wait_subscribed(51, timeout=5)
+        sent = [b"%d" % number for number in range(5000)]
+        for number in range(0, 5000, 500):
+            a.notify_many(50, sent[number : number + 400])
+            for data in sent[number + 400 : number + 500]:
+                a.notify(50, data)
+                a.notify(51, data)
+        await until(lambda: len(listed) == 5000 and len(singles) == 1000)
+        assert listed == sent
+        assert singles == [each for each in sent if int(each) % 500 >= 400]
+        assert max(lengths) <= 256
+
+
+async def test_a_storm_of_timers_does_not_stop_the_ring(registry_url: str) -> None:
+    budgets = {"drain_budget": 0.001, "timer_budget": 0.002}
+    async with pair(registry_url, **budgets) as (a, _, serial):
+        order: list[str] = []
+
+        def timer() -> None:
+            order.append("timer")
+            time.sleep(0.001)
+
+        def handler(_: Context) -> None:
+            if not order:
+                for _ in range(100):
+                    serial.call_later(0.0, timer)
+            order.append("message")
+            time.sleep(0.0002)
+
+        serial.subscribe(50, handler)
+        await serial.start()
+        await a.wait_subscribed(50, timeout=5)
+        for _ in range(1000):
+            a.notify(50, b"")
+        await until(lambda: len(order) == 1100, 20)
+        runs = [(name, len(list(run))) for name, run in itertools.groupby(order)]
+        # A timer takes a millisecond, so two begin in two; a message a fifth.
+        assert max(count for name, count in runs if name == "timer") <= 2, runs
+        assert sum(name == "timer" for name, _ in runs) >= 50
+        assert max(count for name, count in runs[:-1] if name == "message") <= 6, runs
+
+
+async def test_timers(registry_url: str) -> None:
+    async with pair(registry_url, tick=0.00001) as (_, _, serial):
+        fired: list[str] = []
+        serial.call_later(0.02, lambda: fired.append("before the start"))
+        cancelled = serial.call_later(0.01, lambda: fired.append("cancelled"))
+        await serial.start()
+        assert cancelled.cancel()
+        begun = time.monotonic()
+        times: list[float] = []
+        beat = serial.every(0.002, lambda: times.append(time.monotonic() - begun))
+        await until(lambda: len(times) >= 20 and fired)
+        beat.cancel()
+        count = len(times)
+        assert fired == ["before the start"]
+        for number, at in enumerate(times, 1):
+            assert at >= number * 0.002 - 1e-5
+        await asyncio.sleep(0.01)
+        assert len(times) == count
+
+
+@pytest.mark.parametrize("delay", [float("nan"), 1.1e9, float("inf")])
+async def test_a_delay_that_is_not_allowed(delay: float) -> None:
+    serial = Serial(Node("a", registry="memory://unused"))
+    with pytest.raises(ValueError, match="up to 1e9 s is allowed"):
+        serial.call_later(delay, print)
+
+
+async def test_a_timer_may_be_finer_than_a_millisecond(registry_url: str) -> None:
+    """A loop's own timers may not: a quarter of a millisecond would become one, or none."""
+    async with pair(registry_url, tick=0.00001) as (_, _, serial):
+        await serial.start()
+        done: list[int] = []
+        begun = time.monotonic()
+        beat = serial.every(0.00025, lambda: done.append(beat.missed))
+        await until(lambda: len(done) + sum(done) >= 400, 10)
+        beat.cancel()
+        taken = time.monotonic() - begun
+        # Beats are never early, and when the machine is free most of them are not missed.
+        assert len(done) + sum(done) <= taken / 0.00025 + 1
+        assert taken >= 0.0999
+
+
+async def test_a_timer_that_raises_is_reported_and_others_fire(registry_url: str) -> None:
+    problems: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    handler = loop.get_exception_handler()
+    loop.set_exception_handler(lambda _, context: problems.append(context))
+    try:
+        async with pair(registry_url) as (_, b, serial):
+            await serial.start()
+            fired: list[int] = []
+
+            def fail() -> None:
+                raise LookupError("inside")
+
+            serial.call_later(0.001, fail)
+            serial.call_later(0.001, lambda: fired.append(1))
+            serial.call_later(0.002, lambda: fired.append(2))
+            await until(lambda: fired == [1, 2])
+            assert b.counters().get("timer_errors") == 1
+    finally:
+        loop.set_exception_handler(handler)
+    assert not problems
+
+
+async def test_a_full_ring_refuses(registry_url: str) -> None:
+    """Everything is either run or refused, and the sender hears of each that is refused."""
+    async with nodes(registry_url, "a", "b") as (a, b):
+        serial = make_serial(b, ring_size=4096, drain_budget=0.00001)
+        ran: list[bytes] = []
+        refused: list[tuple[type[BaseException], bytes]] = []
+        a.on_error = lambda error, frame: refused.append((type(error), frame.data))
+
+        def slow(ctx: Context) -> None:
+            ran.append(ctx.data)
+            if ctx.data == b"0":
+                time.sleep(0.05)
+
+        serial.subscribe(50, slow)
+        serial.subscribe(51, echo)
+        async with serial:
+            await a.wait_subscribed(51, timeout=5)
+            for number in range(500):
+                a.notify(50, b"%d" % number)
+            asked = [a.request(51, b"") for _ in range(10)]
+            outcomes = await asyncio.gather(*asked, return_exceptions=True)
+            await until(lambda: len(ran) + len(refused) == 500)
+            overloaded = sum(isinstance(outcome, Overloaded) for outcome in outcomes)
+            assert refused
+            assert {kind for kind, _ in refused} == {Overloaded}
+            assert sorted([*ran, *(message for _, message in refused)]) == sorted(
+                b"%d" % number for number in range(500)
+            )
+            assert b.counters()["ring_full"] == len(refused) + overloaded
+            assert overloaded + outcomes.count(b"") == 10
+            assert ran == sorted(ran, key=int)
+            assert await a.request(51, b"after") == b"after"
