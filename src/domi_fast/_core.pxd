@@ -614,15 +614,16 @@ cdef class Scheduler(Turn):
         object emptied          # a future of stop_taking(), until there is nothing left; or None
         bint ready              # stands in the engine's list
         bint ticking
+        bint at_once            # who brings a message runs it, if nothing waits before it
         bint called             # a handler, since the clock was looked at
+        uint64_t moment         # of moment_passed()
 
     cdef int check_caller(self) except -1
     cdef int on_loop(self, object function, tuple arguments) except -1
     cdef int arm(self) except -1
     cdef int abandon(self, list contexts) except -1
     cdef bint make_room(self) except -1
-    cdef bint may_list(self) noexcept
-    cdef int list_now(self, SerialGroup group, Context context) except -1
+    cdef int run_now(self, SerialChannel intake, Session session, RawFrame* frame) except -1
     cdef int check_new(self, str verb) except -1
     cdef int check_not_closed(self) except -1
     cdef int add_group(self, tuple channels, object handler, bint all_of_them,
@@ -651,8 +652,10 @@ cdef class LoopScheduler(Scheduler):
         int timer_fd            # owned: the kernel's timer; -1 unless it runs
         uint64_t armed          # nanoseconds: when it expires; NEVER when it does not
         bint resuming           # the loop is to call resume()
+        uint64_t until          # nanoseconds: when a tick that begins with the batch is to end
 
     cdef int take_turn(self) except -1
+    cdef int resume_soon(self) except -1
     cdef int after_tick(self) except -1
 
 

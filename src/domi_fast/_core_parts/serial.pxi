@@ -3,8 +3,8 @@
 #
 # A tick drains the ring until its budget is used up, and then fires due timers until theirs is: a
 # full ring makes no timer later than that, and a storm of timers keeps the ring waiting no longer.
-# What a handler of lists gets goes past the ring, into its list, while the ring is empty and the
-# loop thread is at both ends of it.
+# Where the loop thread is at both ends of the ring, a message that finds it empty is run at once,
+# as the first of the tick at the batch's end, whose budget it uses.
 # Invariants: a record owns a reference to what it names; a handler runs only within a tick, and no
 # tick within another; the loop thread alone puts into the ring. What runs the ticks is the serial
 # thread: the loop thread here (LoopScheduler), one of its own in serial_thread.pxi.
@@ -102,12 +102,12 @@ cdef class SerialChannel(Taker):
         if group is None or scheduler.state == SERIAL_CLOSED:
             scheduler.router.count("dropped_no_subscriber")
             return scheduler.router.reject(session, STATUS_NO_SUBSCRIBER, frame)
+        if scheduler.at_once and not scheduler.ticking and ring_is_empty(scheduler.ring):
+            return scheduler.run_now(self, session, frame)
         if frame.owner is not NULL or size > scheduler.most or group.batch is not None:
             # Too large for the ring, or will be kept in a context of its own anyway.
             context = Context.__new__(Context)
             fill_context(context, session, frame, session.engine.now)
-            if group.batch is not None and scheduler.may_list():
-                return scheduler.list_now(group, context)
             if not self.put_context(context) and not (
                     scheduler.make_room() and self.put_context(context)):
                 return scheduler.refuse(session, frame)
@@ -161,6 +161,24 @@ cdef class SerialChannel(Taker):
         copy(payload, &parcel, sizeof(Parcel))
         ring_publish_alone(self.scheduler.ring, payload, sizeof(Parcel), RING_REFERENCE)
         return True
+
+
+cdef inline Context shown_by(Scheduler scheduler):
+    # The context that the next message is shown in.
+    cdef Context context = scheduler.spare
+    if context is None or context.held or not is_spare(context):
+        context = scheduler.spare = Context.__new__(Context)
+    return context
+
+
+cdef inline int put_away(Scheduler scheduler, Context context, Session session) except -1:
+    # Its handler has returned, and may have kept it.
+    if scheduler.spare is context:
+        if not is_spare(context) or session.state != SESSION_UP:
+            scheduler.spare = None
+        elif context.held:
+            context.let_go()
+    return 0
 
 
 cdef class Scheduler:
@@ -227,11 +245,8 @@ cdef class Scheduler:
         # The ring is full: whether there is room after all.
         return False
 
-    cdef bint may_list(self) noexcept:
-        # Whether what arrives for a handler of lists may go into its list, past the ring.
-        return False
-
-    cdef int list_now(self, SerialGroup group, Context context) except -1:
+    cdef int run_now(self, SerialChannel intake, Session session, RawFrame* frame) except -1:
+        # A message that has found the ring empty, where `at_once` says so.
         raise NotImplementedError
 
     cdef int open(self) except -1:
@@ -562,7 +577,8 @@ cdef class Scheduler:
             # What only goes into a list takes no time to speak of.
             left -= 1
             if self.called or left == 0:
-                if self.state == SERIAL_CLOSED or monotonic_ns() > until:
+                if self.state == SERIAL_CLOSED or (
+                        moment_passed(&self.moment) and monotonic_ns() > until):
                     return 0
                 self.called = False
                 left = CLOCK_EVERY
@@ -604,9 +620,7 @@ cdef class Scheduler:
             context = <Context><object>parcel.origin
             Py_DECREF(context)          # the record's
             return intake.run(context)
-        context = self.spare
-        if context is None or context.held or not is_spare(context):
-            context = self.spare = Context.__new__(Context)
+        context = shown_by(self)
         copy(&arrival, payload, sizeof(Arrival))
         session = <Session><object>parcel.origin
         Py_DECREF(session)              # the record's
@@ -621,12 +635,7 @@ cdef class Scheduler:
         finally:
             ring_consume(self.ring, payload, size)
         intake.run(context)
-        if self.spare is context:
-            if not is_spare(context) or session.state != SESSION_UP:
-                self.spare = None
-            elif context.held:
-                context.let_go()
-        return 0
+        return put_away(self, context, session)
 
     cdef int refuse(self, Session session, RawFrame* frame) except -1:
         # The ring is full: the sender hears of it.
@@ -659,6 +668,7 @@ cdef class LoopScheduler(Scheduler):
     def __cinit__(self):
         self.timer_fd = -1
         self.armed = NEVER
+        self.at_once = True
 
     def __dealloc__(self):
         if self.timer_fd >= 0:
@@ -720,6 +730,7 @@ cdef class LoopScheduler(Scheduler):
     def resume(self):
         """A tick of its own, for what the last one had no time for."""
         self.resuming = False
+        self.at_once = True
         if self.state == SERIAL_CLOSED:
             return
         self.engine.refresh()
@@ -729,14 +740,27 @@ cdef class LoopScheduler(Scheduler):
         finally:
             self.engine.leave()
 
-    cdef bint may_list(self) noexcept:
-        # Nothing came before it that still waits, and no turn is under way or owed.
-        return not (self.ticking or self.resuming) and ring_is_empty(self.ring)
-
-    cdef int list_now(self, SerialGroup group, Context context) except -1:
-        if group.enlist(self, context):
-            return self.take_turn()
-        return self.awaken()
+    cdef int run_now(self, SerialChannel intake, Session session, RawFrame* frame) except -1:
+        cdef Context context
+        if not self.ready:
+            self.awaken()
+            self.until = monotonic_ns() + self.drain_ns
+        if intake.group.batch is not None:
+            context = Context.__new__(Context)
+            fill_context(context, session, frame, session.engine.now)
+            return self.take_turn() if intake.group.enlist(self, context) else 0
+        context = shown_by(self)
+        fill_context(context, session, frame, session.engine.now)
+        self.ticking = True
+        try:
+            intake.run(context)
+        finally:
+            self.ticking = False
+        put_away(self, context, session)
+        if moment_passed(&self.moment) and monotonic_ns() > self.until:
+            self.take_turn()
+            self.resume_soon()
+        return 0
 
     cdef int tick(self) except -1:
         self.ready = False
@@ -748,16 +772,22 @@ cdef class LoopScheduler(Scheduler):
         try:
             self.run_tick()
         finally:
+            self.until = self.now + self.drain_ns
             if self.state != SERIAL_CLOSED:
                 self.after_tick()
+        return 0
+
+    cdef int resume_soon(self) except -1:
+        if not self.resuming and self.state != SERIAL_CLOSED:
+            self.resuming = True
+            self.at_once = False
+            self.engine.call_soon(self.resume)
         return 0
 
     cdef int after_tick(self) except -1:
         # See to it that there is another when something is left, and tell who waits for nothing.
         if self.has_work() or self.wheel.next_ns() <= self.now:
-            if not self.resuming:
-                self.resuming = True
-                self.engine.call_soon(self.resume)
+            self.resume_soon()
         else:
             self.arm()
             # The loop thread puts and takes: the ring's beginning is in a cache still.
