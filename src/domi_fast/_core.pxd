@@ -568,7 +568,7 @@ cdef class SerialGroup:
         list queues             # a deque of contexts a channel; None for what is no join
         Py_ssize_t max_pending
         Py_ssize_t missing      # queues that are empty
-        list batch              # contexts of the present tick; None for what takes no lists
+        list batch              # contexts until the next tick; None for what takes no lists
         bint listed             # stands in the scheduler's batches
 
     cdef bint enlist(self, Scheduler scheduler, Context context) except -1
@@ -614,8 +614,10 @@ cdef class Scheduler(Turn):
         object emptied          # a future of stop_taking(), until there is nothing left; or None
         bint ready              # stands in the engine's list
         bint ticking
-        bint at_once            # who brings a message runs it, if nothing waits before it
+        bint at_once            # who brings a message runs it, if nothing waits before it: not
+                                # while the loop is to call resume()
         bint called             # a handler, since the clock was looked at
+        bint begun              # a handler has run in this batch before the tick at its end
         uint64_t moment         # of moment_passed()
 
     cdef int check_caller(self) except -1
@@ -637,7 +639,7 @@ cdef class Scheduler(Turn):
     cdef int check_timers(self) except -1
     cdef int awaken(self) except -1
     cdef bint has_work(self) noexcept
-    cdef int run_tick(self) except -1
+    cdef int run_tick(self, uint64_t until) except -1
     cdef int run_batches(self, uint64_t until) except -1
     cdef int run_batch(self, SerialGroup group) except -1
     cdef bint fire_timers(self, uint64_t now) except -1
@@ -652,7 +654,7 @@ cdef class LoopScheduler(Scheduler):
         int timer_fd            # owned: the kernel's timer; -1 unless it runs
         uint64_t armed          # nanoseconds: when it expires; NEVER when it does not
         bint resuming           # the loop is to call resume()
-        uint64_t until          # nanoseconds: when a tick that begins with the batch is to end
+        uint64_t until          # nanoseconds: the end of the ring's turn in the present batch
 
     cdef int take_turn(self) except -1
     cdef int resume_soon(self) except -1

@@ -3,11 +3,14 @@
 #
 # A tick drains the ring until its budget is used up, and then fires due timers until theirs is: a
 # full ring makes no timer later than that, and a storm of timers keeps the ring waiting no longer.
-# Where the loop thread is at both ends of the ring, a message that finds it empty is run at once,
-# as the first of the tick at the batch's end, whose budget it uses.
-# Invariants: a record owns a reference to what it names; a handler runs only within a tick, and no
-# tick within another; the loop thread alone puts into the ring. What runs the ticks is the serial
-# thread: the loop thread here (LoopScheduler), one of its own in serial_thread.pxi.
+# Where the loop thread is at both ends of the ring, a message that finds it empty is not put in:
+# it is run at once, or goes into its list, and the tick at the batch's end has the same budget.
+# When that is used up, what follows goes into the ring, and the loop has its turn before the next
+# tick.
+# Invariants: a record owns a reference to what it names; a handler or timer runs only while the
+# scheduler is `ticking`, and none within another; the loop thread alone puts into the ring. What
+# runs the ticks is the serial thread: the loop thread here (LoopScheduler), one of its own in
+# serial_thread.pxi.
 
 cdef extern from *:
     """
@@ -90,12 +93,12 @@ cdef class SerialGroup:
 
 @cython.final
 cdef class SerialChannel(Taker):
-    # Puts the frames of its channel into the ring.
+    # Hands the frames of its channel to the scheduler, by the ring or at once.
 
     cdef int accept(self, Session session, RawFrame* frame) except -1:
         cdef Scheduler scheduler = self.scheduler
         cdef SerialGroup group = self.group
-        cdef size_t size = <size_t>frame.size + frame.extend_size
+        cdef size_t size
         cdef Arrival arrival
         cdef Context context
         cdef uint8_t* payload
@@ -104,6 +107,7 @@ cdef class SerialChannel(Taker):
             return scheduler.router.reject(session, STATUS_NO_SUBSCRIBER, frame)
         if scheduler.at_once and not scheduler.ticking and ring_is_empty(scheduler.ring):
             return scheduler.run_now(self, session, frame)
+        size = <size_t>frame.size + frame.extend_size
         if frame.owner is not NULL or size > scheduler.most or group.batch is not None:
             # Too large for the ring, or will be kept in a context of its own anyway.
             context = Context.__new__(Context)
@@ -268,8 +272,8 @@ cdef class Scheduler:
 
         :param channel: 50-65499, or a member of ``LibraryChannel`` that the core does not serve.
         :param handler: a ``def``. Without it, this is a decorator.
-        :param batch: call ``handler(contexts)`` with a list instead, of what a tick takes out of
-            the ring for the channel, 256 at a time, at the end of its taking.
+        :param batch: call ``handler(contexts)`` with a list instead, of what has come by the end of
+            the ring's turn in a tick, at most 256 at a time.
         :raises DomiError: the channel has a handler already, here or at the node.
         """
         if handler is ...:
@@ -540,9 +544,9 @@ cdef class Scheduler:
             self.engine.ready.append(self)
         return 0
 
-    cdef int run_tick(self) except -1:
-        # What ends the loop passes through, after a handler or a timer has raised it.
-        cdef uint64_t until = monotonic_ns() + self.drain_ns
+    cdef int run_tick(self, uint64_t until) except -1:
+        # The ring's turn lasts until then. What ends the loop passes through, after a handler or a
+        # timer has raised it.
         self.ticking = True
         try:
             self.drain(until)
@@ -587,6 +591,8 @@ cdef class Scheduler:
 
     cdef int run_batches(self, uint64_t until) except -1:
         cdef SerialGroup group
+        if self.begun and self.batches and monotonic_ns() > until:
+            return 0
         while self.batches:
             group = self.batches.pop(0)
             group.listed = False
@@ -740,39 +746,45 @@ cdef class LoopScheduler(Scheduler):
         finally:
             self.engine.leave()
 
+    cdef int awaken(self) except -1:
+        if not self.ready:
+            self.begun = False
+            self.until = monotonic_ns() + self.drain_ns
+        return Scheduler.awaken(self)
+
     cdef int run_now(self, SerialChannel intake, Session session, RawFrame* frame) except -1:
         cdef Context context
-        if not self.ready:
-            self.awaken()
-            self.until = monotonic_ns() + self.drain_ns
-        if intake.group.batch is not None:
-            context = Context.__new__(Context)
-            fill_context(context, session, frame, session.engine.now)
-            return self.take_turn() if intake.group.enlist(self, context) else 0
-        context = shown_by(self)
+        cdef SerialGroup group = intake.group
+        cdef bint listed = group.batch is not None
+        self.awaken()
+        context = Context.__new__(Context) if listed else shown_by(self)
         fill_context(context, session, frame, session.engine.now)
+        self.called = False
         self.ticking = True
         try:
             intake.run(context)
         finally:
             self.ticking = False
-        put_away(self, context, session)
-        if moment_passed(&self.moment) and monotonic_ns() > self.until:
-            self.take_turn()
-            self.resume_soon()
+        if not listed:
+            put_away(self, context, session)
+        if self.called:
+            self.begun = True
+            if moment_passed(&self.moment) and monotonic_ns() > self.until:
+                self.take_turn()
+                self.resume_soon()
         return 0
 
     cdef int tick(self) except -1:
         self.ready = False
-        return self.take_turn()
+        # Where it is resumed, its budget is used up: the loop has its turn first.
+        return 0 if self.resuming else self.take_turn()
 
     cdef int take_turn(self) except -1:
         if self.ticking or self.state == SERIAL_CLOSED:
             return 0
         try:
-            self.run_tick()
+            self.run_tick(self.until)
         finally:
-            self.until = self.now + self.drain_ns
             if self.state != SERIAL_CLOSED:
                 self.after_tick()
         return 0

@@ -613,7 +613,7 @@ cdef class ThreadScheduler(Scheduler):
                     if self.has_work() or self.posts:
                         self.traffic = monotonic_ns()
                     self.run_posts()
-                    self.run_tick()
+                    self.run_tick(monotonic_ns() + self.drain_ns)
                 except BaseException as error:
                     self.raised(error)
                 if not self.has_work() and not self.posts:
