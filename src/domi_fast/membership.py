@@ -22,7 +22,18 @@ from typing import Protocol
 from .config import NodeConfig, parse_version
 from .errors import ClusterFull, DomiError, RegistryError, VersionTooOld
 from .handshake import Offer
-from .registry.base import Claim, Delete, Entry, Event, NoKeyFree, Put, Registry, Reset, Snapshot
+from .registry.base import (
+    Claim,
+    CompareFailed,
+    Delete,
+    Entry,
+    Event,
+    NoKeyFree,
+    Put,
+    Registry,
+    Reset,
+    Snapshot,
+)
 
 log = logging.getLogger("domi_fast")
 
@@ -259,11 +270,28 @@ class Membership:
             try:
                 await self._register([key])
             except ClusterFull:
+                if await self._remove_own(key):
+                    return
                 self._follower.displaced()
                 await self._register(self._keys())
         except (RegistryError, OSError) as error:
             log.warning("%s: cannot register again: %s", self._config.name, error)
             await asyncio.sleep(REGISTER_PAUSE * random.uniform(0.5, 1.5))
+
+    async def _remove_own(self, key: str) -> bool:
+        """Whether the key stood there for an earlier claim of this node, and does so no longer.
+
+        A registry that was away itself may have given the lease its whole length again.
+        """
+        entry = await self._registry.get(key)
+        infos = self._decode([] if entry is None else [entry])
+        if entry is None or all(info.instance != self._instance for info in infos.values()):
+            return False
+        try:
+            await self._registry.delete(key, expect=entry.version)
+        except CompareFailed:
+            return False
+        return True
 
     def _replace(self, snapshot: Snapshot) -> None:
         self.view = {}

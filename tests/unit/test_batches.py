@@ -195,7 +195,7 @@ async def test_a_handler_that_gets_lists(registry_url: str, serially: bool) -> N
         a.notify_many(50, many)
         await until(lambda: sum(map(len, lists)) == 10_000)
         assert [message for each in lists for message in each] == many
-        # How much one read brings depends on the machine; more than a few, and never more than this.
+        # How much one read brings depends on the machine: more than a few, and never more than 256.
         assert 16 <= max(map(len, lists)) <= 256
         if serially:
             await where.close()

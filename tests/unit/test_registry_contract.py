@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,16 +30,24 @@ from domi_fast.registry import (
 )
 from domi_fast.registry.local import LocalRegistry
 from domi_fast.registry.memory import MemoryRegistry
+from domi_fast.registry.opened import OpenedRegistry
 from domi_fast.registry.sqlite import SqliteRegistry
+from tests.servers import Etcd
 
 T = TypeVar("T")
 
-TTL = 0.5
-LIMIT = 20.0
+LIMIT = 30.0
 
 
 class Backend(ABC):
-    """How the suite gets at a backend. Each test has a fresh one."""
+    """How the suite gets at a backend. Each test has a fresh one.
+
+    :ivar ttl: seconds of a lease that is not long.
+    :ivar short_ttl: one that is no longer than that.
+    """
+
+    ttl = 0.5
+    short_ttl = 0.25
 
     @abstractmethod
     def make(self) -> Registry:
@@ -88,12 +96,48 @@ class Sqlite(Memory):
         await registry._halt()
 
 
-BACKENDS: dict[str, Callable[[Path], Backend]] = {"memory": Memory, "sqlite": Sqlite}
+class EtcdBackend(Backend):
+    ttl = 2.0
+    short_ttl = 2.0
+
+    def __init__(self, server: Etcd, name: str) -> None:
+        self.url = f"{server.url}/{name}"
+
+    def make(self) -> Registry:
+        return open_registry(self.url)
+
+    def hang(self, registry: Registry) -> None:
+        assert isinstance(registry, OpenedRegistry)
+        registry._keep_alive = False
+
+    async def vanish(self, registry: Registry) -> None:
+        from domi_fast.registry.etcd import EtcdRegistry
+
+        assert isinstance(registry, EtcdRegistry)
+        registry._halt()
 
 
-@pytest.fixture(params=list(BACKENDS))
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
+    server = Etcd(tmp_path_factory.mktemp("etcd"))
+    server.start()
+    yield server
+    server.kill()
+
+
+BACKENDS: dict[str, Callable[[pytest.FixtureRequest, Path], Backend]] = {
+    "memory": lambda _, path: Memory(path),
+    "sqlite": lambda _, path: Sqlite(path),
+    "etcd": lambda request, path: EtcdBackend(request.getfixturevalue("etcd"), path.name),
+}
+
+
+EXTERNAL = {"etcd": [pytest.mark.external]}
+
+
+@pytest.fixture(params=[pytest.param(name, marks=EXTERNAL.get(name, ())) for name in BACKENDS])
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Backend:
-    return BACKENDS[request.param](tmp_path)
+    return BACKENDS[request.param](request, tmp_path)
 
 
 def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -199,7 +243,7 @@ def test_a_list_has_exactly_the_keys_with_the_prefix_in_order(backend: Backend) 
 def test_a_key_that_not_every_backend_can_hold_is_refused(backend: Backend, key: str) -> None:
     async def main() -> None:
         async with backend.open() as registry:
-            lease = await registry.grant(TTL)
+            lease = await registry.grant(backend.ttl)
             for call in (
                 lambda: registry.get(key),
                 lambda: registry.put(key, b""),
@@ -349,7 +393,7 @@ def test_a_watch_ends_by_aclose_and_with_its_registry(backend: Backend) -> None:
 def test_what_is_bound_to_a_lease_goes_when_it_is_revoked(backend: Backend) -> None:
     async def main() -> None:
         async with backend.open() as one, backend.open() as two:
-            lease = await one.grant(TTL)
+            lease = await one.grant(backend.ttl)
             await one.put("k/1", b"", lease=lease)
             await one.create("k/2", b"", lease=lease)
             await one.put("k/3", b"", lease=lease)
@@ -379,13 +423,13 @@ def test_a_lease_is_kept_alive(backend: Backend) -> None:
     async def main() -> None:
         async with backend.open() as one, backend.open() as two:
             before = time.monotonic()
-            lease = await one.grant(TTL)
-            assert lease.ttl == TTL
-            assert before + TTL <= lease.valid_until <= time.monotonic() + TTL
+            lease = await one.grant(backend.ttl)
+            assert lease.ttl == backend.ttl
+            assert before + backend.ttl <= lease.valid_until <= time.monotonic() + backend.ttl
             await one.put("k", b"", lease=lease)
             first = lease.valid_until
-            assert await stays(lease.lost.wait(), 3 * TTL)
-            assert first < time.monotonic() < lease.valid_until <= time.monotonic() + TTL
+            assert await stays(lease.lost.wait(), 3 * backend.ttl)
+            assert first < time.monotonic() < lease.valid_until <= time.monotonic() + backend.ttl
             assert await two.get("k") is not None
 
     run(main)
@@ -394,7 +438,7 @@ def test_a_lease_is_kept_alive(backend: Backend) -> None:
 def test_a_holder_that_hangs_loses_its_lease_and_cannot_write(backend: Backend) -> None:
     async def main() -> None:
         async with backend.open() as one, backend.open() as two:
-            lease = await one.grant(TTL)
+            lease = await one.grant(backend.ttl)
             claim = await one.claim(["id/1"], b"old", lease)
             cursor = (await two.list("id/")).cursor
             backend.hang(one)
@@ -403,7 +447,7 @@ def test_a_holder_that_hangs_loses_its_lease_and_cannot_write(backend: Backend) 
             (event,) = await take(two.watch("id/", since=cursor), 1)
             assert isinstance(event, Delete)
             assert event.key == "id/1"
-            heir = await two.claim(["id/1"], b"new", await two.grant(TTL))
+            heir = await two.claim(["id/1"], b"new", await two.grant(backend.ttl))
             assert heir.epoch > claim.epoch
             with pytest.raises(LeaseLost):
                 await claim.update(b"from the grave")
@@ -421,7 +465,7 @@ def test_the_keys_of_a_killed_holder_go_within_the_bound(backend: Backend) -> No
         one = backend.make()
         await one.open()
         async with backend.open() as two:
-            lease = await one.grant(TTL)
+            lease = await one.grant(backend.ttl)
             await one.put("k", b"", lease=lease)
             watch = two.watch("k", since=(await two.list("k")).cursor)
             await backend.vanish(one)
@@ -436,7 +480,7 @@ def test_the_keys_of_a_killed_holder_go_within_the_bound(backend: Backend) -> No
 def test_the_lease_of_another_registry_is_refused(backend: Backend) -> None:
     async def main() -> None:
         async with backend.open() as one, backend.open() as two:
-            lease = await one.grant(TTL)
+            lease = await one.grant(backend.ttl)
             with pytest.raises(RegistryError, match="another registry"):
                 await two.put("k", b"", lease=lease)
 
@@ -450,7 +494,7 @@ def test_a_claim_takes_the_first_free_key(backend: Backend) -> None:
     async def main() -> None:
         keys = [f"id/{i}" for i in range(3)]
         async with backend.open() as one, backend.open() as two:
-            lease, other = await one.grant(TTL), await two.grant(TTL)
+            lease, other = await one.grant(backend.ttl), await two.grant(backend.ttl)
             first = await one.claim(keys, b"a", lease)
             second = await two.claim(keys, b"b", other)
             third = await one.claim(keys, b"c", lease)
@@ -479,7 +523,7 @@ def test_a_claim_takes_the_first_free_key(backend: Backend) -> None:
 def test_a_claim_ends_when_somebody_else_takes_or_deletes_the_key(backend: Backend) -> None:
     async def main() -> None:
         async with backend.open() as one, backend.open() as two:
-            lease = await one.grant(TTL)
+            lease = await one.grant(backend.ttl)
             deleted = await one.claim(["id/1"], b"", lease)
             taken = await one.claim(["id/2"], b"", lease)
             await two.delete("id/1")
@@ -524,7 +568,7 @@ def test_a_lock_goes_to_who_came_first(backend: Backend) -> None:
             assert entry is not None
             assert (entry.value, entry.epoch) == (b"holder", held.epoch)
             with pytest.raises(NoKeyFree):
-                await two.claim(["lock"], b"", await two.grant(TTL))
+                await two.claim(["lock"], b"", await two.grant(backend.ttl))
 
             async def wait(number: int, registry: Registry) -> None:
                 claim = await registry.acquire("lock", await registry.grant(2.0))
@@ -551,12 +595,12 @@ def test_a_dead_waiter_is_passed_over_and_a_dead_holder_succeeded(backend: Backe
         await holder.open()
         await corpse.open()
         async with backend.open() as heir:
-            lease = await holder.grant(TTL)
+            lease = await holder.grant(backend.ttl)
             held = await holder.acquire("lock", lease)
-            bound = await corpse.grant(TTL / 2)
+            bound = await corpse.grant(backend.short_ttl)
             second = asyncio.ensure_future(corpse.acquire("lock", bound))
             assert await stays(pending(second), 0.05)
-            third = asyncio.ensure_future(heir.acquire("lock", await heir.grant(TTL)))
+            third = asyncio.ensure_future(heir.acquire("lock", await heir.grant(backend.ttl)))
             assert await stays(pending(third), 0.05)
             await backend.vanish(corpse)
             with pytest.raises(RegistryError):
@@ -572,9 +616,9 @@ def test_a_dead_waiter_is_passed_over_and_a_dead_holder_succeeded(backend: Backe
 def test_waiting_for_a_lock_ends_with_the_lease(backend: Backend) -> None:
     async def main() -> None:
         async with backend.open() as one, backend.open() as two:
-            held = await one.acquire("lock", await one.grant(TTL))
+            held = await one.acquire("lock", await one.grant(backend.ttl))
             for end in ("revoke", "hang"):
-                lease = await two.grant(TTL)
+                lease = await two.grant(backend.ttl)
                 waiting = asyncio.ensure_future(two.acquire("lock", lease))
                 assert await stays(pending(waiting), 0.05)
                 if end == "revoke":

@@ -57,7 +57,7 @@ _FORMS = (
     "sqlite:///absolute/path, memory://name, etcd://host:2379,host:2379, "
     "zookeeper://host:2181/chroot or consul://host:8500"
 )
-_PLANNED = ("etcd", "zookeeper", "consul")
+_PLANNED = ("zookeeper", "consul")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -70,6 +70,8 @@ def open_registry(url: str) -> Registry:
         parts = urlsplit(url)
     except ValueError as exc:
         raise RegistryError(f"registry URL {url!r}: {exc}; use {_FORMS}") from exc
+    if parts.scheme == "etcd":
+        return _etcd(url)
     if parts.query or parts.fragment:
         raise RegistryError(
             f"registry URL {url!r}: no options are known; write '?' as %3F and '#' as %23 in a path"
@@ -102,6 +104,15 @@ def open_registry(url: str) -> Registry:
             "use sqlite:///absolute/path on one machine"
         )
     raise RegistryError(f"registry URL {url!r} is of no known kind; use {_FORMS}")
+
+
+def _etcd(url: str) -> Registry:
+    from .etcd_url import parse_etcd_url
+
+    endpoints, root, shown = parse_etcd_url(url)
+    from .etcd import EtcdRegistry
+
+    return EtcdRegistry(shown, endpoints, root)
 
 
 def default_url(cluster: str) -> str:

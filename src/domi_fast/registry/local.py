@@ -8,10 +8,9 @@ A backend adds how a piece of work reaches the store (:meth:`LocalRegistry._read
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -32,6 +31,7 @@ from .base import (
     check_key,
     check_prefix,
 )
+from .opened import HeldLease, OpenedRegistry
 from .store import Busy, Store
 
 T = TypeVar("T")
@@ -39,22 +39,12 @@ T = TypeVar("T")
 BATCH: Final = 256
 
 
-class LocalRegistry(ABC):
-    """What both backends do alike. Belongs to the loop that opens it and to this process."""
-
-    url: str
-    limits: Limits
+class LocalRegistry(OpenedRegistry):
+    """What both backends do alike."""
 
     def __init__(self, url: str, limits: Limits) -> None:
-        self.url = url
-        self.limits = limits
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = 0
-        self._closed = False
+        super().__init__(url, limits)
         self._changed = asyncio.Event()
-        self._leases: dict[int, LocalLease] = {}
-        # Leases are renewed while this is True. A test clears it to play a holder that hangs.
-        self._keep_alive = True
 
     # ------------------------------------------------------------------ what a backend adds
 
@@ -67,7 +57,7 @@ class LocalRegistry(ABC):
         """See :class:`~domi_fast.registry.base.Registry`."""
 
     @abstractmethod
-    def _granted(self, lease: LocalLease) -> None:
+    def _granted(self, lease: HeldLease) -> None:
         """A lease is there that has to be kept alive from now on."""
 
     @abstractmethod
@@ -102,7 +92,7 @@ class LocalRegistry(ABC):
         number = secrets.randbits(63)
         span = int(ttl * 1e9)
         await self._write(lambda s: s.grant(number, span), undo=lambda s: s.revoke([number]))
-        lease = LocalLease(self, number, ttl, asked + ttl)
+        lease = HeldLease(self, number, ttl, asked + ttl)
         self._leases[number] = lease
         self._granted(lease)
         return lease
@@ -188,119 +178,23 @@ class LocalRegistry(ABC):
             except Busy:  # noqa: PERF203 - the loop is there for it
                 await asyncio.sleep(0.05)
 
-    def _check(self) -> None:
-        """Raise RegistryError unless this is the process and the loop of an open registry."""
-        if self._closed:
-            raise RegistryError(f"the registry {self.url} is closed; open a new one")
-        if self._loop is None:
-            raise RegistryError(f"the registry {self.url} is not open; await its open() first")
-        if self._pid != os.getpid():
-            raise RegistryError(
-                f"the registry {self.url} was opened in process {self._pid} and this is its "
-                f"fork {os.getpid()}; open a new registry after the fork"
-            )
-        if asyncio.get_running_loop() is not self._loop:
-            raise RegistryError(
-                f"the registry {self.url} belongs to another event loop; open one for this loop"
-            )
+    async def _revoke(self, number: int) -> None:
+        await self._write(lambda s: s.revoke([number]), sure=True)
 
-    def _own(self, lease: Lease) -> LocalLease:
-        """The lease, if it is one of this registry and not over.
-
-        Raises RegistryError for the lease of another, LeaseLost for one that is over.
-        """
-        if not isinstance(lease, LocalLease) or lease.registry is not self:
-            raise RegistryError("the lease was granted by another registry than this one")
-        lease.check()
-        return lease
+    def _post_revoke(self, number: int) -> None:
+        self._post(partial(Store.revoke, leases=[number]))
 
     def _wake(self) -> None:
         """Something may have changed. Called on the loop."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    def _forget_leases(self) -> None:
-        """The owner ends all leases at once."""
-        for lease in list(self._leases.values()):
-            lease.end()
-
-
-class LocalLease:
-    """A lease; see :class:`~domi_fast.registry.base.Lease`.
-
-    Another thread may call :meth:`renewed`; all else belongs to the loop.
-    """
-
-    def __init__(
-        self, registry: LocalRegistry, number: int, ttl: float, valid_until: float
-    ) -> None:
-        self.registry = registry
-        self.number = number
-        self.ttl = ttl
-        self.lost = asyncio.Event()
-        self._valid_until = valid_until
-        self._ended: float | None = None
-        loop = registry._loop
-        assert loop is not None
-        self._loop = loop
-        self._timer = loop.call_later(max(0.0, valid_until - time.monotonic()), self._due)
-
-    @property
-    def valid_until(self) -> float:
-        return self._valid_until if self._ended is None else self._ended
-
-    @property
-    def over(self) -> bool:
-        return self._ended is not None
-
-    async def revoke(self) -> None:
-        if self._ended is not None:
-            return
-        self.registry._check()
-        self.end()
-        await self.registry._write(lambda s: s.revoke([self.number]), sure=True)
-        self.registry._wake()
-
-    def renewed(self, valid_until: float) -> None:
-        self._valid_until = valid_until
-
-    def check(self) -> None:
-        """Raise LeaseLost once the lease is over, also when no timer has noticed yet."""
-        if self._ended is None and time.monotonic() >= self._valid_until:
-            self.lose()
-        if self._ended is not None:
-            raise LeaseLost(f"the lease of {self.ttl} s is over: it has expired or was revoked")
-
-    def end(self) -> None:
-        """Nothing may rely on the lease from now on."""
-        if self._ended is None:
-            self._ended = min(self._valid_until, time.monotonic())
-            self._timer.cancel()
-            self.registry._leases.pop(self.number, None)
-
-    def lose(self) -> None:
-        """The lease has ended, and its owner did not end it."""
-        if self._ended is not None:
-            return
-        self.end()
-        self.lost.set()
-        # The registry may see its end a little later than we do: nobody should wait for that.
-        self.registry._post(partial(Store.revoke, leases=[self.number]))
-        self.registry._wake()
-
-    def _due(self) -> None:
-        left = self._valid_until - time.monotonic()
-        if left <= 0:
-            self.lose()
-        else:
-            self._timer = self._loop.call_later(left, self._due)
-
 
 class LocalClaim:
     """A held key; see :class:`~domi_fast.registry.base.Claim`."""
 
     def __init__(
-        self, registry: LocalRegistry, key: str, epoch: int, lease: LocalLease, token: int
+        self, registry: LocalRegistry, key: str, epoch: int, lease: HeldLease, token: int
     ) -> None:
         self.key = key
         self.epoch = epoch

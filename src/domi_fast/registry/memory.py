@@ -17,7 +17,8 @@ from typing import Final, TypeVar
 
 from ..errors import RegistryError
 from .base import Limits
-from .local import LocalLease, LocalRegistry
+from .local import LocalRegistry
+from .opened import HeldLease
 from .store import Peek, Store
 
 T = TypeVar("T")
@@ -96,10 +97,7 @@ class MemoryRegistry(LocalRegistry):
         self._timer: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
-        if self._loop is not None or self._closed:
-            raise RegistryError(f"the registry {self.url} was opened before; make a new one")
-        self._loop = asyncio.get_running_loop()
-        self._pid = os.getpid()
+        self._begin()
         self._space = _join(self._name, self)
         self._tick()
 
@@ -169,7 +167,7 @@ class MemoryRegistry(LocalRegistry):
             self._wake()
             self._arm()
 
-    def _granted(self, lease: LocalLease) -> None:
+    def _granted(self, lease: HeldLease) -> None:
         self._arm()
 
     def _tick(self) -> None:
@@ -195,7 +193,7 @@ class MemoryRegistry(LocalRegistry):
             self._do(Store.sweep)
         self._arm()
 
-    def _renewal(self, lease: LocalLease) -> float:
+    def _renewal(self, lease: HeldLease) -> float:
         return lease.valid_until - lease.ttl + lease.ttl / _RENEWALS
 
     def _arm(self) -> None:

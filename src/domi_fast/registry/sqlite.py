@@ -28,7 +28,8 @@ from urllib.parse import quote
 
 from ..errors import RegistryError
 from .base import Limits
-from .local import LocalLease, LocalRegistry
+from .local import LocalRegistry
+from .opened import HeldLease
 from .sqlite_file import StoreFile
 from .store import Busy, Peek, Store
 
@@ -61,11 +62,8 @@ class SqliteRegistry(LocalRegistry):
         self._worker: _Worker | None = None
 
     async def open(self) -> None:
-        if self._loop is not None or self._closed:
-            raise RegistryError(f"the registry {self.url} was opened before; make a new one")
-        self._loop = asyncio.get_running_loop()
-        self._pid = os.getpid()
-        worker = self._worker = _Worker(self, self._path, self._loop, self._patience)
+        loop = self._begin()
+        worker = self._worker = _Worker(self, self._path, loop, self._patience)
         worker.start()
         try:
             await worker.opened
@@ -103,7 +101,7 @@ class SqliteRegistry(LocalRegistry):
         self._worker.join()
         self._wake()
 
-    def _granted(self, lease: LocalLease) -> None:
+    def _granted(self, lease: HeldLease) -> None:
         # The thread looks through the leases at every turn.
         pass
 

@@ -1,0 +1,62 @@
+"""``etcd://[user:password@]host[:port],host[:port]...[/root][?ca=file&cert=file&key=file]``."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from ..errors import RegistryError
+from .etcd_link import Endpoints
+
+PORT: Final = 2379
+ROOT: Final = "domi_fast"
+FORM: Final = "etcd://host:2379,host:2379"
+
+_HOST: Final = re.compile(
+    r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::(?P<port>[0-9]{1,5}))?"
+)
+_ROOT: Final = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
+_OPTIONS: Final = ("ca", "cert", "key")
+
+
+def parse_etcd_url(url: str) -> tuple[Endpoints, str, str]:
+    """Where it is, what its keys begin with, and the URL as it may be shown.
+
+    Raises :class:`~domi_fast.errors.RegistryError` for whatever is not of this form.
+    """
+    parts = urlsplit(url)
+    login, at, hosts = parts.netloc.rpartition("@")
+    shown = url if not at else url.replace(f"{login}@", f"{login.partition(':')[0]}:***@", 1)
+
+    def wrong(why: str) -> RegistryError:
+        return RegistryError(f"registry URL {shown!r}: {why}; use {FORM}")
+
+    user, colon, password = login.partition(":")
+    if at and not (user and colon and password):
+        raise wrong("a user and a password go together, as user:password@")
+    addresses = []
+    for host in hosts.split(","):
+        found = _HOST.fullmatch(host)
+        port = int(found["port"] or PORT) if found else 0
+        if found is None or not 1 <= port <= 65535:
+            raise wrong(f"{host!r} is no host:port")
+        addresses.append((found["v6"] or found["name"], port))
+    root = parts.path.strip("/") or ROOT
+    if not _ROOT.fullmatch(root):
+        raise wrong(f"the root {parts.path!r} must be of letters, digits, '.', '_', '-' and '/'")
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    unknown = [name for name in options if name not in _OPTIONS]
+    if unknown or parts.fragment:
+        raise wrong(f"{unknown or '#'} is no option; there are {', '.join(_OPTIONS)}")
+    if ("cert" in options) != ("key" in options) or ("cert" in options and "ca" not in options):
+        raise wrong("TLS wants ca=, and cert= and key= together")
+    endpoints = Endpoints(
+        tuple(addresses),
+        unquote(user) if at else None,
+        unquote(password) if at else None,
+        options.get("ca"),
+        options.get("cert"),
+        options.get("key"),
+    )
+    return endpoints, root, shown

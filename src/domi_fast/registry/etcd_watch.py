@@ -1,0 +1,188 @@
+"""A watch in etcd that outlives its connection: it begins anew behind the last revision it gave."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, Final, Protocol
+
+from ..errors import RegistryError
+from .base import Cursor, Delete, Entry, Event, Put, Reset, Snapshot
+from .etcd_link import Away, Channel, Link, prefix_end
+
+_PAUSE: Final = 0.1
+
+
+class Watched(Protocol):
+    """What a watch needs of its registry.
+
+    :ivar watches: those that have not ended.
+    """
+
+    link: Link
+    watches: set[EtcdWatch]
+    _loop: asyncio.AbstractEventLoop | None
+
+    def _check(self) -> None:
+        """Raise RegistryError unless this is the loop of an open registry."""
+
+    def entry(self, kv: Any) -> Entry:
+        """What etcd has, as the protocol has it."""
+
+    def snapshot(self, channel: Channel, prefix: bytes) -> Snapshot:
+        """All under a prefix. Blocks."""
+
+
+class EtcdWatch:
+    """See :class:`~domi_fast.registry.base.Watch`.
+
+    A thread of its own waits for etcd, from the first time that somebody waits for an event.
+
+    :param key: what it watches, as etcd has it.
+    :param since: a revision; anything else, and one that etcd has not reached, gives a Reset.
+    :param alone: the key alone, and not all that begin with it.
+    """
+
+    def __init__(
+        self, registry: Watched, key: bytes, since: Cursor, *, alone: bool = False
+    ) -> None:
+        self._registry = registry
+        self._key = key
+        self._alone = alone
+        self._revision = since if isinstance(since, int) else -1
+        self._events: deque[Event] = deque()
+        self._news = asyncio.Event()
+        self._waiting = False
+        self._thread: threading.Thread | None = None
+        self._over = threading.Event()
+        self._stream: Any = None
+        registry.watches.add(self)
+
+    def __aiter__(self) -> EtcdWatch:
+        return self
+
+    async def __anext__(self) -> Event:
+        if self._waiting:
+            raise RegistryError("two tasks wait in one watch; open a watch for each")
+        self._waiting = True
+        try:
+            while not self._events:
+                if self._over.is_set():
+                    raise StopAsyncIteration
+                self._registry._check()
+                self._news.clear()
+                self._begin()
+                await self._news.wait()
+            return self._events.popleft()
+        finally:
+            self._waiting = False
+
+    async def aclose(self) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """On the loop: no more events."""
+        self._over.set()
+        self._registry.watches.discard(self)
+        self._events.clear()
+        self._news.set()
+        stream = self._stream
+        if stream is not None:
+            stream.cancel()
+
+    def _begin(self) -> None:
+        if self._thread is None:
+            # A program that ends without closing its registry is not kept from ending.
+            self._thread = threading.Thread(
+                target=self._run, name=f"watch {self._key.decode()}", daemon=True
+            )
+            self._thread.start()
+
+    def _arrived(self, events: list[Event]) -> None:
+        """On the loop."""
+        if not self._over.is_set():
+            self._events.extend(events)
+            self._news.set()
+
+    # ------------------------------------------------------------------ on the thread
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            # Away or compacted: what comes next finds out from which revision on.
+            with suppress(RegistryError):
+                self._follow()
+            self._over.wait(_PAUSE)
+
+    def _follow(self) -> None:
+        """Follow one stream to its end."""
+        link = self._registry.link
+        channel = link.channel()
+        ended = threading.Event()
+        try:
+            if self._revision < 0:
+                self._reset(channel)
+            stream = self._stream = channel.watch(self._requests(channel, ended))
+            if self._over.is_set():
+                stream.cancel()
+            with channel.errors():
+                for response in stream:
+                    self._take(channel, response)
+        except Away:
+            if not self._over.is_set():
+                link.drop(channel)
+            raise
+        finally:
+            ended.set()
+            self._stream = None
+
+    def _requests(self, channel: Channel, ended: threading.Event) -> Iterator[Any]:
+        """One request; etcd ends the stream when no more can come."""
+        create = channel.rpc.WatchCreateRequest(
+            key=self._key,
+            range_end=b"" if self._alone else prefix_end(self._key),
+            start_revision=self._revision + 1,
+        )
+        yield channel.rpc.WatchRequest(create_request=create)
+        ended.wait()
+
+    def _take(self, channel: Channel, response: Any) -> None:
+        if response.compact_revision:
+            self._reset(channel)
+            raise Away("the watch fell behind what etcd keeps", sent=False)
+        if response.canceled:
+            raise Away(f"etcd has ended the watch: {response.cancel_reason}", sent=False)
+        if response.created:
+            # An etcd whose data was lost or put back knows less than we do.
+            if response.header.revision < self._revision:
+                self._reset(channel)
+                raise Away("etcd is at an older revision than the watch", sent=False)
+            return
+        came = list(response.events)
+        if came:
+            revisions = [int(event.kv.mod_revision) for event in came]
+            # A cursor within a revision stands before it: an event may come twice, none is lost.
+            cursors = [
+                revision if revision != following else revision - 1
+                for revision, following in zip(revisions, [*revisions[1:], -1], strict=True)
+            ]
+            self._revision = revisions[-1]
+            self._tell([self._event(e, c) for e, c in zip(came, cursors, strict=True)])
+
+    def _event(self, event: Any, cursor: Cursor) -> Event:
+        entry = self._registry.entry(event.kv)
+        return Delete(entry.key, cursor) if event.type == event.DELETE else Put(entry, cursor)
+
+    def _reset(self, channel: Channel) -> None:
+        snapshot = self._registry.snapshot(channel, self._key)
+        assert isinstance(snapshot.cursor, int)
+        self._revision = snapshot.cursor
+        self._tell([Reset(snapshot)])
+
+    def _tell(self, events: list[Event]) -> None:
+        loop = self._registry._loop
+        assert loop is not None
+        with suppress(RuntimeError):  # the loop was closed, and nobody closed the registry
+            loop.call_soon_threadsafe(self._arrived, events)

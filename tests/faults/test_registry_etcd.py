@@ -1,0 +1,263 @@
+"""What befalls an etcd and the way to it: crashes, hangs, compaction, members that are gone."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from domi_fast import Context, Node
+from domi_fast.registry import Delete, Put, RegistryError, Reset, open_registry
+from domi_fast.registry.etcd import EtcdRegistry
+from domi_fast.registry.etcd_link import Channel
+from tests.servers import Etcd, free_ports
+from tests.support import ROOT, until
+
+T = TypeVar("T")
+
+pytestmark = pytest.mark.external
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
+    server = Etcd(tmp_path_factory.mktemp("etcd"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def url(etcd: Etcd, tmp_path: Path) -> str:
+    return f"{etcd.url}/{tmp_path.name}"
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[EtcdRegistry]:
+    registry = open_registry(url)
+    assert isinstance(registry, EtcdRegistry)
+    await registry.open()
+    try:
+        yield registry
+    finally:
+        await registry.close()
+
+
+async def patiently(work: Callable[[], Coroutine[Any, Any, T]], limit: float = 20.0) -> T:
+    """What it returns, when the registry is back."""
+    end = time.monotonic() + limit
+    while True:
+        try:
+            return await work()
+        except RegistryError:  # noqa: PERF203 - the loop is there for it
+            assert time.monotonic() < end
+            await asyncio.sleep(0.05)
+
+
+async def test_a_crash_and_restart_loses_nothing(etcd: Etcd, url: str) -> None:
+    async with opened(url) as one, opened(url) as two:
+        lease = await one.grant(3.0)
+        claim = await one.claim(["id/1"], b"mine", lease)
+        watch = two.watch("", since=(await two.list("")).cursor)
+        first = asyncio.ensure_future(watch.__anext__())
+        await one.put("a", b"1")
+        event = await asyncio.wait_for(first, 5)
+        assert isinstance(event, Put)
+        etcd.kill()
+        etcd.start()
+        entry = await patiently(lambda: one.put("b", b"2"))
+        event = await asyncio.wait_for(watch.__anext__(), 10)
+        assert isinstance(event, Put)
+        assert event.entry == entry
+        assert not lease.lost.is_set()
+        await patiently(lambda: claim.update(b"still mine"))
+
+
+async def test_one_that_hangs_is_noticed(etcd: Etcd, url: str) -> None:
+    async with opened(url) as registry:
+        lease = await registry.grant(2.0)
+        watch = registry.watch("", since=(await registry.list("")).cursor)
+        waiting = asyncio.ensure_future(watch.__anext__())
+        etcd.signal(signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            with pytest.raises(RegistryError, match="etcd at 127"):
+                await registry.get("k")
+            assert time.monotonic() - began < 10.0
+            await asyncio.wait_for(lease.lost.wait(), 5)
+        finally:
+            etcd.signal(signal.SIGCONT)
+        entry = await patiently(lambda: registry.put("k", b"back"))
+        event = await asyncio.wait_for(waiting, 10)
+        assert isinstance(event, Put)
+        assert event.entry == entry
+
+
+async def test_a_watch_behind_compaction_resyncs(url: str) -> None:
+    async with opened(url) as registry:
+        old = (await registry.list("")).cursor
+        for number in range(5):
+            await registry.put("k", b"%d" % number)
+        await registry.delete("k")
+        await registry.put("other", b"x")
+        now = (await registry.list("")).cursor
+        assert isinstance(now, int)
+
+        def compact(channel: Channel) -> None:
+            channel._client.compact(now)
+
+        await registry.link.call(compact, again=False)
+        watch = registry.watch("", since=old)
+        event = await asyncio.wait_for(watch.__anext__(), 10)
+        assert isinstance(event, Reset)
+        assert [entry.key for entry in event.snapshot.entries] == ["other"]
+        await registry.put("k", b"after")
+        event = await asyncio.wait_for(watch.__anext__(), 10)
+        assert isinstance(event, Put)
+        assert event.entry.value == b"after"
+        await registry.delete("k")
+        event = await asyncio.wait_for(watch.__anext__(), 10)
+        assert isinstance(event, Delete)
+        assert event.key == "k"
+
+
+async def test_a_member_that_is_away_is_passed_over(etcd: Etcd, tmp_path: Path) -> None:
+    (dead,) = free_ports(1)
+    address = etcd.url.removeprefix("etcd://")
+    async with opened(f"etcd://127.0.0.1:{dead},{address}/{tmp_path.name}") as registry:
+        await registry.put("k", b"x")
+        entry = await registry.get("k")
+        assert entry is not None
+        assert entry.value == b"x"
+
+
+async def test_nobody_is_there() -> None:
+    (dead,) = free_ports(1)
+    registry = open_registry(f"etcd://127.0.0.1:{dead}")
+    began = time.monotonic()
+    with pytest.raises(RegistryError, match=f"127.0.0.1:{dead}"):
+        await registry.open()
+    assert time.monotonic() - began < 10.0
+
+
+async def test_user_and_password(tmp_path: Path) -> None:
+    server = Etcd(tmp_path)
+    server.start()
+
+    def enable(channel: Channel) -> None:
+        rpc, auth = channel.rpc, channel.rpc.AuthStub(channel._client.channel)
+        auth.UserAdd(rpc.AuthUserAddRequest(name="root", password="sesame"))
+        auth.RoleAdd(rpc.AuthRoleAddRequest(name="root"))
+        auth.UserGrantRole(rpc.AuthUserGrantRoleRequest(user="root", role="root"))
+        auth.AuthEnable(rpc.AuthEnableRequest())
+
+    try:
+        async with opened(server.url) as registry:
+            await registry.link.call(enable, again=False)
+        address = server.url.removeprefix("etcd://")
+        async with opened(f"etcd://root:sesame@{address}") as registry:
+            watch = registry.watch("", since=(await registry.list("")).cursor)
+            lease = await registry.grant(2.0)
+            await registry.claim(["k"], b"x", lease)
+            event = await asyncio.wait_for(watch.__anext__(), 5)
+            assert isinstance(event, Put)
+            await asyncio.sleep(lease.valid_until - time.monotonic() + 0.1)
+            assert not lease.lost.is_set()
+        for url in (f"etcd://root:wrong@{address}", server.url):
+            with pytest.raises(RegistryError) as caught:
+                await open_registry(url).open()
+            assert "wrong" not in str(caught.value)
+    finally:
+        server.kill()
+
+
+async def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("domi_fast.registry.etcd_link.PATIENCE", 0.5)
+    server = Etcd(tmp_path, tls=True)
+    server.start()
+    try:
+        ca = f"{server.url}?ca={server.cert}"
+        async with opened(f"{ca}&cert={server.cert}&key={server.key}") as registry:
+            await registry.put("k", b"x")
+            assert (await registry.list("")).entries[0].value == b"x"
+        for url in (server.url, ca):  # not encrypted; no certificate of the client's own
+            with pytest.raises(RegistryError):
+                await open_registry(url).open()
+    finally:
+        server.kill()
+
+
+async def test_a_cluster_goes_on_while_its_etcd_is_away(etcd: Etcd, url: str) -> None:
+    """No request between live nodes fails, and they are registered again afterwards."""
+    async with Node("a", registry=url) as a, Node("b", registry=url) as b:
+        b.subscribe(50, lambda ctx: ctx.reply(ctx.data))
+        await a.wait_subscribed(50, timeout=10)
+        answered = 0
+        over = asyncio.Event()
+
+        async def load() -> None:
+            nonlocal answered
+            while not over.is_set():
+                assert await a.request(50, b"x") == b"x"
+                answered += 1
+                await asyncio.sleep(0.001)
+
+        loading = asyncio.ensure_future(load())
+        for _ in range(3):
+            etcd.kill()
+            before = answered
+            await until(lambda before=before: answered > before + 50)  # type: ignore[misc]
+            etcd.start()
+        over.set()
+        await loading
+        ids = (a.id, b.id)
+        async with Node("c", registry=url) as c:
+            c.subscribe(51, _ok)
+            await a.wait_subscribed(51, timeout=10)
+            assert await a.request(51, b"") == b"ok"
+            assert c.id not in ids
+            assert {a.id, b.id} == set(ids)
+
+
+def _ok(ctx: Context) -> None:
+    ctx.reply(b"ok")
+
+
+@pytest.mark.parametrize("version", ["3.20.3", "4.21.12", "newest"])
+def test_every_protobuf_will_do(etcd: Etcd, tmp_path: Path, version: str) -> None:
+    """The oldest that etcd3 itself can be imported with, the first that it cannot, the newest."""
+    folder = tmp_path / "protobuf"
+    wanted = "protobuf" if version == "newest" else f"protobuf=={version}"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, wanted],
+        check=True,
+    )
+    script = f"""
+import sys
+sys.path.insert(0, {str(folder)!r})
+import asyncio, google.protobuf
+from domi_fast.registry import open_registry
+assert google.protobuf.__file__.startswith({str(folder)!r})
+async def main():
+    registry = open_registry({etcd.url + "/" + tmp_path.name!r})
+    await registry.open()
+    lease = await registry.grant(3.0)
+    claim = await registry.claim(["k"], b"x", lease)
+    print((await registry.get("k")).value, google.protobuf.__version__)
+    await registry.close()
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("b'x' ")
+    if version != "newest":
+        assert version in done.stdout

@@ -1,0 +1,22 @@
+#!/bin/sh
+# Installs the registry servers that the tests start and that are not here yet: on Debian, as root.
+# Elsewhere it says what is missing, and the tests that need it are skipped with that reason.
+set -eu
+
+missing=
+command -v etcd >/dev/null || missing="$missing etcd-server"
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    echo "domi_fast: not installed, and their tests are skipped:$missing" >&2
+    exit 0
+fi
+echo "domi_fast: installing$missing" >&2
+export DEBIAN_FRONTEND=noninteractive
+export RUNLEVEL=1 # the packages start no service of their own
+# shellcheck disable=SC2086 # a list of names
+apt-get install -y -qq --no-install-recommends $missing >/dev/null 2>&1 || {
+    # The lists may be old or absent.
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends $missing >/dev/null
+}
