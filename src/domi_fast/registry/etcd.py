@@ -152,17 +152,22 @@ class EtcdRegistry(OpenedRegistry):
             await asyncio.sleep(max(pause / 10, due - time.monotonic()))
             if not self._keep_alive:
                 continue
-            asked = time.monotonic()
             try:
-                alive = await self.link.call(
-                    lambda c: c.keep_alive(lease.number, min(TIMEOUT, pause)), again=True
-                )
+                until = await self.link.call(partial(self._renewed, lease), again=True)
             except RegistryError:
                 continue
-            if not alive:
+            if until is None:
                 lease.lose()
             elif not lease.over:
-                lease.renewed(asked + lease.ttl)
+                lease.renewed(until)
+
+    @staticmethod
+    def _renewed(lease: HeldLease, channel: Channel) -> float | None:
+        """When a lease that was renewed is over; None if it is over already. Blocks."""
+        # Before it is asked for, so that it never seems longer than it is.
+        asked = time.monotonic()
+        alive = channel.keep_alive(lease.number, min(TIMEOUT, lease.ttl / _RENEWALS))
+        return asked + lease.ttl if alive else None
 
     async def _revoke(self, number: int) -> None:
         await self._surely(self._end_lease(number))

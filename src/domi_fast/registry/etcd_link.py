@@ -181,7 +181,7 @@ class _Errors:
     ) -> None:
         if isinstance(error, self._channel._error):
             raise self._channel.translated(error) from error
-        if isinstance(error, ValueError) and "closed channel" in str(error):
+        if isinstance(error, ValueError) and "closed" in str(error).lower():
             raise Away(f"etcd at {self._channel.address}: {error}", sent=False) from error
 
 
@@ -237,7 +237,7 @@ class Link:
 
     async def _undo(self, work: Callable[[Channel], object], after: Future[Any] | None) -> None:
         if after is not None and not after.cancelled():
-            await asyncio.wait([asyncio.wrap_future(after)])
+            await asyncio.gather(asyncio.wrap_future(after), return_exceptions=True)
         with contextlib.suppress(RegistryError):
             await asyncio.wrap_future(self._pool.submit(self._attempt, work))
 
