@@ -571,7 +571,6 @@ cdef class SerialGroup:
         list batch              # contexts until the next tick; None for what takes no lists
         bint listed             # stands in the scheduler's batches
 
-    cdef bint enlist(self, Scheduler scheduler, Context context) except -1
     cdef int join(self, Router router, int place, Context context) except -1
 
 

@@ -50,14 +50,6 @@ cdef class JoinContext:
 cdef class SerialGroup:
     # Channels that were subscribed together. A join keeps a queue for each; a race keeps none.
 
-    cdef inline bint enlist(self, Scheduler scheduler, Context context) except -1:
-        # Whether the list is full now.
-        if not self.listed:
-            self.listed = True
-            scheduler.batches.append(self)
-        self.batch.append(context)
-        return len(self.batch) == BATCH_MOST
-
     cdef int join(self, Router router, int place, Context context) except -1:
         # Queue the message, and run the handler once every queue has one.
         cdef JoinContext joined
@@ -145,7 +137,11 @@ cdef class SerialChannel(Taker):
             self.scheduler.called = True
             return group.join(self.scheduler.router, self.place, context)
         if group.batch is not None:
-            if group.enlist(self.scheduler, context):
+            if not group.listed:
+                group.listed = True
+                self.scheduler.batches.append(group)
+            group.batch.append(context)
+            if len(group.batch) == BATCH_MOST:
                 self.scheduler.called = True
                 return self.scheduler.run_batch(group)
             return 0

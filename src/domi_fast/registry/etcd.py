@@ -15,7 +15,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from ..errors import RegistryError
 from .base import (
@@ -37,8 +37,6 @@ from .etcd_claim import Attempt, Mark, Place, delete, get, is_at, put
 from .etcd_link import TIMEOUT, Channel, Endpoints, Link, prefix_end
 from .etcd_watch import EtcdWatch
 from .opened import HeldLease, OpenedRegistry
-
-T = TypeVar("T")
 
 # etcd counts a lease in whole seconds, two at least with its defaults, and looks for those that are
 # over twice a second.
@@ -92,18 +90,14 @@ class EtcdRegistry(OpenedRegistry):
             # Each server call has its own deadline; one that hangs is not waited for longer.
             await asyncio.wait_for(
                 asyncio.gather(
-                    *[self._try(partial(Channel.revoke, number=number)) for number in numbers]
+                    *[self._end_lease(number) for number in numbers], return_exceptions=True
                 ),
                 TIMEOUT + 1.0,
             )
         except asyncio.TimeoutError:
-            pass
+            pass  # the leases end by themselves
         finally:
             await self.link.close()
-
-    async def _try(self, work: Any) -> None:
-        with contextlib.suppress(RegistryError):
-            await self.link.call(work, again=True)
 
     def _halt(self) -> None:
         """Be gone as a killed process is: without a word to the others."""
@@ -304,7 +298,8 @@ class EtcdRegistry(OpenedRegistry):
         self.limits.check_value(value)
         own = self._own(lease)
         mark = Mark(self._claims, own.number)
-        place = Place(mark, self._at(name), self.queue_of(name), value)
+        # No key has an empty part: what follows upon '//' belongs to this name alone.
+        place = Place(mark, self._at(name), self._queue + name.encode() + b"//", value)
         try:
             await self.link.call(place.enter, again=True, undo=place.withdraw)
             while True:
@@ -331,10 +326,6 @@ class EtcdRegistry(OpenedRegistry):
             for wait in waits:
                 wait.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
-
-    def queue_of(self, name: str) -> bytes:
-        # No key has an empty part: what follows upon '//' belongs to this name alone.
-        return self._queue + name.encode() + b"//"
 
 
 class EtcdClaim:
