@@ -1,4 +1,7 @@
-"""Fixtures of every test: coroutine tests run on both loops, and must leave nothing behind."""
+"""Fixtures of every test: coroutine tests run on both loops, and must leave nothing behind.
+
+``--loop`` chooses one of them, where both would take too long and differ in nothing.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +35,20 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--loop",
+        choices=["both", *LOOPS],
+        default="both",
+        help="the event loop that coroutine tests run on; both unless given",
+    )
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if inspect.iscoroutinefunction(metafunc.function):
+        chosen = metafunc.config.getoption("--loop")
         metafunc.fixturenames.append("loop_kind")
-        metafunc.parametrize("loop_kind", list(LOOPS))
+        metafunc.parametrize("loop_kind", list(LOOPS) if chosen == "both" else [chosen])
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -83,7 +83,10 @@ async def test_a_handler_that_raises_hurts_nobody_else(registry_url: str) -> Non
 async def test_a_full_ring_delays_no_timer_by_more_than_its_budget(
     registry_url: str, in_lists: bool
 ) -> None:
-    """From the moment that a timer is due, one handler begins at most once the budget is used."""
+    """While a timer is due, no more handlers begin than the budget has time for, and one more.
+
+    They are counted, since a machine that stops for a while makes the timer late, too.
+    """
     async with pair(registry_url, drain_budget=0.004, tick=0.0001) as (a, _, serial):
         begun: list[float] = []
         beats: list[tuple[float, float]] = []
@@ -115,8 +118,8 @@ async def test_a_full_ring_delays_no_timer_by_more_than_its_budget(
         within = [(when, fired) for when, fired in beats if fired < begun[-1]]
         assert len(within) >= 10
         for when, fired in within:
-            late = [start for start in begun if when + 0.004 < start < fired]
-            assert len(late) <= 1, (when, fired, late)
+            before = [start for start in begun if when < start < fired]
+            assert len(before) <= 4 + 1, (when, fired, before)
 
 
 async def test_lists_keep_their_order(registry_url: str) -> None:
