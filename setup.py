@@ -90,6 +90,7 @@ if SANITIZE:
 FASTER = [
     "--param=max-inline-insns-auto=80",
     "--param=max-inline-insns-single=600",
+    "--param=inline-unit-growth=200",
     "-falign-functions=64",
     "-Wa,-mbranches-within-32B-boundaries",
     "-fno-plt",

@@ -99,8 +99,8 @@ cdef class WriteQueue:
         Segment* last           # borrowed: the end of that chain
         readonly size_t queued  # bytes that are still to be sent
 
-    cdef int append(self, uint16_t channel, const uint8_t* data, size_t size,
-                    const uint8_t* extend, uint16_t extend_size, PyObject* owner) except -1
+    cdef int append_in_place(self, uint16_t channel, size_t size, const uint8_t* extend,
+                             uint16_t extend_size, PyObject* owner) except -1
     cdef Segment* link(self, size_t capacity, bint exact) except NULL
     cdef int gather(self, iovec* vectors, int most) noexcept
     cdef void consume(self, size_t size) noexcept
@@ -316,8 +316,6 @@ cdef class Session:
         bint announced          # the peer's subscriptions are known
         object __weakref__
 
-    cdef int write(self, uint16_t channel, const uint8_t* data, size_t size,
-                   const uint8_t* extend, uint16_t extend_size, PyObject* owner) except -1
     cdef int refuse_frame(self, uint16_t channel, size_t length) except -1
     cdef int put(self, uint16_t channel, object data, const uint8_t* extend,
                  uint16_t extend_size) except -1
@@ -487,7 +485,6 @@ cdef class Router(Verbs):
     cdef int require_engine(self) except -1
     cdef int check_running(self) except -1
     cdef Session session_to(self, object machine)
-    cdef Session pick(self, int number, object to)
     cdef Session pick_named(self, int number, object to)
     cdef Request open_request(self, Session session, uint16_t channel, object timeout)
     cdef uint32_t take_slot(self, int channel) except? 0xFFFFFFFF
@@ -498,7 +495,6 @@ cdef class Router(Verbs):
     cdef int deliver(self, Session session, RawFrame* frame) except -1
     cdef int deliver_rare(self, Session session, RawFrame* frame) except -1
     cdef int run_handler(self, ChannelEntry* entry, Session session, RawFrame* frame) except -1
-    cdef int call_handler(self, PyObject* handler, Context context, bint to_its_end) except -1
     cdef int handler_ended(self, PyObject* handler, PyObject* result, Context context,
                            bint to_its_end) except -1
     cdef int reject_context(self, Context context, uint8_t status) except -1
@@ -579,9 +575,11 @@ cdef class SerialChannel(Taker):
     cdef:
         Scheduler scheduler
         SerialGroup group       # None once it was unsubscribed
+        object handler          # of a group that takes each message by itself; None for others
         int channel
         int place               # of the channel in the group
 
+    cdef int put_frame(self, Session session, RawFrame* frame) except -1
     cdef bint put_context(self, Context context) except -1
     cdef int run(self, Context context) except -1
 
@@ -624,7 +622,6 @@ cdef class Scheduler(Turn):
     cdef int arm(self) except -1
     cdef int abandon(self, list contexts) except -1
     cdef bint make_room(self) except -1
-    cdef int run_now(self, SerialChannel intake, Session session, RawFrame* frame) except -1
     cdef int check_new(self, str verb) except -1
     cdef int check_not_closed(self) except -1
     cdef int add_group(self, tuple channels, object handler, bint all_of_them,
@@ -655,6 +652,7 @@ cdef class LoopScheduler(Scheduler):
         bint resuming           # the loop is to call resume()
         uint64_t until          # nanoseconds: the end of the ring's turn in the present batch
 
+    cdef int take_now(self, SerialChannel intake, Session session, RawFrame* frame) except -1
     cdef int take_turn(self) except -1
     cdef int resume_soon(self) except -1
     cdef int after_tick(self) except -1

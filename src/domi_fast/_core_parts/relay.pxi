@@ -86,7 +86,7 @@ cdef int relay_verb(Router router, Session guest, const uint8_t* p, uint16_t siz
         router.send_stage(channel, data, p + RELAY_EXTEND, size - RELAY_EXTEND)
     elif verb == VERB_CALL:
         check_channel(reply_channel)
-        session = router.pick(check_channel(channel), to)
+        session = pick(router, check_channel(channel), to)
         if not session.extended:
             raise errors.DomiError(
                 f"node {session.peer} speaks the plain protocol, which cannot answer a guest",
@@ -97,7 +97,7 @@ cdef int relay_verb(Router router, Session guest, const uint8_t* p, uint16_t siz
         store32(extend + 5, guest.token)
         session.put(channel, data, extend, GUEST_CALL_EXTEND)
     elif verb == VERB_REQUEST:
-        session = router.pick(check_channel(channel), to)
+        session = pick(router, check_channel(channel), to)
         if not session.extended:
             raise errors.DomiError(
                 f"node {session.peer} speaks the plain protocol, which has no requests",
@@ -199,7 +199,8 @@ cdef int relay_frame(Router router, Session guest, Session source, RawFrame* fra
             return 0
         copy(p + 2, frame.extend, frame.extend_size)
     try:
-        guest.write(frame.channel, frame.data, frame.size, p, <uint16_t>len(extend), frame.owner)
+        write_frame(guest, frame.channel, frame.data, frame.size, p, <uint16_t>len(extend),
+                    frame.owner)
     except (errors.Overloaded, errors.FrameError):
         router.count("refused_guest_queue_full")
         router.reject(source, STATUS_OVERLOADED, frame)

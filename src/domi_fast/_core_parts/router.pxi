@@ -45,6 +45,26 @@ cdef int machine_of(object machine) except -1:
     return <int>number if 0 <= number < MAX_MACHINES else MAX_MACHINES
 
 
+cdef inline Session pick(Router router, int number, object to):
+    # The session that a message on this channel goes to next.
+    router.require_engine()
+    if to is None and router.channels[number].route is not NULL:
+        return route_next(router.channels[number].route)
+    return router.pick_named(number, to)
+
+
+cdef inline int call_handler(Router router, PyObject* handler, Context context,
+                             bint to_its_end) except -1:
+    cdef PyObject* result
+    Py_INCREF(<object>handler)      # it may unsubscribe itself
+    result = call_one(handler, <PyObject*>context)
+    Py_DECREF(<object>handler)
+    if result is <PyObject*>None and not context.is_owed():
+        Py_DECREF(None)
+        return 0
+    return router.handler_ended(handler, result, context, to_its_end)
+
+
 @cython.final
 cdef class Router:
     """Channels, peers and verbs of one node (or of a guest, which has a node for an uplink).
@@ -342,13 +362,6 @@ cdef class Router:
             raise errors.PeerLost(f"no session with node {machine}", peer=machine)
         return <Session><object>self.peers[number]
 
-    cdef inline Session pick(self, int number, object to):
-        # The session that a message on this channel goes to next.
-        self.require_engine()
-        if to is None and self.channels[number].route is not NULL:
-            return route_next(self.channels[number].route)
-        return self.pick_named(number, to)
-
     cdef Session pick_named(self, int number, object to):
         cdef Session session
         if to is None:
@@ -363,7 +376,7 @@ cdef class Router:
     cdef int send_notify(self, int channel, object data, object to) except -1:
         if self.uplink is not None:
             return uplink_send(self, VERB_NOTIFY, channel, data, 0, to, 0, NO_DEADLINE, None)
-        return self.pick(channel, to).put(<uint16_t>channel, data, NULL, 0)
+        return pick(self, channel, to).put(<uint16_t>channel, data, NULL, 0)
 
     cdef int send_publish(self, int channel, object data, object to) except -1:
         cdef uint8_t tag = TAG_PUBLISH
@@ -378,7 +391,7 @@ cdef class Router:
             uplink_send(self, VERB_PUBLISH, channel, data, 0, to, 0, NO_DEADLINE, None)
             return 1
         if to is not None:
-            session = self.pick(channel, to)
+            session = pick(self, channel, to)
             session.put(<uint16_t>channel, data, &tag, 1 if session.extended else 0)
             return 1
         self.require_engine()
@@ -400,7 +413,7 @@ cdef class Router:
         cdef Session session
         if self.uplink is not None:
             return uplink_send(self, VERB_CALL, number, data, reply, to, 0, NO_DEADLINE, None)
-        session = self.pick(number, to)
+        session = pick(self, number, to)
         if self.channels[reply].guests is not NULL and session.extended:
             # So that the reply is not taken for a message that a guest may have: guest 0 is the
             # node itself.
@@ -422,7 +435,7 @@ cdef class Router:
             self.require_engine()
             session = self.uplink
         else:
-            session = self.pick(channel, to)
+            session = pick(self, channel, to)
             if not session.extended:
                 raise errors.DomiError(
                     f"node {session.peer} speaks the plain protocol, which has no requests: "
@@ -529,7 +542,7 @@ cdef class Router:
             uplink_send(self, VERB_PIPELINE, channel, data, 0, None, 0, NO_DEADLINE,
                         PyBytes_FromStringAndSize(<char*>rest, size))
             return 0
-        session = self.pick(channel, None)
+        session = pick(self, channel, None)
         if not session.extended:
             session.put(<uint16_t>channel, data, rest, size)
             return 0
@@ -583,24 +596,13 @@ cdef class Router:
         if context is None or context.held or not is_spare(context):
             context = session.engine.spare = Context.__new__(Context)
         fill_context(context, session, frame, session.engine.now)
-        self.call_handler(entry.handler, context, False)
+        call_handler(self, entry.handler, context, False)
         if session.engine.spare is context:
             if not is_spare(context):
                 session.engine.spare = None
             elif context.held:
                 context.let_go()
         return 0
-
-    cdef inline int call_handler(self, PyObject* handler, Context context,
-                                 bint to_its_end) except -1:
-        cdef PyObject* result
-        Py_INCREF(<object>handler)      # it may unsubscribe itself
-        result = call_one(handler, <PyObject*>context)
-        Py_DECREF(<object>handler)
-        if result is <PyObject*>None and not context.is_owed():
-            Py_DECREF(None)
-            return 0
-        return self.handler_ended(handler, result, context, to_its_end)
 
     cdef int handler_ended(self, PyObject* handler, PyObject* result, Context context,
                            bint to_its_end) except -1:

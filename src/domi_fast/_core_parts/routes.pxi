@@ -130,8 +130,8 @@ cdef int announce_to(Router router, Session session, uint8_t operation, object c
     while begin == 0 or begin < len(channels):
         data = b"".join([int(channel).to_bytes(2, "little")
                          for channel in channels[begin:begin + CHANNELS_A_FRAME]])
-        session.queue.append(CH_SUBSCRIPTIONS, <uint8_t*>PyBytes_AS_STRING(data), len(data),
-                             &operation, 1, NULL)
+        append_frame(session.queue, CH_SUBSCRIPTIONS, <uint8_t*>PyBytes_AS_STRING(data), len(data),
+                     &operation, 1, NULL)
         begin += CHANNELS_A_FRAME
         if operation == SUBSCRIBED_ALL:
             operation = SUBSCRIBED_ADD

@@ -89,17 +89,23 @@ cdef class SerialChannel(Taker):
 
     cdef int accept(self, Session session, RawFrame* frame) except -1:
         cdef Scheduler scheduler = self.scheduler
-        cdef SerialGroup group = self.group
-        cdef size_t size
+        if scheduler.at_once and not scheduler.ticking and ring_is_empty(scheduler.ring):
+            if self.handler is not None:
+                return run_now(<LoopScheduler>scheduler, self.handler, session, frame)
+            if self.group is not None:
+                return (<LoopScheduler>scheduler).take_now(self, session, frame)
+        return self.put_frame(session, frame)
+
+    cdef int put_frame(self, Session session, RawFrame* frame) except -1:
+        cdef Scheduler scheduler = self.scheduler
+        cdef size_t size = <size_t>frame.size + frame.extend_size
         cdef Arrival arrival
         cdef Context context
         cdef uint8_t* payload
+        cdef SerialGroup group = self.group
         if group is None or scheduler.state == SERIAL_CLOSED:
             scheduler.router.count("dropped_no_subscriber")
             return scheduler.router.reject(session, STATUS_NO_SUBSCRIBER, frame)
-        if scheduler.at_once and not scheduler.ticking and ring_is_empty(scheduler.ring):
-            return scheduler.run_now(self, session, frame)
-        size = <size_t>frame.size + frame.extend_size
         if frame.owner is not NULL or size > scheduler.most or group.batch is not None:
             # Too large for the ring, or will be kept in a context of its own anyway.
             context = Context.__new__(Context)
@@ -129,24 +135,25 @@ cdef class SerialChannel(Taker):
             scheduler.ring, payload, <uint32_t>(sizeof(Arrival) + size), RING_FRAME)
         return scheduler.awaken()
 
-    cdef inline int run(self, Context context) except -1:
-        cdef SerialGroup group = self.group     # which its handler may take off
+    cdef int run(self, Context context) except -1:
+        cdef SerialGroup group      # which its handler may take off
+        if self.handler is not None:
+            self.scheduler.called = True
+            return call_handler(self.scheduler.router, <PyObject*>self.handler, context, True)
+        group = self.group
         if group is None:
             return self.scheduler.abandon([context])
         if group.queues is not None:
             self.scheduler.called = True
             return group.join(self.scheduler.router, self.place, context)
-        if group.batch is not None:
-            if not group.listed:
-                group.listed = True
-                self.scheduler.batches.append(group)
-            group.batch.append(context)
-            if len(group.batch) == BATCH_MOST:
-                self.scheduler.called = True
-                return self.scheduler.run_batch(group)
-            return 0
-        self.scheduler.called = True
-        return self.scheduler.router.call_handler(<PyObject*>group.handler, context, True)
+        if not group.listed:
+            group.listed = True
+            self.scheduler.batches.append(group)
+        group.batch.append(context)
+        if len(group.batch) == BATCH_MOST:
+            self.scheduler.called = True
+            return self.scheduler.run_batch(group)
+        return 0
 
     cdef bint put_context(self, Context context) except -1:
         # Whether there was room: a message by reference.
@@ -245,10 +252,6 @@ cdef class Scheduler:
         # The ring is full: whether there is room after all.
         return False
 
-    cdef int run_now(self, SerialChannel intake, Session session, RawFrame* frame) except -1:
-        # A message that has found the ring empty, where `at_once` says so.
-        raise NotImplementedError
-
     cdef int open(self) except -1:
         # On the loop thread, when it starts: what the ticks need.
         raise NotImplementedError
@@ -344,6 +347,8 @@ cdef class Scheduler:
             intake = SerialChannel.__new__(SerialChannel)
             intake.scheduler = self
             intake.group = group
+            if not (all_of_them or batch):
+                intake.handler = handler
             intake.channel = number
             intake.place = place
             self.intakes[number] = intake
@@ -434,6 +439,7 @@ cdef class Scheduler:
         for number in group.channels:
             intake = self.intakes.pop(number)
             intake.group = None
+            intake.handler = None
         if group.queues is not None:
             for queue in group.queues:
                 self.abandon(list(queue))
@@ -659,6 +665,31 @@ cdef class Scheduler:
         return True
 
 
+cdef inline int run_now(LoopScheduler scheduler, object handler, Session session,
+                        RawFrame* frame) except -1:
+    # A message that has found the ring empty: what takes each by itself is called.
+    cdef Context context = shown_by(scheduler)
+    if not scheduler.ready:
+        scheduler.awaken()
+    fill_context(context, session, frame, session.engine.now)
+    scheduler.ticking = True
+    try:
+        call_handler(scheduler.router, <PyObject*>handler, context, True)
+    finally:
+        scheduler.ticking = False
+    put_away(scheduler, context, session)
+    return handler_called(scheduler)
+
+
+cdef inline int handler_called(LoopScheduler scheduler) except -1:
+    # Before the batch's end, and its tick.
+    scheduler.begun = True
+    if moment_passed(&scheduler.moment) and monotonic_ns() > scheduler.until:
+        scheduler.take_turn()
+        scheduler.resume_soon()
+    return 0
+
+
 @cython.final
 cdef class LoopScheduler(Scheduler):
     """The serial thread is the loop thread: a tick is part of the batch that brought the messages.
@@ -700,6 +731,7 @@ cdef class LoopScheduler(Scheduler):
 
     cdef int close(self) except -1:
         cdef int fd = self.timer_fd
+        self.at_once = False
         self.end()
         self.timer_fd = -1
         if fd >= 0:
@@ -732,9 +764,9 @@ cdef class LoopScheduler(Scheduler):
     def resume(self):
         """A tick of its own, for what the last one had no time for."""
         self.resuming = False
-        self.at_once = True
         if self.state == SERIAL_CLOSED:
             return
+        self.at_once = True
         self.engine.refresh()
         self.engine.enter()
         try:
@@ -748,12 +780,10 @@ cdef class LoopScheduler(Scheduler):
             self.until = monotonic_ns() + self.drain_ns
         return Scheduler.awaken(self)
 
-    cdef int run_now(self, SerialChannel intake, Session session, RawFrame* frame) except -1:
-        cdef Context context
-        cdef SerialGroup group = intake.group
-        cdef bint listed = group.batch is not None
+    cdef int take_now(self, SerialChannel intake, Session session, RawFrame* frame) except -1:
+        # As run_now(), for a list or a join.
+        cdef Context context = Context.__new__(Context)
         self.awaken()
-        context = Context.__new__(Context) if listed else shown_by(self)
         fill_context(context, session, frame, session.engine.now)
         self.called = False
         self.ticking = True
@@ -761,14 +791,7 @@ cdef class LoopScheduler(Scheduler):
             intake.run(context)
         finally:
             self.ticking = False
-        if not listed:
-            put_away(self, context, session)
-        if self.called:
-            self.begun = True
-            if moment_passed(&self.moment) and monotonic_ns() > self.until:
-                self.take_turn()
-                self.resume_soon()
-        return 0
+        return handler_called(self) if self.called else 0
 
     cdef int tick(self) except -1:
         self.ready = False

@@ -27,6 +27,22 @@ cdef object frame_too_large(uint16_t channel, size_t length, uint32_t limit):
         "allowed", channel=channel, limit=limit)
 
 
+cdef inline int write_frame(Session session, uint16_t channel, const uint8_t* data, size_t size,
+                            const uint8_t* extend, uint16_t extend_size,
+                            PyObject* owner) except -1:
+    cdef size_t length = HEADER + size + extend_size
+    if (session.state == SESSION_CLOSED or length > session.router.frame_limit
+            or session.queue.queued >= session.router.queue_limit):
+        return session.refuse_frame(channel, length)
+    append_frame(session.queue, channel, data, size, extend, extend_size, owner)
+    session.frames_out += 1
+    if not session.dirty:
+        session.engine.mark_dirty(session)
+    elif session.queue.queued >= FLUSH_AT and session.driver is not None:
+        session.flush()
+    return 0
+
+
 @cython.final
 cdef class Session:
     """A live connection to one peer. The mesh makes them; a program sees them as peers.
@@ -120,7 +136,8 @@ cdef class Session:
 
     cdef int goodbye(self, str reason) except -1:
         cdef bytes text = text_of(reason)[:1024] if self.extended else b""
-        self.queue.append(CH_EXIT, <uint8_t*>PyBytes_AS_STRING(text), len(text), NULL, 0, NULL)
+        append_frame(self.queue, CH_EXIT, <uint8_t*>PyBytes_AS_STRING(text), len(text), NULL, 0,
+                     NULL)
         self.flush()
         return 0
 
@@ -199,21 +216,6 @@ cdef class Session:
 
     # ------------------------------------------------------------------------------------- sending
 
-    cdef inline int write(self, uint16_t channel, const uint8_t* data, size_t size,
-                          const uint8_t* extend, uint16_t extend_size,
-                          PyObject* owner) except -1:
-        cdef size_t length = HEADER + size + extend_size
-        if (self.state == SESSION_CLOSED or length > self.router.frame_limit
-                or self.queue.queued >= self.router.queue_limit):
-            return self.refuse_frame(channel, length)
-        self.queue.append(channel, data, size, extend, extend_size, owner)
-        self.frames_out += 1
-        if not self.dirty:
-            self.engine.mark_dirty(self)
-        elif self.queue.queued >= FLUSH_AT and self.driver is not None:
-            self.flush()
-        return 0
-
     cdef int refuse_frame(self, uint16_t channel, size_t length) except -1:
         # Raises what forbids to write a frame of this length.
         if self.state == SESSION_CLOSED:
@@ -228,19 +230,19 @@ cdef class Session:
 
     cdef int put(self, uint16_t channel, object data, const uint8_t* extend,
                  uint16_t extend_size) except -1:
-        # write() for any bytes-like object.
+        # write_frame() for any bytes-like object.
         if not PyBytes_CheckExact(data):
             return self.put_view(channel, data, extend, extend_size)
-        return self.write(channel, <uint8_t*>PyBytes_AS_STRING(data),
-                          <size_t>PyBytes_GET_SIZE(data), extend, extend_size, <PyObject*>data)
+        return write_frame(self, channel, <uint8_t*>PyBytes_AS_STRING(data),
+                           <size_t>PyBytes_GET_SIZE(data), extend, extend_size, <PyObject*>data)
 
     cdef int put_view(self, uint16_t channel, object data, const uint8_t* extend,
                       uint16_t extend_size) except -1:
         cdef Py_buffer view
         get_view(data, &view)
         try:
-            return self.write(channel, <uint8_t*>view.buf, <size_t>view.len, extend, extend_size,
-                              NULL)
+            return write_frame(self, channel, <uint8_t*>view.buf, <size_t>view.len, extend,
+                               extend_size, NULL)
         finally:
             PyBuffer_Release(&view)
 
@@ -257,8 +259,8 @@ cdef class Session:
         if self.queue.queued >= limit + limit // 4:
             raise errors.Overloaded(f"too much waits for node {self.peer}", channel=channel,
                                     peer=self.peer, limit=limit)
-        self.queue.append(channel, <uint8_t*>PyBytes_AS_STRING(data), len(data), extend,
-                          extend_size, <PyObject*>data)
+        append_frame(self.queue, channel, <uint8_t*>PyBytes_AS_STRING(data), len(data), extend,
+                     extend_size, <PyObject*>data)
         self.frames_out += 1
         self.engine.mark_dirty(self)
         return 0
@@ -293,7 +295,8 @@ cdef class Session:
     cdef int control(self, uint16_t channel, bytes data) except -1:
         # The library's own small frames: a full queue does not raise, but it holds no more.
         if self.state != SESSION_CLOSED and self.queue.queued < self.router.queue_limit:
-            self.queue.append(channel, <uint8_t*>PyBytes_AS_STRING(data), len(data), NULL, 0, NULL)
+            append_frame(self.queue, channel, <uint8_t*>PyBytes_AS_STRING(data), len(data), NULL,
+                         0, NULL)
             self.engine.mark_dirty(self)
         return 0
 

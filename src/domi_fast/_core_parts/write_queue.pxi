@@ -50,6 +50,27 @@ cdef void give_segment(Segment* segment) noexcept:
         free(segment)
 
 
+cdef inline int append_frame(WriteQueue queue, uint16_t channel, const uint8_t* data, size_t size,
+                             const uint8_t* extend, uint16_t extend_size,
+                             PyObject* owner) except -1:
+    # `owner`: the bytes object that `data` is the memory of, or NULL when it is not one.
+    cdef size_t length = HEADER + size + extend_size
+    cdef Segment* segment = queue.last
+    cdef uint8_t* p
+    if owner is not NULL and size >= BY_REFERENCE:
+        return queue.append_in_place(channel, size, extend, extend_size, owner)
+    if segment is NULL or segment.owner is not NULL or (
+            segment.capacity - segment.size < length):
+        segment = queue.link(length, False)
+    p = segment.memory + segment.size
+    write_header(p, <uint32_t>length, extend_size, channel)
+    copy(p + HEADER, data, size)
+    copy(p + HEADER + size, extend, extend_size)
+    segment.size += length
+    queue.queued += length
+    return 0
+
+
 @cython.final
 cdef class WriteQueue:
     """Frames in the order in which they will be sent. Pure: it never touches a socket.
@@ -60,28 +81,16 @@ cdef class WriteQueue:
     def __dealloc__(self):
         self.clear()
 
-    cdef int append(self, uint16_t channel, const uint8_t* data, size_t size,
-                    const uint8_t* extend, uint16_t extend_size, PyObject* owner) except -1:
-        # `owner`: the bytes object that `data` is the memory of, or NULL when it is not one.
+    cdef int append_in_place(self, uint16_t channel, size_t size, const uint8_t* extend,
+                             uint16_t extend_size, PyObject* owner) except -1:
+        # The data is sent from where it is.
         cdef size_t length = HEADER + size + extend_size
-        cdef Segment* segment = self.last
-        cdef uint8_t* p
-        cdef bint in_place = owner is not NULL and size >= BY_REFERENCE
-        if in_place:
-            segment = self.link(HEADER + <size_t>extend_size, True)
-            Py_INCREF(<object>owner)
-            segment.owner = owner
-        elif segment is NULL or segment.owner is not NULL or (
-                segment.capacity - segment.size < length):
-            segment = self.link(length, False)
-        p = segment.memory + (0 if in_place else segment.size)
-        write_header(p, <uint32_t>length, extend_size, channel)
-        p += HEADER
-        if not in_place:
-            copy(p, data, size)
-            p += size
-        copy(p, extend, extend_size)
-        segment.size += length
+        cdef Segment* segment = self.link(HEADER + <size_t>extend_size, True)
+        Py_INCREF(<object>owner)
+        segment.owner = owner
+        write_header(segment.memory, <uint32_t>length, extend_size, channel)
+        copy(segment.memory + HEADER, extend, extend_size)
+        segment.size = length
         self.queued += length
         return 0
 
@@ -187,8 +196,8 @@ cdef class WriteQueue:
         """Queue a frame (for tests; the verbs do it in C)."""
         if not 0 <= channel < MAX_CHANNELS or len(extend) > 0xFFFF:
             raise errors.FrameError("a channel is 0-65535 and an extend at most 65535 bytes")
-        self.append(channel, <uint8_t*>PyBytes_AS_STRING(data), len(data),
-                    <uint8_t*>PyBytes_AS_STRING(extend), <uint16_t>len(extend), <PyObject*>data)
+        append_frame(self, channel, <uint8_t*>PyBytes_AS_STRING(data), len(data),
+                     <uint8_t*>PyBytes_AS_STRING(extend), <uint16_t>len(extend), <PyObject*>data)
 
     def pull(self, Py_ssize_t most):
         """Take up to ``most`` bytes off the front, as a socket would (for tests)."""
