@@ -31,11 +31,13 @@ SUBSCRIPTIONS = 65513
 GUEST_NAME = 65514
 REJECT = 65515
 RELAY = 65516
+STATE = 65517
 
 TAG_REQUEST, TAG_GUEST_CALL, TAG_PUBLISH, TAG_PIPELINE, TAG_GUEST_REPLY = 1, 2, 3, 4, 5
 OK, REMOTE_ERROR, NO_SUBSCRIBER, OVERLOADED, PEER_LOST, DEADLINE, REFUSED = 0, 1, 2, 3, 4, 5, 6
 NOTIFY, PUBLISH, CALL, REQUEST, PIPELINE, REPLY = 1, 2, 3, 4, 5, 6
 ALL, ADD, REMOVE = 0, 1, 2
+SERVING, PAUSED, DRAINING = 0, 1, 2
 
 _HEADER = struct.Struct("<IHH")
 
@@ -226,6 +228,11 @@ def reject_extend(status: int, channel: int, extend_size: int) -> bytes:
 def subscriptions(operation: int, numbers: Iterable[int] = ()) -> bytes:
     """A whole SUBSCRIPTIONS frame."""
     return encode(SUBSCRIPTIONS, channels(numbers), struct.pack("<B", operation))
+
+
+def state(of: int, *, heard: bool = False) -> bytes:
+    """A whole STATE frame."""
+    return encode(STATE, struct.pack("<B", of), struct.pack("<B", heard))
 
 
 def relay_extend(

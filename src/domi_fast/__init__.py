@@ -31,8 +31,8 @@ from .errors import (
     RingFull,
     VersionTooOld,
 )
-from .mesh import Peer
 from .node import Node
+from .peer import Peer
 from .serial import Serial
 
 __all__ = [

@@ -304,6 +304,10 @@ cdef class Session:
         bint draining           # above the low water mark: somebody waits for room
         readonly int peer       # machine id; -1 for a guest or before the handshake
         uint32_t relayed        # requests in flight through this node that it waits for
+        uint32_t owed           # requests whose handlers have returned without an answer
+        readonly int state_of_peer  # STATE_*: whether it takes new work
+        readonly uint32_t unheard   # times that it was told of this node's state, and has not said
+                                    # that it knows
         readonly uint32_t token  # guests: the number by which answers find them
         public object info      # what the mesh knows of the peer
         readonly str address    # for people
@@ -350,6 +354,7 @@ cdef class Unanswered:
         Session session
         uint64_t correlation
         bint owed               # neither answered nor about to be
+        bint counted            # in the session's `owed`: not answered
 
 
 cdef class Context:
@@ -448,6 +453,7 @@ cdef class Router(Verbs):
     cdef:
         Engine engine           # None before the start
         readonly int id         # machine id; -1 before the start
+        readonly int state      # STATE_*: whether it takes new work
         ChannelEntry* channels  # owned (calloc): one a channel, 65536
         PyObject** peers        # owned (calloc): strong sessions by machine id, 1024
         PyObject** slots        # owned (malloc): strong requests in flight, by the low bits of

@@ -46,11 +46,22 @@ class Component(Protocol):
     async def close(self) -> None: ...
 
 
+@runtime_checkable
+class Leaver(Protocol):
+    """A component that may end by itself, as a node does that was drained."""
+
+    async def wait_closed(self) -> None:
+        """Wait until it is closed, by whomever."""
+
+
 C = TypeVar("C", bound=Component)
 
 
 class Master:
     """Supervises components: starts them in the order of ``add``, stops them in the reverse.
+
+    Nodes, and others that are a :class:`Leaver`, may leave by themselves; when all of them have,
+    the rest are stopped.
 
     SIGINT, SIGTERM and ``stop()`` stop them. What has not stopped ``timeout`` seconds after that is
     forced: the components that had no turn yet are told to close, with a second to do it in, and
@@ -121,17 +132,27 @@ class Master:
                 sentry.tell(_STOP)
                 return
             started: list[Component] = []
+            watching = None
             try:
                 for component in self._components:
                     await self._start_one(component, started)
+                watching = asyncio.ensure_future(self._watch_leavers(started))
                 await self._stopping.wait()
             finally:
+                if watching is not None:
+                    watching.cancel()
                 self._stopping.set()
                 sentry.tell(_STOP)
                 await self._close_all(started)
         finally:
             self._sentry = None
             sentry.dismiss()
+
+    async def _watch_leavers(self, started: list[Component]) -> None:
+        leavers = [component for component in started if isinstance(component, Leaver)]
+        if leavers:
+            await asyncio.gather(*[leaver.wait_closed() for leaver in leavers])
+            self._begin_stop("every node has left")
 
     run_assembly = add
     guard = wait

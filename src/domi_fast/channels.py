@@ -28,3 +28,4 @@ class LibraryChannel(IntEnum):
     GUEST_NAME = 65514
     REJECT = 65515
     RELAY = 65516
+    STATE = 65517

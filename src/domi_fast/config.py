@@ -172,6 +172,8 @@ class NodeConfig(EndpointConfig):
     :ivar request_timeout: seconds: the deadline of a ``request`` that names none.
     :ivar start_timeout: seconds that ``start`` waits for the registered peers.
     :ivar drain_timeout: seconds that ``close`` waits for handlers and queues.
+    :ivar roll_deadline: seconds to finish in when a newer version of the name has come, and this
+        node drains by itself; None stays.
     :ivar lease_ttl: seconds after which the registry forgets a node that has died.
     :ivar queue_limit: bytes that may wait for one peer before sending to it raises Overloaded.
     :ivar frame_limit: the largest frame in bytes, header included.
@@ -197,6 +199,7 @@ class NodeConfig(EndpointConfig):
     request_timeout: float = 5.0
     start_timeout: float = 5.0
     drain_timeout: float = 2.0
+    roll_deadline: float | None = 30.0
     lease_ttl: float = 3.0
     queue_limit: int = 16 * MIB
     frame_limit: int = 16 * MIB
@@ -233,6 +236,8 @@ class NodeConfig(EndpointConfig):
         self._check_range("handshake_timeout", 0.01, 60)
         self._check_range("start_timeout", 0, 3600)
         self._check_range("drain_timeout", 0, 3600)
+        if self.roll_deadline is not None:
+            self._check_range("roll_deadline", 0, 3600)
         self._check_range("lease_ttl", 0.1, 3600)
 
 

@@ -168,6 +168,11 @@ class Membership:
         self._check_version(await self._registry.list(self._prefix))
         await self._register(self._keys())
         snapshot = await self._registry.list(self._prefix)
+        try:
+            self._check_version(snapshot)  # a newer one may have come at the same time
+        except VersionTooOld:
+            await self.leave()
+            raise
         self._replace(snapshot)
         return snapshot
 

@@ -20,10 +20,11 @@ from typing import Any
 from . import transport
 from ._core import ROLE_ACCEPTOR, ROLE_DIALLER, Router, Session
 from .channels import LibraryChannel
-from .config import NodeConfig, is_loopback
+from .config import NodeConfig, is_loopback, parse_version
 from .errors import AuthError, DomiError, FrameError, PeerLost, TryAgain
 from .handshake import Offer, decode_welcome, encode_welcome
 from .membership import Membership, NodeInfo
+from .peer import Peer
 from .registry.base import Registry
 
 log = logging.getLogger("domi_fast")
@@ -32,58 +33,26 @@ DIAL_BACKOFF = (0.02, 1.0)
 NEWCOMER_GRACE = 0.1
 
 
-class Peer:
-    """A connected node, as ``node.peers`` shows it. Read-only; belongs to the loop's thread."""
-
-    __slots__ = ("_offer", "_session", "id")
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._offer: Offer | None = session.info
-        self.id = session.peer
-
-    @property
-    def name(self) -> str:
-        """Its name; empty for a peer that speaks the plain protocol."""
-        return self._offer.name if self._offer else ""
-
-    @property
-    def version(self) -> str:
-        return self._offer.version if self._offer else ""
-
-    @property
-    def address(self) -> str:
-        return self._session.address
-
-    @property
-    def channels(self) -> frozenset[int]:
-        """The channels that it subscribes to, as far as it has said."""
-        return self._session.subscribed
-
-    @property
-    def plain(self) -> bool:
-        """Whether it speaks the plain protocol, without requests and subscriptions."""
-        return not self._session.is_extended
-
-    @property
-    def queued(self) -> int:
-        """Bytes that wait to be sent to it."""
-        return self._session.queued
-
-    def __repr__(self) -> str:
-        return f"<Peer {self.id} {self.name!r} {self.address}>"
-
-
 class Mesh:
     """Everything of a node that concerns other nodes. Belongs to the loop's thread.
 
     The core's router calls ``admit`` to ``lost``; a node calls ``start`` and ``close``.
+
+    :param newer_came: called with a peer of the node's own name and a newer version, once its
+        channels are known.
     """
 
-    def __init__(self, router: Router, config: NodeConfig, registry: Registry) -> None:
+    def __init__(
+        self,
+        router: Router,
+        config: NodeConfig,
+        registry: Registry,
+        newer_came: Callable[[Peer], None],
+    ) -> None:
         self._router = router
         self._config = config
         self._registry = registry
+        self._newer_came = newer_came
         self._members = Membership(config, registry, self)
         self._listeners: list[transport.Listener] = []
         self._port = 0
@@ -149,6 +118,17 @@ class Mesh:
                 missing,
                 self._config.start_timeout,
             )
+
+    async def enter_state(self, state: int) -> None:
+        """Take new work or none; return when every peer knows, and what it sent before is here.
+
+        Raises DomiError when the node closes meanwhile.
+        """
+        if self._router.state != state:
+            self._router.enter_state(state)
+        await self.wait_for(
+            lambda: not any(session.unheard for session in self._router.sessions()), None
+        )
 
     async def drain_itself(self) -> None:
         """Wait until the node's messages to itself are delivered, ``drain_timeout`` at most."""
@@ -422,8 +402,11 @@ class Mesh:
 
     def listed(self, session: Session) -> None:
         """The channels of this session's peer are known."""
-        self._peers[session.peer] = Peer(session)
+        peer = self._peers[session.peer] = Peer(session)
         self._changed()
+        config = self._config
+        if peer.name == config.name and parse_version(peer.version) > parse_version(config.version):
+            self._newer_came(peer)
 
     def routes_changed(self) -> None:
         """Subscriptions of a peer or of this node have changed."""

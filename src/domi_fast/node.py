@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from . import _core, errors
-from ._core import Router
+from ._core import STATE_DRAINING, STATE_PAUSED, STATE_SERVING, Router
 from .channels import LibraryChannel
 from .config import NodeConfig
 from .endpoint import Endpoint
 from .errors import DomiError
-from .mesh import Mesh, Peer
+from .mesh import Mesh
+from .peer import STATES, Peer
 from .registry import default_url, open_registry
 
 _core.bind(errors, LibraryChannel)
+
+log = logging.getLogger("domi_fast")
+
+# Seconds between two looks at whether a node that drains has finished.
+_LOOK: Final = 0.005
 
 
 class Node(Endpoint):
@@ -47,11 +55,17 @@ class Node(Endpoint):
         )
         super().__init__(router, router, router)
         self._mesh = Mesh(
-            router, config, open_registry(config.registry or default_url(config.cluster))
+            router,
+            config,
+            open_registry(config.registry or default_url(config.cluster)),
+            self._newer_came,
         )
         self._state = "new"
         self._starting: asyncio.Future[None] | None = None
+        self._draining: asyncio.Future[bool] | None = None
         self._closers: set[asyncio.Task[Any]] = set()
+        self._serials: weakref.WeakSet[Endpoint] = weakref.WeakSet()
+        self._closed = asyncio.Event()
         self.subscribe = router.subscribe
         self.unsubscribe = router.unsubscribe
         self.request = router.request
@@ -89,10 +103,14 @@ class Node(Endpoint):
         Waits up to ``drain_timeout`` seconds for each of the two. Every call waits until the node
         is closed; cancelling one of them does not stop the closing.
         """
+        self._note_closer()
+        await super().close()
+
+    def _note_closer(self) -> None:
+        # A handler that closes the node waits for it, and it does not wait for the handler.
         current = asyncio.current_task()
         if current is not None:
             self._closers.add(current)
-        await super().close()
 
     async def _close(self) -> None:
         self._state = "closed"
@@ -102,12 +120,112 @@ class Node(Endpoint):
         self._end_watches()
         try:
             await self._mesh.drain_itself()
-            # A handler that closes the node waits for this, and this does not wait for it.
             await self._end_handlers(self.config.drain_timeout)
         finally:
             await self._mesh.close()
         # What arrived meanwhile may have started more; nobody can be answered any more.
         await self._end_handlers(0.0)
+        self._closed.set()
+
+    async def wait_closed(self) -> None:
+        """Wait until the node is closed, by whomever; it need not have started."""
+        await self._closed.wait()
+
+    @property
+    def state(self) -> str:
+        """``new``, ``starting``, ``serving``, ``paused``, ``draining`` or ``closed``."""
+        if self._state != "started":
+            return self._state
+        if self._starting is None or not self._starting.done():
+            return "starting"
+        return STATES[self._router.state]
+
+    async def pause(self) -> None:
+        """Take no new work, and stay in the mesh.
+
+        Returns when every peer knows; what they had sent before has arrived by then, and is done as
+        ever. From now on their messages go to the other subscribers, and raise NoSubscriber when
+        there are none; what is published passes a paused node by. What this node sends goes to
+        itself only where nobody else subscribes.
+
+        :raises DomiError: the node does not run, or drains.
+        """
+        await self._enter(STATE_PAUSED)
+
+    async def resume(self) -> None:
+        """Take new work again. Returns when every peer knows.
+
+        :raises DomiError: the node does not run, or drains.
+        """
+        await self._enter(STATE_SERVING)
+
+    async def _enter(self, state: int) -> None:
+        if self.state not in {"serving", "paused"}:
+            raise DomiError(f"this node is {self.state}, and cannot be paused or resumed")
+        await self._mesh.enter_state(state)
+
+    async def drain(self, deadline: float = 30.0) -> bool:
+        """Leave without losing work: take no more, finish what was taken, and close.
+
+        Finished are the handlers that run, the requests that are still to be answered, what waits
+        in serial mode and in ``watch_channel`` blocks, and the requests of guests on their way
+        through this node. A ``call`` that is answered after its handler has returned is not waited
+        for, and a handler that drains its node is not either: it answers first. Every call waits
+        for the one draining; cancelling one of them does not stop it.
+
+        :param deadline: seconds to finish in. The node closes after them all the same.
+        :returns: whether everything was finished in time.
+        :raises DomiError: the node has not started.
+        """
+        if self._draining is None:
+            if self.state not in {"serving", "paused", "starting"}:
+                raise DomiError(f"this node is {self.state}, and cannot be drained")
+            if not deadline >= 0:
+                raise ValueError(f"deadline {deadline}: seconds, 0 or more, are wanted")
+            self._draining = asyncio.ensure_future(self._drain(deadline))
+        self._note_closer()
+        return await asyncio.shield(self._draining)
+
+    async def _drain(self, deadline: float) -> bool:
+        finished = False
+        try:
+            await asyncio.wait_for(self._finish(), deadline)
+            finished = True
+        except asyncio.TimeoutError:
+            log.warning(
+                "%s: not everything was finished within %g s: the node closes all the same",
+                self.config.name,
+                deadline,
+            )
+        except DomiError as error:
+            log.warning("%s: draining has ended early: %s", self.config.name, error)
+        await super().close()
+        return finished
+
+    async def _finish(self) -> None:
+        await self._mesh.enter_state(STATE_DRAINING)
+        await asyncio.gather(*[serial.close() for serial in self._serials])
+        while (
+            self._router.unfinished()
+            or self._router.handler_tasks() - self._closers
+            or any(len(messages) for messages in self._watches)
+        ):
+            await asyncio.sleep(_LOOK)
+            if self._closing is not None:
+                raise DomiError("the node was closed")
+
+    def _newer_came(self, peer: Peer) -> None:
+        deadline = self.config.roll_deadline
+        if deadline is not None and self._draining is None and self._closing is None:
+            log.info(
+                "%s %s is there as node %d: node %d, of version %s, drains",
+                peer.name,
+                peer.version,
+                peer.id,
+                self.id,
+                self.config.version,
+            )
+            self._draining = asyncio.ensure_future(self._drain(deadline))
 
     async def _end_handlers(self, timeout: float) -> None:
         tasks = self._router.handler_tasks() - self._closers

@@ -49,6 +49,7 @@ class Serial(Endpoint):
         # Whoever watches is a task, and runs on the loop.
         super().__init__(node._router, verbs, node._router if thread else scheduler)
         self._node = node
+        node._serials.add(self)
         self._scheduler = scheduler
         self.subscribe = scheduler.subscribe
         self.subscribe_race = scheduler.subscribe_race

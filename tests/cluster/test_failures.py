@@ -210,7 +210,8 @@ async def test_a_full_cluster(sqlite_url: str) -> None:
 
 
 async def test_an_older_version_may_not_join(registry_url: str) -> None:
-    async with Node("server", version="v1.10", registry=registry_url) as newer:
+    newer = Node("server", version="v1.10", registry=registry_url, roll_deadline=None)
+    async with newer:
         old = Node("server", version="1.9.9", registry=registry_url)
         with pytest.raises(VersionTooOld) as refused:
             await old.start()

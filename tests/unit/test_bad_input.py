@@ -730,6 +730,58 @@ async def test_malformed_subscriptions(
         assert scene.node.subscribers(60) == []
 
 
+STATES = {
+    "no state": (b"", b"\0"),
+    "two states": (b"\0\0", b"\0"),
+    "state 3": (b"\3", b"\0"),
+    "nothing of who says it": (b"\0", b""),
+    "neither said nor heard": (b"\0", b"\2"),
+    "heard what was not said": (b"\1", b"\1"),
+}
+
+
+@pytest.mark.parametrize("row", list(STATES))
+async def test_malformed_states(
+    row: str, registry_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, extend = STATES[row]
+    async with (
+        arena(registry_url, caplog) as scene,
+        extended(scene.node, registry_url, channels=(60,)) as peer,
+    ):
+        await peer.say(reference.encode(reference.STATE, data, extend))
+        assert await peer.closed() == []
+        scene.refused("a malformed state")
+        assert scene.node.subscribers(60) == []
+
+
+async def test_a_state_is_heard_behind_what_was_sent_before(
+    registry_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And one that is told is heard, too; a paused peer may subscribe."""
+    async with (
+        arena(registry_url, caplog) as scene,
+        extended(scene.node, registry_url, channels=(60,)) as peer,
+    ):
+        node = scene.node
+        node.notify(60, b"before")
+        await peer.say(reference.state(reference.PAUSED))
+        assert await peer.hear() == (60, b"before", b"")
+        assert await peer.hear() == (reference.STATE, b"\1", b"\1")
+        assert node.peers[7].state == "paused"
+        await peer.say(reference.subscriptions(reference.ADD, [61]))
+        await peer.settled()
+        assert node.subscribers(60) == node.subscribers(61) == []
+        await peer.say(reference.state(reference.SERVING))
+        assert await peer.hear() == (reference.STATE, b"\0", b"\1")
+        assert node.subscribers(60) == node.subscribers(61) == [7]
+        pausing = asyncio.ensure_future(node.pause())
+        assert await peer.hear() == (reference.STATE, b"\1", b"\0")
+        assert not pausing.done()
+        await peer.say(reference.state(reference.PAUSED, heard=True))
+        await pausing
+
+
 async def test_a_peer_that_cannot_be_told_of_subscriptions_is_closed(
     registry_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -887,7 +939,7 @@ async def test_rejects(registry_url: str, caplog: pytest.LogCaptureFixture) -> N
         scene.unharmed()
 
 
-@pytest.mark.parametrize("channel", sorted({*LIBRARY} - {65513, 65515}))
+@pytest.mark.parametrize("channel", sorted({*LIBRARY} - {65513, 65515, 65517}))
 async def test_library_channels_that_have_no_use_on_the_session(
     channel: int, registry_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -900,7 +952,7 @@ async def test_library_channels_that_have_no_use_on_the_session(
         scene.unharmed()
 
 
-@pytest.mark.parametrize("channel", [65500, 65506, 65517, 65535])
+@pytest.mark.parametrize("channel", [65500, 65506, 65518, 65535])
 async def test_a_request_on_a_library_channel_that_nobody_serves(
     channel: int, registry_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

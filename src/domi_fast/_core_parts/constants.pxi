@@ -131,6 +131,7 @@ cdef enum:
     CH_GUEST_NAME = 65514
     CH_REJECT = 65515
     CH_RELAY = 65516
+    CH_STATE = 65517
 
 # First byte of an extend of odd size, which only peers that offered it get (docs/protocol.md).
 cdef enum:
@@ -173,6 +174,16 @@ cdef enum:
     SUBSCRIBED_ALL = 0
     SUBSCRIBED_ADD = 1
     SUBSCRIBED_REMOVE = 2
+
+# Whether a node takes new work; what a peer says of itself, and this node of itself.
+cpdef enum:
+    STATE_SERVING = 0
+    STATE_PAUSED = 1
+    STATE_DRAINING = 2
+
+cdef enum:
+    STATE_SAID = 0              # of the sender
+    STATE_HEARD = 1             # of the receiver, who had said so
 
 cdef enum:
     SESSION_MAGIC = 0           # an accepted connection that has yet to show the magic

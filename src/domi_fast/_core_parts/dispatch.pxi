@@ -12,6 +12,8 @@ cdef class Unanswered:
     # while it is owed, whoever could have answered is gone, and the asker is told.
 
     def __dealloc__(self):
+        if self.counted:
+            self.session.owed -= 1
         if self.owed and self.session.state == SESSION_UP:
             self.session.answer_is_lost(self.correlation)
 
@@ -76,7 +78,8 @@ cdef class Context:
         cdef Unanswered unanswered = Unanswered.__new__(Unanswered)
         unanswered.session = self.session
         unanswered.correlation = load64(self.extend_bytes() + 1)
-        unanswered.owed = True
+        unanswered.owed = unanswered.counted = True
+        self.session.owed += 1
         self.unanswered = unanswered
         self.held = True
         return 0
@@ -85,6 +88,9 @@ cdef class Context:
         self.answered = True
         if self.unanswered is not None:
             self.unanswered.owed = False
+            if self.unanswered.counted:
+                self.unanswered.counted = False
+                self.session.owed -= 1
 
     cdef void let_go(self) noexcept:
         # Of what the next message must not find.

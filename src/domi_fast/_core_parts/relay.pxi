@@ -77,6 +77,9 @@ cdef int relay_verb(Router router, Session guest, const uint8_t* p, uint16_t siz
     cdef Session session
     cdef Request request
     to = None if machine == NO_MACHINE else machine
+    if (router.state != STATE_SERVING and verb != VERB_REPLY and to is None
+            and router.channels[channel].route is NULL):
+        raise no_subscriber(router, channel)
     if verb == VERB_NOTIFY:
         router.notify(channel, data, to=to)
     elif verb == VERB_PUBLISH:

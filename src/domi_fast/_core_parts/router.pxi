@@ -141,7 +141,37 @@ cdef class Router:
         self.peers_set(machine, self.loopback)
         for channel in range(MAX_CHANNELS):
             if is_local(self, channel):
-                route_add(&self.channels[channel].route, self.loopback)
+                route_here(self, channel)
+
+    def enter_state(self, int state):
+        """Take new work (``STATE_SERVING``), or none; the peers are told.
+
+        While ``unheard`` of a session is not 0, what its peer sent before may still arrive.
+        """
+        cdef Session session
+        cdef int channel
+        self.require_engine()
+        self.state = state
+        for channel in range(MAX_CHANNELS):
+            if self.loopback is not None and is_local(self, channel):
+                if state == STATE_SERVING:
+                    route_add(&self.channels[channel].route, self.loopback)
+                else:
+                    route_remove(&self.channels[channel].route, self.loopback)
+        for session in self.sessions():
+            if session.extended and session.role in (ROLE_DIALLER, ROLE_ACCEPTOR):
+                say_state(self, session)
+                session.flush()
+        self.mesh.routes_changed()
+
+    def unfinished(self):
+        """Requests whose handlers have returned without an answer, and those of guests that are on
+        their way through this node: how many."""
+        cdef Session session
+        cdef uint64_t count = 0
+        for session in self.sessions() + ([] if self.loopback is None else [self.loopback]):
+            count += session.owed + session.relayed
+        return count
 
     def stop(self, str reason not None):
         """Close every session and drop the handlers; what is in flight ends with PeerLost."""
@@ -365,8 +395,13 @@ cdef class Router:
     cdef Session pick_named(self, int number, object to):
         cdef Session session
         if to is None:
-            raise errors.NoSubscriber(f"nobody subscribes to channel {number}", channel=number)
+            if self.loopback is not None and is_local(self, number):
+                return self.loopback    # it takes no new work, and nobody else has this channel
+            raise no_subscriber(self, number)
         session = self.session_to(to)
+        if session.state_of_peer != STATE_SERVING:
+            raise errors.NoSubscriber(
+                f"node {to} is paused or drains, and takes no new work", channel=number, peer=to)
         if session.extended and number not in session.channels and not (
                 session is self.loopback and is_local(self, number)):
             raise errors.NoSubscriber(
@@ -802,7 +837,7 @@ cdef class Router:
                 older.fail("replaced by a newer session")
             self.peers_set(session.peer, session)
             if session.extended:
-                announce_to(self, session, SUBSCRIBED_ALL, local_channels(self))
+                greet(self, session)
         self.mesh.joined(session)
         if not session.extended:
             self.mesh.listed(session)

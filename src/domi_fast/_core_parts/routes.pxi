@@ -1,8 +1,9 @@
-# Who subscribes to what: the route of each channel, and how the peers are told.
+# Who subscribes to what and takes new work: the route of each channel, and how the peers are told.
 #
 # Invariants: a route holds borrowed sessions, each of which the peer table, the guest table or
-# `loopback` keeps alive; a closed session stands in none; this node stands in the route of a
-# channel while it, or a guest of it, subscribes. Owned by the loop thread.
+# `loopback` keeps alive; a closed session stands in none, and neither does one whose peer is paused
+# or drains; this node stands in the route of a channel while it serves and it, or a guest of it,
+# subscribes. Owned by the loop thread.
 
 cdef enum:
     CHANNELS_A_FRAME = 2000     # of a list of subscriptions: it fits the smallest frame_limit
@@ -74,7 +75,7 @@ cdef bint is_local(Router router, int channel) noexcept:
 cdef int now_local(Router router, int channel) except -1:
     # The first of: a handler here, a guest that subscribes.
     if router.loopback is not None and not routed_here(router, channel):
-        route_add(&router.channels[channel].route, router.loopback)
+        route_here(router, channel)
         announce(router, SUBSCRIBED_ADD, (channel,))
         router.mesh.routes_changed()
     elif router.uplink is not None:
@@ -88,6 +89,12 @@ cdef int maybe_not_local(Router router, int channel) except -1:
     if router.loopback is not None:
         route_remove(&router.channels[channel].route, router.loopback)
     announce(router, SUBSCRIBED_REMOVE, (channel,))
+    return 0
+
+
+cdef int route_here(Router router, int channel) except -1:
+    if router.state == STATE_SERVING:
+        route_add(&router.channels[channel].route, router.loopback)
     return 0
 
 
@@ -168,11 +175,12 @@ cdef int handle_subscriptions(Router router, Session session, RawFrame* frame) e
                 route_add(&router.channels[<int>channel].guests, session)
                 session.channels.add(channel)
                 if not routed_here(router, channel):
-                    route_add(&router.channels[<int>channel].route, router.loopback)
+                    route_here(router, channel)
                     fresh.append(channel)
             else:
-                route_add(&router.channels[<int>channel].route, session)
                 session.channels.add(channel)
+                if session.state_of_peer == STATE_SERVING:
+                    route_add(&router.channels[<int>channel].route, session)
     session.announced = True
     if fresh:
         announce(router, SUBSCRIBED_ADD, fresh)
@@ -200,3 +208,63 @@ cdef int drop_routes(Router router, Session session, set channels) except -1:
     if gone:
         announce(router, SUBSCRIBED_REMOVE, gone)
     return 0
+
+
+cdef int greet(Router router, Session session) except -1:
+    # What a new peer is told first. Its handshake ends with the first list: one that is to know
+    # more before it sends anything has an empty one first.
+    channels = local_channels(router)
+    if router.state == STATE_SERVING:
+        return announce_to(router, session, SUBSCRIBED_ALL, channels)
+    announce_to(router, session, SUBSCRIBED_ALL, ())
+    say_state(router, session)
+    return announce_to(router, session, SUBSCRIBED_ADD, channels)
+
+
+cdef int say_state(Router router, Session session) except -1:
+    cdef uint8_t state = <uint8_t>router.state
+    cdef uint8_t said = STATE_SAID
+    if session.state != SESSION_CLOSED:
+        append_frame(session.queue, CH_STATE, &state, 1, &said, 1, NULL)
+        session.unheard += 1
+        router.engine.mark_dirty(session)
+    return 0
+
+
+cdef int handle_state(Router router, Session session, RawFrame* frame) except -1:
+    cdef uint8_t heard = STATE_HEARD
+    if session.role == ROLE_GUEST or session.role == ROLE_UPLINK:
+        return router.count("dropped_not_negotiated")
+    if (frame.size != 1 or frame.extend_size != 1 or frame.data[0] > STATE_DRAINING
+            or frame.extend[0] > STATE_HEARD
+            or (frame.extend[0] == STATE_HEARD and session.unheard == 0)):
+        session.fail("a malformed state", True)
+        return 0
+    if frame.extend[0] == STATE_HEARD:
+        session.unheard -= 1
+    else:
+        session.state_of_peer = frame.data[0]
+        for channel in session.channels:
+            if session.state_of_peer == STATE_SERVING:
+                route_add(&router.channels[<int>channel].route, session)
+            else:
+                route_remove(&router.channels[<int>channel].route, session)
+        # Behind all that was sent to the peer before.
+        append_frame(session.queue, CH_STATE, frame.data, 1, &heard, 1, NULL)
+        router.engine.mark_dirty(session)
+    router.mesh.routes_changed()
+    return 0
+
+
+cdef object no_subscriber(Router router, int channel):
+    # Why nobody takes a message on this channel now: an exception.
+    cdef Session session
+    idle = [session.peer for session in router.sessions()
+            if session.state_of_peer != STATE_SERVING and channel in session.channels]
+    if router.state != STATE_SERVING and is_local(router, channel):
+        idle.append(router.id)
+    if idle:
+        return errors.NoSubscriber(
+            f"whoever subscribes to channel {channel} is paused or drains: "
+            f"nodes {sorted(idle)}", channel=channel)
+    return errors.NoSubscriber(f"nobody subscribes to channel {channel}", channel=channel)

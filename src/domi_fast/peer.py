@@ -1,0 +1,57 @@
+"""Peer: a connected node, as others see it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ._core import STATE_DRAINING, STATE_PAUSED, STATE_SERVING, Session
+from .handshake import Offer
+
+STATES: Final = {STATE_SERVING: "serving", STATE_PAUSED: "paused", STATE_DRAINING: "draining"}
+
+
+class Peer:
+    """A connected node, as ``node.peers`` shows it. Read-only; belongs to the loop's thread."""
+
+    __slots__ = ("_offer", "_session", "id")
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._offer: Offer | None = session.info
+        self.id = session.peer
+
+    @property
+    def name(self) -> str:
+        """Its name; empty for a peer that speaks the plain protocol."""
+        return self._offer.name if self._offer else ""
+
+    @property
+    def version(self) -> str:
+        return self._offer.version if self._offer else ""
+
+    @property
+    def state(self) -> str:
+        """``serving``; or ``paused`` or ``draining``, when it takes no new work."""
+        return STATES[self._session.state_of_peer]
+
+    @property
+    def address(self) -> str:
+        return self._session.address
+
+    @property
+    def channels(self) -> frozenset[int]:
+        """The channels that it subscribes to, as far as it has said."""
+        return self._session.subscribed
+
+    @property
+    def plain(self) -> bool:
+        """Whether it speaks the plain protocol, without requests and subscriptions."""
+        return not self._session.is_extended
+
+    @property
+    def queued(self) -> int:
+        """Bytes that wait to be sent to it."""
+        return self._session.queued
+
+    def __repr__(self) -> str:
+        return f"<Peer {self.id} {self.name!r} {self.address}>"
