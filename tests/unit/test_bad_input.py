@@ -780,6 +780,10 @@ async def test_a_state_is_heard_behind_what_was_sent_before(
         assert not pausing.done()
         await peer.say(reference.state(reference.PAUSED, heard=True))
         await pausing
+        resuming = asyncio.ensure_future(node.resume())
+        assert await peer.hear() == (reference.STATE, b"\0", b"\0")
+        await peer.say(reference.state(reference.SERVING, heard=True))
+        await resuming
 
 
 async def test_a_peer_that_cannot_be_told_of_subscriptions_is_closed(
