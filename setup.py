@@ -147,6 +147,7 @@ setup(
             undef_macros=["NDEBUG"] if DEBUG or SANITIZE else [],
             extra_compile_args=compile_args,
             extra_link_args=link_args,
+            libraries=["m"],
         )
     ],
     cmdclass={"build_ext": build_ext},

@@ -305,6 +305,7 @@ cdef class Session:
         readonly int peer       # machine id; -1 for a guest or before the handshake
         uint32_t relayed        # requests in flight through this node that it waits for
         uint32_t owed           # requests whose handlers have returned without an answer
+        readonly Candidate candidate    # None for guests, and before the handshake is complete
         readonly int state_of_peer  # STATE_*: whether it takes new work
         readonly uint32_t unheard   # times that it was told of this node's state, and has not said
                                     # that it knows
@@ -414,10 +415,13 @@ cdef class Request:
         list more               # further (callback, context)
         Session origin          # a relayed request: who wants the answer, otherwise None
         uint64_t origin_correlation
+        Candidate candidate     # whose outstanding it is one of; None for a guest's
+        uint64_t began          # nanoseconds: when it was sent; 0 where latencies are of no use
         double timeout
 
     cdef int settle(self, int state, object value, bint inline_wake) except -1
-    cdef int release(self) except -1
+    cdef int release(self, bint answered=*) except -1
+    cdef int measure(self, bint answered) except -1
     cdef int expire(self) except -1
     cdef int callback_raised(self, object callback) except -1
     cdef object cancelled_error(self)
@@ -429,6 +433,7 @@ cdef struct Route:
     # The subscribers of one channel among the connected peers, this node among them.
     PyObject** members          # owned array of borrowed sessions: a session leaves every route
                                 # before it dies
+    PyObject** candidates       # the same array goes on: the Candidate of each of them, borrowed
     uint32_t count
     uint32_t capacity
     uint32_t cursor             # round robin
@@ -441,12 +446,62 @@ cdef struct ChannelEntry:
     bint takes                  # the handler is a Taker
 
 
+cdef class Candidate:
+    cdef:
+        readonly object id
+        double share            # the weight
+        public int64_t outstanding
+        public double memory
+        uint64_t seed           # of its id, the same in every process
+        double latency_ns
+        uint64_t seen           # nanoseconds: when it has answered last; 0: never
+
+    cdef int answered_in(self, double latency, uint64_t now) except -1
+    cdef double cost(self, uint64_t now) noexcept
+
+
+cdef class CorePolicy:
+    cdef Py_ssize_t index(self, PyObject** some, Py_ssize_t count, bytes key) except -1
+
+
+cdef class RoundRobin(CorePolicy):
+    cdef uint64_t turn
+
+
+cdef class WeightedRoundRobin(CorePolicy):
+    cdef dict credit            # id -> float: what it has gained and not paid
+
+
+cdef class RandomPolicy(CorePolicy):
+    cdef uint64_t state
+
+    cdef uint64_t bits(self) noexcept
+    cdef Py_ssize_t below(self, Py_ssize_t count) noexcept
+
+
+cdef class KeyHash(CorePolicy):
+    cdef readonly bint by_address
+
+
+cdef class LeastConnections(CorePolicy):
+    cdef uint64_t turn
+
+
+cdef class LeastMemory(CorePolicy):
+    cdef uint64_t turn
+
+
+cdef class UserPolicy(CorePolicy):
+    cdef object policy
+
+
 cdef class Verbs:
     cdef int send_notify(self, int channel, object data, object to) except -1
     cdef int send_publish(self, int channel, object data, object to) except -1
     cdef int send_call(self, int channel, object data, int reply, object to) except -1
     cdef object send_request(self, int channel, object data, object timeout, object to)
     cdef int send_stages(self, list channels, object data) except -1
+    cdef object chosen(self, int channel, object to, object key, object policy)
 
 
 cdef class Router(Verbs):
@@ -469,6 +524,14 @@ cdef class Router(Verbs):
         dict guests             # token -> Session
         uint32_t next_token
         object mesh             # what decides about handshakes and hears of losses
+        bint balanced           # `policy` is set, or one of `policies`
+        bint measures           # latencies are of use: somebody has named a policy
+        dict policies           # channel -> CorePolicy
+        CorePolicy policy       # of all other channels; None: round robin
+        KeyHash by_key          # for a key on a channel without a policy
+        dict named_policies     # name -> CorePolicy: those that single messages have named
+        public bytes own_address  # the key of ip_hash; or None
+        int own_memory          # thousandths that are used of this node's memory; -1: not said
         public object on_error  # callable(exc, frame) or None
         uint64_t heartbeat_ns
         uint64_t silence_ns
@@ -487,6 +550,7 @@ cdef class Router(Verbs):
 
     cdef int forget_handlers(self) except -1
     cdef int install(self, int number, object handler) except -1
+    cdef object choose_peer(self, int channel, object to, object key, object policy)
     cdef int check_open(self) except -1
     cdef int require_engine(self) except -1
     cdef int check_running(self) except -1

@@ -3,7 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextvars
-from collections.abc import Awaitable, Callable, Generator, Iterable
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from enum import IntEnum
 from types import ModuleType, TracebackType
 from typing import Any, Final, Literal, TypeVar, final, overload
@@ -178,6 +178,8 @@ class Session:
     @property
     def state_of_peer(self) -> int: ...
     @property
+    def candidate(self) -> Candidate: ...
+    @property
     def unheard(self) -> int: ...
     @property
     def is_extended(self) -> bool: ...
@@ -257,11 +259,81 @@ class Request:
 
 # ----------------------------------------------------------------------------------------- router
 
+@final
+class Candidate:
+    weight: float
+    outstanding: int
+    memory: float
+    def __init__(self, id: str | bytes | int, *, weight: float = 1.0) -> None: ...
+    @property
+    def id(self) -> Any: ...
+    @property
+    def latency(self) -> float: ...
+    def observe(self, latency: float) -> None: ...
+
+class CorePolicy:
+    def choose(
+        self, candidates: Sequence[Candidate], key: Buffer | str | int | None = None
+    ) -> Candidate: ...
+
+@final
+class RoundRobin(CorePolicy): ...
+
+@final
+class WeightedRoundRobin(CorePolicy): ...
+
+class RandomPolicy(CorePolicy):
+    def __init__(self, seed: int | None = None) -> None: ...
+
+@final
+class Random(RandomPolicy): ...
+
+@final
+class WeightedRandom(RandomPolicy): ...
+
+@final
+class KeyHash(CorePolicy):
+    def __new__(cls, *, by_address: bool = False) -> Self: ...
+    @property
+    def by_address(self) -> bool: ...
+
+@final
+class LeastConnections(CorePolicy): ...
+
+@final
+class LeastMemory(CorePolicy): ...
+
+@final
+class PeakEwma(RandomPolicy): ...
+
+@final
+class UserPolicy(CorePolicy):
+    def __new__(cls, policy: object) -> Self: ...
+
+POLICIES: dict[str, Callable[[], CorePolicy]]
+
+def policy_of(policy: object) -> CorePolicy: ...
+
 class Verbs:
-    def notify(self, channel: int, data: Buffer, *, to: int | None = None) -> None: ...
+    def notify(
+        self,
+        channel: int,
+        data: Buffer,
+        *,
+        to: int | None = None,
+        key: Buffer | str | int | None = None,
+        policy: Any = None,
+    ) -> None: ...
     def publish(self, channel: int, data: Buffer, *, to: int | None = None) -> int: ...
     def call(
-        self, channel: int, data: Buffer, reply_channel: int, *, to: int | None = None
+        self,
+        channel: int,
+        data: Buffer,
+        reply_channel: int,
+        *,
+        to: int | None = None,
+        key: Buffer | str | int | None = None,
+        policy: Any = None,
     ) -> None: ...
     def notify_many(
         self, channel: int, messages: Iterable[Buffer], *, to: int | None = None
@@ -280,7 +352,14 @@ class Verbs:
     def reply_many(self, contexts: Iterable[Context], answers: Iterable[Buffer] | bytes) -> int: ...
     def ventilator(self, channels: Iterable[int], data: Buffer) -> None: ...
     def request(
-        self, channel: int, data: Buffer, timeout: float | None = ..., *, to: int | None = None
+        self,
+        channel: int,
+        data: Buffer,
+        timeout: float | None = ...,
+        *,
+        to: int | None = None,
+        key: Buffer | str | int | None = None,
+        policy: Any = None,
     ) -> Any: ...
 
 @final
@@ -304,7 +383,13 @@ class Router(Verbs):
     def state(self) -> int: ...
     def start(self, mesh: object) -> None: ...
     def identify(self, machine: int) -> None: ...
+    own_address: bytes | None
     def enter_state(self, state: int) -> None: ...
+    def balance(self, channel: int | None, policy: object) -> None: ...
+    def choose(
+        self, channel: int, *, key: Buffer | str | int | None = None, policy: Any = None
+    ) -> int: ...
+    def use_memory(self, share: float) -> None: ...
     def unfinished(self) -> int: ...
     def stop(self, reason: str) -> None: ...
     def sessions(self) -> list[Session]: ...
@@ -336,7 +421,14 @@ class Router(Verbs):
     ) -> Callable[[_BatchHandler], _BatchHandler]: ...
     def unsubscribe(self, channel: int) -> None: ...
     def request(
-        self, channel: int, data: Buffer, timeout: float | None = ..., *, to: int | None = None
+        self,
+        channel: int,
+        data: Buffer,
+        timeout: float | None = ...,
+        *,
+        to: int | None = None,
+        key: Buffer | str | int | None = None,
+        policy: Any = None,
     ) -> Request: ...
 
 # -------------------------------------------------------------------------- the core's own helpers
@@ -467,7 +559,14 @@ class ThreadScheduler(Scheduler):
 class Outbound(Verbs):
     def __new__(cls, scheduler: ThreadScheduler, ring_size: int) -> Self: ...
     def request(
-        self, channel: int, data: Buffer, timeout: float | None = ..., *, to: int | None = None
+        self,
+        channel: int,
+        data: Buffer,
+        timeout: float | None = ...,
+        *,
+        to: int | None = None,
+        key: Buffer | str | int | None = None,
+        policy: Any = None,
     ) -> Any: ...
     def on_wake(self) -> None: ...
     def make_call(self, function: Callable[..., object], arguments: tuple[Any, ...]) -> None: ...

@@ -29,7 +29,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SI
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF, Py_XINCREF
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.math cimport INFINITY
+from libc.math cimport INFINITY, exp, log as c_log
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memmove, memset
@@ -49,6 +49,7 @@ include "_core_parts/ring.pxi"
 include "_core_parts/dispatch.pxi"
 include "_core_parts/status.pxi"
 include "_core_parts/routes.pxi"
+include "_core_parts/balance.pxi"
 include "_core_parts/verbs.pxi"
 include "_core_parts/router.pxi"
 include "_core_parts/control.pxi"

@@ -29,3 +29,4 @@ class LibraryChannel(IntEnum):
     REJECT = 65515
     RELAY = 65516
     STATE = 65517
+    MEMORY = 65518

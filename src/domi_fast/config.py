@@ -174,6 +174,12 @@ class NodeConfig(EndpointConfig):
     :ivar drain_timeout: seconds that ``close`` waits for handlers and queues.
     :ivar roll_deadline: seconds to finish in when a newer version of the name has come, and this
         node drains by itself; None stays.
+    :ivar weight: how much of the others' messages the node is to get, beside the other subscribers,
+        where a weighted policy chooses; above 0.
+    :ivar balance: the policy of every channel that has none of its own: a name, or an object
+        (:mod:`domi_fast.balance`).
+    :ivar memory_interval: seconds between two looks at how much memory this machine (or this
+        cgroup) uses, which the peers are told, for ``least_memory``.
     :ivar lease_ttl: seconds after which the registry forgets a node that has died.
     :ivar queue_limit: bytes that may wait for one peer before sending to it raises Overloaded.
     :ivar frame_limit: the largest frame in bytes, header included.
@@ -200,6 +206,9 @@ class NodeConfig(EndpointConfig):
     start_timeout: float = 5.0
     drain_timeout: float = 2.0
     roll_deadline: float | None = 30.0
+    weight: float = 1.0
+    balance: Any = "round_robin"
+    memory_interval: float = 1.0
     lease_ttl: float = 3.0
     queue_limit: int = 16 * MIB
     frame_limit: int = 16 * MIB
@@ -236,6 +245,8 @@ class NodeConfig(EndpointConfig):
         self._check_range("handshake_timeout", 0.01, 60)
         self._check_range("start_timeout", 0, 3600)
         self._check_range("drain_timeout", 0, 3600)
+        self._check_range("weight", 1e-6, 1e6)
+        self._check_range("memory_interval", 0.01, 3600)
         if self.roll_deadline is not None:
             self._check_range("roll_deadline", 0, 3600)
         self._check_range("lease_ttl", 0.1, 3600)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import random
 import time
@@ -62,6 +63,7 @@ class NodeInfo:
     unix_path: str | None
     instance: bytes
     machine: str
+    weight: float = 1.0
 
     @property
     def claim(self) -> tuple[int, bytes]:
@@ -78,6 +80,7 @@ class NodeInfo:
                 "unix_path": self.unix_path,
                 "instance": self.instance.hex(),
                 "machine": self.machine,
+                "weight": self.weight,
             }
         ).encode()
 
@@ -99,11 +102,14 @@ class NodeInfo:
                 unix_path=None if fields["unix_path"] is None else str(fields["unix_path"]),
                 instance=bytes.fromhex(fields["instance"]),
                 machine=str(fields["machine"]),
+                weight=float(fields.get("weight", 1.0)),
             )
         except (KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"its value is not what a node writes: {error!r}") from None
         if not 0 <= info.port <= 65535:
             raise ValueError(f"port {info.port} is not a port")
+        if not 0 < info.weight < math.inf:
+            raise ValueError(f"weight {info.weight} is not above 0")
         parse_version(info.version)
         return info
 
@@ -255,6 +261,7 @@ class Membership:
             unix_path=config.unix_path and os.path.abspath(config.unix_path),
             instance=self._instance,
             machine=self.machine,
+            weight=config.weight,
         )
         try:
             claim = await self._registry.claim(keys, info.encode(), lease)

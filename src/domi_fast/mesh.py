@@ -24,6 +24,7 @@ from .config import NodeConfig, is_loopback, parse_version
 from .errors import AuthError, DomiError, FrameError, PeerLost, TryAgain
 from .handshake import Offer, decode_welcome, encode_welcome
 from .membership import Membership, NodeInfo
+from .memory import used_share
 from .peer import Peer
 from .registry.base import Registry
 
@@ -99,6 +100,7 @@ class Mesh:
         snapshot = await self._members.join(self._port)
         self._spawn(self._members.follow(snapshot))
         self._spawn(self._members.keep())
+        self._spawn(self._watch_memory())
         expected = set(self._members.view) - {self.id}
         for machine in expected:
             self._want(machine)
@@ -118,6 +120,15 @@ class Mesh:
                 missing,
                 self._config.start_timeout,
             )
+
+    async def _watch_memory(self) -> None:
+        while True:
+            try:
+                self._router.use_memory(used_share())
+            except OSError as error:
+                log.warning("cannot tell how much memory is used: %s", error)
+                return
+            await asyncio.sleep(self._config.memory_interval)
 
     async def enter_state(self, state: int) -> None:
         """Take new work or none; return when every peer knows, and what it sent before is here.
@@ -172,6 +183,7 @@ class Mesh:
         """See :class:`~domi_fast.membership.Follower`, for this and the next three."""
         if machine != self.id:
             self._router.identify(machine)
+            self._weigh(machine, self._config.weight)
         log.info(
             "node %d: %s listens on %s:%d",
             self.id,
@@ -186,6 +198,7 @@ class Mesh:
 
     def seen(self, infos: Iterable[NodeInfo]) -> None:
         for info in infos:
+            self._weigh(info.id, info.weight)
             session = self._router.session(info.id)
             if info.id == self.id or session is None:
                 continue
@@ -194,6 +207,11 @@ class Mesh:
                 session.close("the machine id is leased to another node")
             elif offer.epoch < info.epoch and offer.instance != info.instance:
                 session.close("a newer node has this machine id")
+
+    def _weigh(self, machine: int, weight: float) -> None:
+        session = self._router.session(machine)
+        if session is not None:
+            session.candidate.weight = weight
 
     def members_changed(self, joined: set[int]) -> None:
         for machine in joined:
@@ -395,6 +413,9 @@ class Mesh:
 
     def joined(self, session: Session) -> None:
         """The handshake of this session is complete."""
+        known = self._members.view.get(session.peer)
+        if known is not None and not session.is_guest:
+            self._weigh(session.peer, known.weight)
         welcome = self._dialled.get(session)
         if welcome is not None and not welcome.done():
             welcome.set_result(None)

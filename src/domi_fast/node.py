@@ -71,6 +71,10 @@ class Node(Endpoint):
         self.request = router.request
         self.drained = router.drained
         self.subscribers = router.subscribers
+        self.balance = router.balance
+        self.choose = router.choose
+        router.own_address = config.host.encode()
+        router.balance(None, None if config.balance == "round_robin" else config.balance)
 
     async def start(self) -> None:
         """Join the cluster.

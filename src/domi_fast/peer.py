@@ -53,5 +53,21 @@ class Peer:
         """Bytes that wait to be sent to it."""
         return self._session.queued
 
+    @property
+    def weight(self) -> float:
+        """How much it is to get, beside others, where a weighted policy chooses."""
+        return self._session.candidate.weight
+
+    @property
+    def outstanding(self) -> int:
+        """Requests that it was sent and that have not ended."""
+        return self._session.candidate.outstanding
+
+    @property
+    def memory(self) -> float | None:
+        """The share of its memory that it uses, 0-1; None until it has said."""
+        share = self._session.candidate.memory
+        return None if share < 0 else share
+
     def __repr__(self) -> str:
         return f"<Peer {self.id} {self.name!r} {self.address}>"

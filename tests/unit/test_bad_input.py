@@ -64,7 +64,7 @@ class Stranger:
             for frame in self.decoder.feed(raw):
                 if frame.channel == reference.HEARTBEAT:
                     self.heartbeats += 1
-                else:
+                elif frame.channel != reference.MEMORY:  # said whenever it has changed
                     self.ready.append(frame)
         return self.ready.pop(0)
 
@@ -755,6 +755,31 @@ async def test_malformed_states(
         assert scene.node.subscribers(60) == []
 
 
+MEMORIES = {
+    "half a number": (b"\x10", b""),
+    "a number and a half": (b"\x10\0\0", b""),
+    "more than all": (b"\xe9\x03", b""),
+    "an extend": (b"\x10\0", b"\0"),
+}
+
+
+@pytest.mark.parametrize("row", list(MEMORIES))
+async def test_malformed_shares_of_memory(
+    row: str, registry_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, extend = MEMORIES[row]
+    async with (
+        arena(registry_url, caplog) as scene,
+        extended(scene.node, registry_url, channels=(60,)) as peer,
+    ):
+        await peer.say(reference.encode(reference.MEMORY, b"\xe8\x03"))
+        await peer.settled()
+        assert scene.node.peers[7].memory == 1.0
+        await peer.say(reference.encode(reference.MEMORY, data, extend))
+        assert await peer.closed() == []
+        scene.refused("a malformed share of memory")
+
+
 async def test_a_state_is_heard_behind_what_was_sent_before(
     registry_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -956,7 +981,7 @@ async def test_library_channels_that_have_no_use_on_the_session(
         scene.unharmed()
 
 
-@pytest.mark.parametrize("channel", [65500, 65506, 65518, 65535])
+@pytest.mark.parametrize("channel", [65500, 65506, 65519, 65535])
 async def test_a_request_on_a_library_channel_that_nobody_serves(
     channel: int, registry_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

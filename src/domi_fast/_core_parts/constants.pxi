@@ -132,6 +132,7 @@ cdef enum:
     CH_REJECT = 65515
     CH_RELAY = 65516
     CH_STATE = 65517
+    CH_MEMORY = 65518
 
 # First byte of an extend of odd size, which only peers that offered it get (docs/protocol.md).
 cdef enum:

@@ -24,6 +24,8 @@ cdef bint handle_library(Router router, Session session, RawFrame* frame) except
         handle_subscriptions(router, session, frame)
     elif channel == CH_STATE:
         handle_state(router, session, frame)
+    elif channel == CH_MEMORY:
+        handle_memory(router, session, frame)
     elif channel == CH_REJECT:
         handle_reject(router, session, frame)
     elif channel == CH_RELAY and session.role == ROLE_GUEST:

@@ -582,18 +582,30 @@ cdef class Request:
 
     # --------------------------------------------------------------------------------- its one end
 
-    cdef int release(self) except -1:
+    cdef int release(self, bint answered=False) except -1:
         # Leaves the slot, the wheel and the session.
         cdef Router router = self.router
         cdef uint32_t slot
         if router is None:
             return 0
+        if self.candidate is not None:
+            self.candidate.outstanding -= 1
+            if self.began:
+                self.measure(answered)
         slot = <uint32_t>(self.correlation & SLOT_MASK)
         router.engine.wheel.remove(&self.deadline.node)
         router.free_slot(slot)
         self.router = None
         self.session = None
         self.correlation = 0
+        return 0
+
+    cdef int measure(self, bint answered) except -1:
+        cdef uint64_t now = monotonic_ns()
+        cdef double latency = <double>(now - self.began)
+        # A failure may be quick, which is no merit.
+        if answered or latency > self.candidate.latency_ns:
+            self.candidate.answered_in(latency, now)
         return 0
 
     cdef int settle(self, int state, object value, bint inline_wake) except -1:
@@ -606,7 +618,7 @@ cdef class Request:
         cdef Router router = self.router
         if self.state != REQUEST_PENDING:
             return 0
-        self.release()
+        self.release(state == REQUEST_DONE)
         self.state = state
         self.result_value = value
         self.blocking = False

@@ -49,6 +49,8 @@ cdef inline Session pick(Router router, int number, object to):
     # The session that a message on this channel goes to next.
     router.require_engine()
     if to is None and router.channels[number].route is not NULL:
+        if router.balanced:
+            return choose_session(router, number, None, None)
         return route_next(router.channels[number].route)
     return router.pick_named(number, to)
 
@@ -92,6 +94,10 @@ cdef class Router:
         self.busy_ns = <uint64_t>(busy_poll * 1e9)
         self.on_error = on_error
         self.guests = {}
+        self.policies = {}
+        self.named_policies = {}
+        self.by_key = KeyHash()
+        self.own_memory = -1
         self.totals = {}
         self.tasks = set()
         self.reporters = []
@@ -138,6 +144,7 @@ cdef class Router:
             (<Session><object>self.peers[machine]).fail("the machine id is this node's own now")
         self.id = machine
         self.loopback = Session(self, -1, ROLE_LOOPBACK, "itself", peer=machine)
+        self.loopback.candidate = Candidate(machine)
         self.peers_set(machine, self.loopback)
         for channel in range(MAX_CHANNELS):
             if is_local(self, channel):
@@ -163,6 +170,66 @@ cdef class Router:
                 say_state(self, session)
                 session.flush()
         self.mesh.routes_changed()
+
+    def balance(self, channel, policy):
+        """Choose by this policy from now on whom the messages on a channel go to.
+
+        :param channel: an int; None for every channel that has no policy of its own.
+        :param policy: as :func:`policy_of` takes it; None takes the policy off.
+        """
+        cdef CorePolicy core = None if policy is None else policy_of(policy)
+        if channel is None:
+            self.policy = core
+        elif core is None:
+            self.policies.pop(channel_number(channel), None)
+        else:
+            self.policies[channel_number(channel)] = core
+        self.balanced = self.policy is not None or len(self.policies) > 0
+        self.measures |= self.balanced
+
+    cdef object chosen(self, int channel, object to, object key, object policy):
+        self.require_engine()
+        return self.choose_peer(channel, to, key, policy)
+
+    cdef object choose_peer(self, int channel, object to, object key, object policy):
+        # From any thread, with the GIL held, while the node runs.
+        cdef CorePolicy core = None
+        if to is not None:
+            raise ValueError(
+                "to= names the node, and key= and policy= would choose it: give one of them")
+        if self.uplink is not None:
+            raise errors.DomiError(
+                "a guest's node chooses by its own policies: key= and policy= are for nodes",
+                channel=channel)
+        self.measures = True
+        if isinstance(policy, str):
+            core = self.named_policies.get(policy)
+            if core is None:
+                core = self.named_policies[policy] = policy_of(policy)
+        elif policy is not None:
+            core = policy_of(policy)
+        return choose_session(self, channel, core, key).peer
+
+    def choose(self, channel, *, key=None, policy=None):
+        """The machine id of the subscriber to which a message on the channel would go now.
+
+        Raises as ``notify`` does when there is none.
+        """
+        return self.chosen(channel_number(channel), None, key, policy)
+
+    def use_memory(self, double share):
+        """This node uses that share of its memory, 0-1; the peers are told when it has changed."""
+        cdef Session session
+        cdef int used = <int>(min(max(share, 0.0), 1.0) * 1000.0 + 0.5)
+        if self.loopback is not None:
+            self.loopback.candidate.memory = used * 0.001
+        if self.own_memory >= 0 and abs(used - self.own_memory) < MEMORY_STEP:
+            return
+        self.own_memory = used
+        for session in self.sessions():
+            if session.extended and session.role in (ROLE_DIALLER, ROLE_ACCEPTOR):
+                say_memory(self, session)
+                session.flush()
 
     def unfinished(self):
         """Requests whose handlers have returned without an answer, and those of guests that are on
@@ -513,6 +580,11 @@ cdef class Router:
         request.deadline.node.kind = TIMER_REQUEST
         request.deadline.owner = <PyObject*>request
         request.timeout = seconds
+        if session.candidate is not None:
+            request.candidate = session.candidate
+            request.candidate.outstanding += 1
+            if self.measures:
+                request.began = monotonic_ns()
         Py_INCREF(request)
         self.slots[slot] = <PyObject*>request
         if 0.0 <= seconds < INFINITY:
@@ -832,6 +904,7 @@ cdef class Router:
             self.uplink = session
             announce_to(self, session, SUBSCRIBED_ALL, local_channels(self))
         else:
+            session.candidate = Candidate(session.peer)
             if self.peers[session.peer] is not NULL:
                 older = <Session><object>self.peers[session.peer]      # the slot may hold the last
                 older.fail("replaced by a newer session")

@@ -23,12 +23,15 @@ cdef int route_add(Route** place, Session session) except -1:
             return 0
     if route.count == route.capacity:
         capacity = max(<uint32_t>4, route.capacity * 2)
-        members = <PyObject**>realloc(route.members, capacity * sizeof(PyObject*))
+        members = <PyObject**>realloc(route.members, 2 * capacity * sizeof(PyObject*))
         if members is NULL:
             raise MemoryError
+        memmove(members + capacity, members + route.capacity, route.count * sizeof(PyObject*))
         route.members = members
+        route.candidates = members + capacity
         route.capacity = capacity
     route.members[route.count] = <PyObject*>session
+    route.candidates[route.count] = <PyObject*>session.candidate
     route.count += 1
     return 0
 
@@ -43,6 +46,8 @@ cdef void route_remove(Route** place, Session session) noexcept:
         if route.members[i] is <PyObject*>session:
             route.count -= 1
             memmove(&route.members[i], &route.members[i + 1],
+                    (route.count - i) * sizeof(PyObject*))
+            memmove(&route.candidates[i], &route.candidates[i + 1],
                     (route.count - i) * sizeof(PyObject*))
             if route.cursor > i:
                 route.cursor -= 1
@@ -215,10 +220,31 @@ cdef int greet(Router router, Session session) except -1:
     # more before it sends anything has an empty one first.
     channels = local_channels(router)
     if router.state == STATE_SERVING:
-        return announce_to(router, session, SUBSCRIBED_ALL, channels)
-    announce_to(router, session, SUBSCRIBED_ALL, ())
-    say_state(router, session)
-    return announce_to(router, session, SUBSCRIBED_ADD, channels)
+        announce_to(router, session, SUBSCRIBED_ALL, channels)
+    else:
+        announce_to(router, session, SUBSCRIBED_ALL, ())
+        say_state(router, session)
+        announce_to(router, session, SUBSCRIBED_ADD, channels)
+    return say_memory(router, session)
+
+
+cdef int say_memory(Router router, Session session) except -1:
+    cdef uint8_t used[2]
+    if router.own_memory >= 0 and session.state != SESSION_CLOSED:
+        store16(used, <uint16_t>router.own_memory)
+        append_frame(session.queue, CH_MEMORY, used, 2, NULL, 0, NULL)
+        router.engine.mark_dirty(session)
+    return 0
+
+
+cdef int handle_memory(Router router, Session session, RawFrame* frame) except -1:
+    if session.role == ROLE_GUEST or session.role == ROLE_UPLINK:
+        return router.count("dropped_not_negotiated")
+    if frame.size != 2 or frame.extend_size != 0 or load16(frame.data) > 1000:
+        session.fail("a malformed share of memory", True)
+        return 0
+    session.candidate.memory = load16(frame.data) * 0.001
+    return 0
 
 
 cdef int say_state(Router router, Session session) except -1:

@@ -212,6 +212,11 @@ cdef class Outbound(Verbs):
             raise self.full(channel)
         return 0
 
+    cdef object chosen(self, int channel, object to, object key, object policy):
+        if not self.is_here():
+            return self.router.chosen(channel, to, key, policy)
+        return self.router.choose_peer(channel, to, key, policy)
+
     cdef int send_notify(self, int channel, object data, object to) except -1:
         if not self.is_here():
             return self.router.send_notify(channel, data, to)

@@ -20,7 +20,7 @@ cdef int check_channel(object channel) except -1:
         raise ValueError(
             f"channel {channel}: users have 50-65499; the library's own channels are "
             "members of LibraryChannel")
-    if CH_NIL < number <= CH_STATE:
+    if CH_NIL < number <= CH_MEMORY:
         raise ValueError(f"channel {number} ({channel.name}) is served by the core")
     return <int>number
 
@@ -44,18 +44,30 @@ cdef class Verbs:
     cdef int send_stages(self, list channels, object data) except -1:
         raise NotImplementedError
 
-    def notify(self, channel, data, *, to=None):
-        """Send to one subscriber, round robin; no answer.
+    cdef object chosen(self, int channel, object to, object key, object policy):
+        # The machine id of the subscriber that a policy chooses.
+        raise NotImplementedError
+
+    def notify(self, channel, data, *, to=None, key=None, policy=None):
+        """Send to one subscriber; no answer.
 
         :param channel: 50-65499.
         :param data: bytes-like.
-        :param to: machine id of the subscriber that shall get it.
+        :param to: machine id of the subscriber that shall get it. Without it, the channel's policy
+            chooses: round robin, unless another was set.
+        :param key: a str, bytes or an int, for policies that go by one; where the channel has no
+            policy, the same subscriber for the same key.
+        :param policy: for this message: a name, or an object (:mod:`domi_fast.balance`).
+        :raises ValueError: there is no such policy, or it goes by a key and none was given.
         :raises NoSubscriber: nobody subscribes (or ``to`` does not).
         :raises PeerLost: there is no session with ``to``.
         :raises Overloaded: too much waits for that subscriber already.
         :raises FrameError: the data is larger than a frame may be.
         """
-        self.send_notify(channel_number(channel), data, to)
+        cdef int number = channel_number(channel)
+        if key is not None or policy is not None:
+            to = self.chosen(number, to, key, policy)
+        self.send_notify(number, data, to)
 
     def publish(self, channel, data, *, to=None):
         """Send to every subscriber; no answer.
@@ -70,18 +82,21 @@ cdef class Verbs:
         """
         return self.send_publish(channel_number(channel), data, to)
 
-    def call(self, channel, data, reply_channel, *, to=None):
-        """Send to one subscriber, round robin; its reply arrives here on ``reply_channel``.
+    def call(self, channel, data, reply_channel, *, to=None, key=None, policy=None):
+        """Send to one subscriber; its reply arrives here on ``reply_channel``.
 
-        Raises as :meth:`notify` does.
+        Chooses and raises as :meth:`notify` does.
         """
-        self.send_call(channel_number(channel), data, channel_number(reply_channel), to)
+        cdef int number = channel_number(channel)
+        if key is not None or policy is not None:
+            to = self.chosen(number, to, key, policy)
+        self.send_call(number, data, channel_number(reply_channel), to)
 
-    def request(self, channel, data, timeout=..., *, to=None):
-        """Send to one subscriber, round robin, and await its answer.
+    def request(self, channel, data, timeout=..., *, to=None, key=None, policy=None):
+        """Send to one subscriber, and await its answer.
 
         A plain function: the message is on its way when it returns. Await what it returns for the
-        answer, bytes. A request has exactly one outcome.
+        answer, bytes. A request has exactly one outcome. Chooses as :meth:`notify` does.
 
         :param timeout: seconds, None for no deadline; by default the node's ``request_timeout``.
             The deadline travels with the message.
@@ -91,7 +106,10 @@ cdef class Verbs:
         :raises DeadlineExceeded: (awaited) no answer in time; at once when ``timeout`` is not
             above zero.
         """
-        return self.send_request(channel_number(channel), data, timeout, to)
+        cdef int number = channel_number(channel)
+        if key is not None or policy is not None:
+            to = self.chosen(number, to, key, policy)
+        return self.send_request(number, data, timeout, to)
 
     def ventilator(self, channels, data):
         """Start a pipeline: the stages get the message one after the other, each calling ``next``.

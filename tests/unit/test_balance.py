@@ -1,0 +1,498 @@
+"""The policies: whom they choose, how often, and what moves when somebody leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from domi_fast import Context, DomiError, Node, NoSubscriber, Overloaded, Serial, connect
+from domi_fast.balance import (
+    POLICIES,
+    Candidate,
+    KeyHash,
+    LeastConnections,
+    LeastMemory,
+    PeakEwma,
+    Random,
+    RoundRobin,
+    WeightedRandom,
+    WeightedRoundRobin,
+)
+from domi_fast.memory import used_share
+from tests.support import nodes, until
+
+WORK = 50
+CHOICES = 100_000
+
+
+def some(count: int, weights: Sequence[float] = ()) -> list[Candidate]:
+    return [
+        Candidate(number, weight=weights[number] if weights else 1.0) for number in range(count)
+    ]
+
+
+def chosen(policy: Any, candidates: list[Candidate], count: int = CHOICES) -> list[int]:
+    """How often each was chosen."""
+    found = Counter(policy.choose(candidates).id for _ in range(count))
+    return [found[candidate.id] for candidate in candidates]
+
+
+def is_likely(counts: Sequence[int], expected: Sequence[float]) -> bool:
+    """A chi-square test: whether the counts are what the probabilities give, but once in 10**6."""
+    total = sum(counts)
+    statistic = sum(
+        (count - total * share) ** 2 / (total * share)
+        for count, share in zip(counts, expected, strict=True)
+    )
+    # The Wilson-Hilferty approximation of the quantile; 4.753 is the normal one's.
+    freedom = len(counts) - 1
+    bound = freedom * (1 - 2 / (9 * freedom) + 4.753 * math.sqrt(2 / (9 * freedom))) ** 3
+    return statistic < bound
+
+
+# ----------------------------------------------------------------------------------- distributions
+
+
+def test_the_chi_square_test_sees_a_bias_of_one_in_fifty() -> None:
+    assert is_likely([25_000] * 4, [0.25] * 4)
+    assert not is_likely([25_500, 24_500, 25_500, 24_500], [0.25] * 4)
+
+
+def test_round_robin_is_exact() -> None:
+    candidates = some(4)
+    policy = RoundRobin()
+    assert [policy.choose(candidates).id for _ in range(8)] == [0, 1, 2, 3] * 2
+
+
+def test_weighted_round_robin_is_exact_and_smooth() -> None:
+    policy = WeightedRoundRobin()
+    candidates = [Candidate(name, weight=weight) for name, weight in (("a", 5), ("b", 1), ("c", 1))]
+    # The sequence of nginx's own description of the algorithm.
+    assert "".join(policy.choose(candidates).id for _ in range(14)) == "aabacaa" * 2
+
+
+def test_weighted_round_robin_follows_who_comes_and_goes() -> None:
+    policy = WeightedRoundRobin()
+    for first in range(0, 300, 3):
+        candidates = [Candidate(first + number, weight=number + 1) for number in range(3)]
+        assert chosen(policy, candidates, 600) == [100, 200, 300]
+
+
+@pytest.mark.parametrize("weights", [[1, 2, 3, 4], [0.5, 0.25, 10, 100], [7]])
+@pytest.mark.parametrize("kind", [WeightedRoundRobin, WeightedRandom])
+def test_weights_are_honoured_within_one_percent(
+    kind: Callable[[], Any], weights: list[float]
+) -> None:
+    policy = WeightedRandom(7) if kind is WeightedRandom else kind()
+    counts = chosen(policy, some(len(weights), weights), 1_000_000)
+    for count, weight in zip(counts, weights, strict=True):
+        share = weight / sum(weights)
+        assert abs(count / 1_000_000 - share) <= 0.01
+        if share > 0.05:
+            assert abs(count / 1_000_000 / share - 1) <= 0.01
+
+
+@pytest.mark.parametrize("count", [2, 3, 7, 100])
+def test_random_is_even(count: int) -> None:
+    assert is_likely(chosen(Random(count), some(count)), [1 / count] * count)
+
+
+def test_weighted_random_is_as_likely_as_its_weights() -> None:
+    weights = [1.0, 2.0, 3.0, 4.0]
+    counts = chosen(WeightedRandom(1), some(4, weights))
+    assert is_likely(counts, [weight / 10 for weight in weights])
+
+
+@pytest.mark.parametrize("kind", [Random, WeightedRandom, PeakEwma])
+def test_a_seed_gives_the_same_choices(kind: Callable[..., Any]) -> None:
+    candidates = some(5)
+    one, same, other, unseeded = kind(3), kind(3), kind(4), kind()
+    choices = [[p.choose(candidates).id for _ in range(50)] for p in (one, same, other, unseeded)]
+    assert choices[0] == choices[1]
+    assert len({tuple(each) for each in choices}) == 3
+
+
+def test_hashed_keys_are_spread_evenly() -> None:
+    policy, candidates = KeyHash(), some(10)
+    found = Counter(policy.choose(candidates, f"user-{n}").id for n in range(CHOICES))
+    assert is_likely([found[number] for number in range(10)], [0.1] * 10)
+
+
+def test_hashed_keys_honour_weights() -> None:
+    weights = [1.0, 2.0, 3.0, 4.0]
+    policy, candidates = KeyHash(), some(4, weights)
+    found = Counter(policy.choose(candidates, f"user-{n}").id for n in range(CHOICES))
+    assert is_likely([found[number] for number in range(4)], [w / 10 for w in weights])
+
+
+def test_only_the_keys_of_who_leaves_move() -> None:
+    policy, candidates = KeyHash(), some(10)
+    keys = [f"/data/{number}" for number in range(20_000)]
+    before = {key: policy.choose(candidates, key).id for key in keys}
+    gone = candidates.pop(3)
+    after = {key: policy.choose(candidates, key).id for key in keys}
+    moved = [key for key in keys if before[key] != after[key]]
+    assert moved == [key for key in keys if before[key] == gone.id]
+    assert abs(len(moved) / len(keys) - 1 / 10) < 0.01
+    # They are spread over all who are left, and come back with who has left.
+    assert is_likely(
+        [sum(after[key] == each.id for key in moved) for each in candidates], [1 / 9] * 9
+    )
+    candidates.append(gone)
+    assert {key: policy.choose(candidates, key).id for key in keys} == before
+
+
+def test_hashing_is_the_same_in_every_process() -> None:
+    """Fixed for ever: nodes of different versions of this library must agree."""
+    policy, candidates = KeyHash(), some(5)
+    assert [
+        policy.choose(candidates, key).id for key in ("a", b"a", "/data/video", "ü", 7, "7")
+    ] == [
+        policy.choose(candidates, key).id
+        for key in (b"a", "a", b"/data/video", "ü".encode(), "7", 7)
+    ]
+    assert [policy.choose(candidates, f"k{n}").id for n in range(12)] == KNOWN
+
+
+KNOWN = [2, 0, 1, 3, 4, 4, 1, 3, 3, 2, 4, 4]
+
+
+@pytest.mark.parametrize("key", [None, 1.5, True, ["a"]])
+def test_what_is_no_key(key: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match="key"):
+        KeyHash().choose(some(2), key)
+
+
+def test_least_connections() -> None:
+    policy, candidates = LeastConnections(), some(4)
+    # Who is equal gets its turn.
+    assert chosen(policy, candidates, 400) == [100] * 4
+    for candidate, outstanding in zip(candidates, (3, 1, 2, 1), strict=True):
+        candidate.outstanding = outstanding
+    assert chosen(policy, candidates, 100) == [0, 50, 0, 50]
+    candidates[2].outstanding = 0
+    assert chosen(policy, candidates, 10) == [0, 0, 10, 0]
+
+
+def test_least_memory_and_the_ninety_percent() -> None:
+    policy, candidates = LeastMemory(), some(3)
+    for candidate, memory in zip(candidates, (0.5, 0.2, 0.95), strict=True):
+        candidate.memory = memory
+    assert chosen(policy, candidates, 10) == [0, 10, 0]
+    candidates[1].memory = 0.901
+    assert chosen(policy, candidates, 10) == [10, 0, 0]
+    candidates[0].memory = 0.9
+    assert chosen(policy, candidates, 10) == [10, 0, 0]
+    candidates[0].memory = 0.91
+    with pytest.raises(Overloaded, match="each of 3 uses over 90% of its memory") as caught:
+        policy.choose(candidates)
+    assert caught.value.limit == 0.9
+    # One that has not said is better than one that is full, and worse than any other.
+    candidates[2].memory = -1.0
+    assert chosen(policy, candidates, 10) == [0, 0, 10]
+    candidates[1].memory = 0.89
+    assert chosen(policy, candidates, 10) == [0, 10, 0]
+
+
+def test_peak_ewma_prefers_who_answers_first() -> None:
+    policy, candidates = PeakEwma(5), some(4)
+    # Who has yet to be tried is as good as any other such.
+    assert is_likely(chosen(policy, candidates, 20_000), [0.25] * 4)
+    for candidate in candidates:
+        candidate.observe(0.001)
+    candidates[0].observe(0.1)
+    counts = chosen(policy, candidates, 20_000)
+    assert counts[0] == 0
+    # Who has much to do is as good as slow.
+    candidates[1].outstanding = 50
+    assert chosen(policy, candidates, 1000)[:2] != [0, 0]
+    assert chosen(policy, [candidates[1], candidates[2]], 1000) == [0, 1000]
+
+
+def test_a_latency_rises_at_once_and_falls_by_and_by() -> None:
+    candidate = Candidate(1)
+    assert candidate.latency == 0.0
+    candidate.observe(0.002)
+    assert candidate.latency == pytest.approx(0.002)
+    candidate.observe(0.5)
+    assert candidate.latency == pytest.approx(0.5)
+    candidate.observe(0.002)
+    assert 0.4 < candidate.latency < 0.5
+
+
+@pytest.mark.parametrize("name", list(POLICIES))
+def test_every_policy_chooses_one_of_them(name: str) -> None:
+    policy = POLICIES[name]()
+    for count in (1, 2, 5):
+        candidates = some(count)
+        for _ in range(20):
+            assert policy.choose(candidates, "key") in candidates
+    with pytest.raises(ValueError, match="no candidates"):
+        policy.choose([], "key")
+    with pytest.raises(TypeError, match="is not a Candidate"):
+        policy.choose([object()], "key")  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("weight", [0, -1, math.inf, math.nan])
+def test_a_weight_is_above_zero(weight: float) -> None:
+    with pytest.raises(ValueError, match="weight"):
+        Candidate(1, weight=weight)
+
+
+# ---------------------------------------------------------------------------------------- at a node
+
+
+def name_on(node: Node) -> None:
+    node.subscribe(WORK, lambda ctx: ctx.reply(b"%d" % node.id))
+
+
+async def answers(node: Node, count: int, **how: Any) -> Counter[int]:
+    return Counter([int(await node.request(WORK, b"", **how)) for _ in range(count)])
+
+
+async def test_a_policy_for_a_channel_and_for_a_message(registry_url: str) -> None:
+    async with nodes(registry_url, "a", "b", "c", "d") as (a, *servers):
+        for node in servers:
+            name_on(node)
+        ids = {node.id for node in servers}
+        await a.wait_subscribed(WORK, 3, timeout=5)
+        assert await answers(a, 30) == dict.fromkeys(ids, 10)
+        one = a.choose(WORK, key="user-7")
+        assert await answers(a, 10, key="user-7") == {one: 10}
+        assert servers[0].choose(WORK, key="user-7") == one
+        a.balance(WORK, "url_hash")
+        assert await answers(a, 10, key="user-7") == {one: 10}
+        with pytest.raises(ValueError, match="goes by a key"):
+            a.request(WORK, b"")
+        assert len(await answers(a, 40, policy="random")) == 3
+        a.balance(WORK, "ip_hash")
+        assert len(await answers(a, 10)) == 1
+        assert await answers(a, 10, key="user-7") == {one: 10}
+        a.balance(WORK, None)
+        assert await answers(a, 30) == dict.fromkeys(ids, 10)
+
+
+async def test_the_policy_of_a_node(registry_url: str) -> None:
+    async with nodes(registry_url, "a", "b", balance="ip_hash") as (a, b):
+        name_on(a)
+        name_on(b)
+        await a.wait_subscribed(WORK, 2, timeout=5)
+        assert len(await answers(a, 10)) == 1
+        a.balance(WORK, "round_robin")
+        assert await answers(a, 10) == {a.id: 5, b.id: 5}
+        a.balance(WORK, None)
+        a.balance(None, None)
+        assert await answers(a, 10) == {a.id: 5, b.id: 5}
+
+
+async def test_weights_come_with_the_registration(registry_url: str) -> None:
+    async with (
+        Node("a", registry=registry_url, balance="weighted_round_robin", weight=2) as a,
+        Node("b", registry=registry_url, weight=3) as b,
+        Node("c", registry=registry_url) as c,
+    ):
+        for node in (a, b, c):
+            name_on(node)
+        await a.wait_subscribed(WORK, 3, timeout=5)
+        assert (a.peers[b.id].weight, a.peers[c.id].weight) == (3.0, 1.0)
+        assert await answers(a, 60) == {a.id: 20, b.id: 30, c.id: 10}
+
+
+async def test_outstanding_requests_count(registry_url: str) -> None:
+    async with nodes(registry_url, "a", "b", "c") as (a, b, c):
+        kept: list[Context] = []
+        b.subscribe(WORK, kept.append)
+        name_on(c)
+        await a.wait_subscribed(WORK, 2, timeout=5)
+        waiting = [a.request(WORK, b"", to=b.id, timeout=None) for _ in range(3)]
+        assert (a.peers[b.id].outstanding, a.peers[c.id].outstanding) == (3, 0)
+        a.balance(WORK, "least_connections")
+        assert await answers(a, 10) == {c.id: 10}
+        waiting[0].cancel()
+        assert a.peers[b.id].outstanding == 2
+        await until(lambda: len(kept) == 3)
+        for ctx in kept:
+            ctx.reply(b"")
+        await asyncio.gather(*waiting[1:])
+        assert (a.peers[b.id].outstanding, a.peers[c.id].outstanding) == (0, 0)
+        kept.clear()
+
+
+async def test_peak_ewma_avoids_the_slow_one(registry_url: str) -> None:
+    async with nodes(registry_url, "a", "b", "c", balance="peak_ewma") as (a, b, c):
+
+        async def slow(ctx: Context) -> None:
+            await asyncio.sleep(0.05)
+            ctx.reply(b"%d" % b.id)
+
+        b.subscribe(WORK, slow)
+        name_on(c)
+        await a.wait_subscribed(WORK, 2, timeout=5)
+        found = await answers(a, 200)
+        assert found[c.id] >= 195
+        assert found[b.id] >= 1
+
+
+async def test_the_share_of_memory_that_a_node_uses(
+    registry_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = 0.25
+    monkeypatch.setattr("domi_fast.mesh.used_share", lambda: used)
+    async with nodes(registry_url, "a", "b", memory_interval=0.01) as (a, b):
+        name_on(b)
+        await a.wait_subscribed(WORK, timeout=5)
+        await until(lambda: a.peers[b.id].memory == pytest.approx(0.25))
+        a.balance(WORK, "least_memory")
+        assert await answers(a, 3) == {b.id: 3}
+        used = 0.95
+        await until(lambda: a.peers[b.id].memory == pytest.approx(0.95))
+        with pytest.raises(Overloaded, match="over 90%") as caught:
+            a.request(WORK, b"")
+        assert caught.value.channel == WORK
+        used = 0.5
+        await until(lambda: a.peers[b.id].memory == pytest.approx(0.5))
+        assert await answers(a, 3) == {b.id: 3}
+        async with Node("late", registry=registry_url) as late:
+            await late.wait_peers(2, 5)
+            await until(lambda: late.peers[b.id].memory == pytest.approx(0.5))
+
+
+class Alternate:
+    """A policy of one's own."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[list[int], Any]] = []
+
+    def choose(self, candidates: Sequence[Candidate], key: Any) -> Candidate:
+        self.seen.append(([candidate.id for candidate in candidates], key))
+        return candidates[-1]
+
+
+async def test_a_policy_of_ones_own(registry_url: str) -> None:
+    async with nodes(registry_url, "a", "b", "c") as (a, b, c):
+        name_on(b)
+        await a.wait_subscribed(WORK, timeout=5)
+        name_on(c)
+        await a.wait_subscribed(WORK, 2, timeout=5)
+        policy = Alternate()
+        a.balance(WORK, policy)
+        assert await answers(a, 3) == {c.id: 3}
+        assert await answers(a, 1, key="x") == {c.id: 1}
+        assert policy.seen == [([b.id, c.id], None)] * 3 + [([b.id, c.id], "x")]
+        assert await answers(a, 1, policy=policy) == {c.id: 1}
+
+        class Wrong:
+            def choose(self, candidates: Sequence[Candidate], key: Any) -> Any:
+                return Candidate(99)
+
+        class Raises:
+            def choose(self, candidates: Sequence[Candidate], key: Any) -> Any:
+                b.unsubscribe(WORK)
+                raise LookupError("nobody is good enough")
+
+        with pytest.raises(TypeError, match="none of the candidates"):
+            a.request(WORK, b"", policy=Wrong())
+        with pytest.raises(LookupError, match="nobody is good enough"):
+            a.request(WORK, b"", policy=Raises())
+
+
+async def test_what_is_no_policy(registry_url: str) -> None:
+    with pytest.raises(ValueError, match="policy 'fastest': round_robin, weighted_round_robin"):
+        Node("a", registry=registry_url, balance="fastest")
+    async with nodes(registry_url, "a", "b") as (a, b):
+        name_on(b)
+        await a.wait_subscribed(WORK, timeout=5)
+        with pytest.raises(TypeError, match="has no method choose"):
+            a.balance(WORK, 7)
+        with pytest.raises(TypeError, match="is a class"):
+            a.balance(WORK, Random)
+        with pytest.raises(ValueError, match="users have 50-65499"):
+            a.balance(7, "random")
+        with pytest.raises(ValueError, match="give one of them"):
+            a.notify(WORK, b"", to=b.id, key="x")
+        with pytest.raises(NoSubscriber):
+            a.notify(WORK + 1, b"", key="x")
+        async with await connect(f"tcp://127.0.0.1:{b.port}") as guest:
+            with pytest.raises(DomiError, match="a guest's node chooses"):
+                guest.notify(WORK, b"", key="x")
+
+
+async def test_key_and_policy_from_a_serial_thread(registry_url: str) -> None:
+    async with nodes(registry_url, "a", "b", "c") as (a, b, c):
+        for node in (b, c):
+            name_on(node)
+        await a.wait_subscribed(WORK, 2, timeout=5)
+        found: list[int] = []
+        async with Serial(a, thread=True) as serial:
+
+            def ask() -> None:
+                for _ in range(5):
+                    done = serial.request(WORK, b"", key="user-7")
+                    done.add_done_callback(lambda done: found.append(int(done.result())))
+
+            serial.call_later(0, ask)
+            await until(lambda: len(found) == 5)
+        assert set(found) == {a.choose(WORK, key="user-7")}
+
+
+# ------------------------------------------------------------------------------------------ memory
+
+
+def files(folder: Path, contents: dict[str, str]) -> Path:
+    for name, text in contents.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+MEMINFO = {"meminfo": "MemTotal: 1000 kB\nMemFree: 100 kB\nMemAvailable: 750 kB\n"}
+
+
+def test_memory_of_the_machine(tmp_path: Path) -> None:
+    proc = files(tmp_path / "proc", MEMINFO)
+    assert used_share(proc, tmp_path / "none") == pytest.approx(0.25)
+    assert 0.0 < used_share() <= 1.0
+    with pytest.raises(OSError, match="meminfo"):
+        used_share(files(tmp_path / "odd", {"meminfo": "MemTotal: 1000 kB\n"}), tmp_path)
+
+
+def test_memory_of_a_cgroup_of_version_2(tmp_path: Path) -> None:
+    """A limit of a parent binds, and what can be had back at once is not used."""
+    proc = files(tmp_path / "proc", {**MEMINFO, "self/cgroup": "0::/a/b\n"})
+    cgroups = files(
+        tmp_path / "cgroup",
+        {
+            "a/memory.current": "900",
+            "a/memory.max": "1000",
+            "a/memory.stat": "anon 500\ninactive_file 300\n",
+            "a/b/memory.current": "100",
+            "a/b/memory.max": "max",
+            "a/b/memory.stat": "inactive_file 0\n",
+        },
+    )
+    assert used_share(proc, cgroups) == pytest.approx(0.6)
+    (cgroups / "a/b/memory.max").write_text("125")
+    assert used_share(proc, cgroups) == pytest.approx(0.8)
+
+
+def test_memory_of_a_cgroup_of_version_1(tmp_path: Path) -> None:
+    text = "3:cpu,cpuacct:/x\n2:memory:/not/seen/from/here\n1:name=systemd:/x\n"
+    proc = files(tmp_path / "proc", {**MEMINFO, "self/cgroup": text})
+    cgroups = files(
+        tmp_path / "cgroup",
+        {
+            "memory/memory.usage_in_bytes": "800",
+            "memory/memory.limit_in_bytes": "1000",
+            "memory/memory.stat": "total_inactive_file 100\n",
+        },
+    )
+    assert used_share(proc, cgroups) == pytest.approx(0.7)
+    (cgroups / "memory/memory.limit_in_bytes").write_text(str((1 << 63) - 4096))
+    assert used_share(proc, cgroups) == pytest.approx(0.25)
