@@ -107,9 +107,9 @@ def open_registry(url: str) -> Registry:
 
 
 def _etcd(url: str) -> Registry:
-    from .etcd_url import parse_etcd_url
+    from .server_url import parse_server_url
 
-    endpoints, root, shown = parse_etcd_url(url)
+    endpoints, root, shown = parse_server_url(url)
     from .etcd import EtcdRegistry
 
     return EtcdRegistry(shown, endpoints, root)

@@ -9,18 +9,18 @@ import sys
 import pytest
 
 from domi_fast.registry import RegistryError
-from domi_fast.registry.etcd_url import parse_etcd_url
+from domi_fast.registry.server_url import parse_server_url
 from tests.support import ROOT
 
 
 def test_what_a_url_says() -> None:
-    endpoints, root, shown = parse_etcd_url("etcd://one:1,two,[::1]:3")
+    endpoints, root, shown = parse_server_url("etcd://one:1,two,[::1]:3")
     assert endpoints.addresses == (("one", 1), ("two", 2379), ("::1", 3))
     assert (endpoints.user, endpoints.password, endpoints.ca) == (None, None, None)
     assert root == "domi_fast"
     assert shown == "etcd://one:1,two,[::1]:3"
     url = "etcd://me:se%3Acret@one/clusters/a?ca=/ca.pem&cert=/c.pem&key=/k.pem"
-    endpoints, root, shown = parse_etcd_url(url)
+    endpoints, root, shown = parse_server_url(url)
     assert (endpoints.user, endpoints.password) == ("me", "se:cret")
     assert (endpoints.ca, endpoints.cert, endpoints.key) == ("/ca.pem", "/c.pem", "/k.pem")
     assert root == "clusters/a"
@@ -43,7 +43,7 @@ def test_what_a_url_says() -> None:
 )
 def test_a_url_that_is_not_of_the_form(url: str, message: str) -> None:
     with pytest.raises(RegistryError, match=re.escape(message)) as caught:
-        parse_etcd_url(url)
+        parse_server_url(url)
     assert "etcd://host:2379" in str(caught.value)
 
 
