@@ -34,7 +34,7 @@ from domi_fast.registry.local import LocalRegistry
 from domi_fast.registry.memory import MemoryRegistry
 from domi_fast.registry.opened import OpenedRegistry
 from domi_fast.registry.sqlite import SqliteRegistry
-from tests.servers import Etcd
+from tests.servers import Etcd, ZooKeeper
 
 T = TypeVar("T")
 
@@ -122,6 +122,36 @@ class EtcdBackend(Backend):
         registry._halt()
 
 
+class ZooKeeperBackend(Backend):
+    ttl = 1.0
+    short_ttl = 1.0
+    replays = False
+
+    def __init__(self, server: ZooKeeper, name: str) -> None:
+        self.url = f"{server.url}/{name}"
+
+    def make(self) -> Registry:
+        return open_registry(self.url)
+
+    def hang(self, registry: Registry) -> None:
+        assert isinstance(registry, OpenedRegistry)
+        registry._keep_alive = False
+
+    async def vanish(self, registry: Registry) -> None:
+        from domi_fast.registry.zookeeper import ZooKeeperRegistry
+
+        assert isinstance(registry, ZooKeeperRegistry)
+        registry._halt()
+
+
+@pytest.fixture(scope="module")
+def zookeeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZooKeeper]:
+    server = ZooKeeper(tmp_path_factory.mktemp("zookeeper"))
+    server.start()
+    yield server
+    server.kill()
+
+
 @pytest.fixture(scope="module")
 def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
     server = Etcd(tmp_path_factory.mktemp("etcd"))
@@ -134,10 +164,13 @@ BACKENDS: dict[str, Callable[[pytest.FixtureRequest, Path], Backend]] = {
     "memory": lambda _, path: Memory(path),
     "sqlite": lambda _, path: Sqlite(path),
     "etcd": lambda request, path: EtcdBackend(request.getfixturevalue("etcd"), path.name),
+    "zookeeper": lambda request, path: ZooKeeperBackend(
+        request.getfixturevalue("zookeeper"), path.name
+    ),
 }
 
 
-EXTERNAL = {"etcd": [pytest.mark.external]}
+EXTERNAL = {name: [pytest.mark.external] for name in ("etcd", "zookeeper")}
 
 
 @pytest.fixture(params=[pytest.param(name, marks=EXTERNAL.get(name, ())) for name in BACKENDS])

@@ -59,7 +59,7 @@ class Link(Generic[C]):
         self._lock = threading.Lock()
         self._channel: C | None = None
         self._closed = False
-        self._undoing: set[asyncio.Task[None]] = set()
+        self._undoing: set[asyncio.Task[Any]] = set()
 
     async def call(
         self,
@@ -68,13 +68,14 @@ class Link(Generic[C]):
         again: bool,
         undo: Callable[[C], object] | None = None,
     ) -> T:
-        """What ``work`` returns or raises, done in a thread, after whatever is being undone.
+        """What ``work`` returns or raises, done in a thread, after what nobody waits for any more.
 
         :param again: it may be done twice, so that one of which nobody knows is tried again.
         :param undo: is done afterwards if nobody will know of it: the call was cancelled or failed.
         """
-        if self._undoing:
-            await asyncio.wait(self._undoing)
+        before = self._undoing - {asyncio.current_task()}
+        if before:
+            await asyncio.wait(before)
         end = time.monotonic() + PATIENCE
         job: Future[T] | None = None
         try:
@@ -94,9 +95,12 @@ class Link(Generic[C]):
     def undo(self, work: Callable[[C], object], *, after: Future[Any] | None = None) -> None:
         """Have it done, before any call that follows; nobody hears of its failure."""
         if not self._closed:
-            task = asyncio.ensure_future(self._undo(work, after))
-            self._undoing.add(task)
-            task.add_done_callback(self._undoing.discard)
+            self.finish(asyncio.ensure_future(self._undo(work, after)))
+
+    def finish(self, task: asyncio.Task[Any]) -> None:
+        """Have the task done before any call that follows."""
+        self._undoing.add(task)
+        task.add_done_callback(self._undoing.discard)
 
     async def _undo(self, work: Callable[[C], object], after: Future[Any] | None) -> None:
         if after is not None and not after.cancelled():

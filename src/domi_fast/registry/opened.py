@@ -220,7 +220,14 @@ class OpenedRegistry(ABC):
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        await asyncio.shield(task)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._left(task)
+            raise
+
+    def _left(self, task: asyncio.Task[None]) -> None:  # noqa: B027 - a store keeps the order itself
+        """Nobody waits for the task any more, whose work comes before that of later calls."""
 
     @staticmethod
     def _exists(key: str) -> CompareFailed:

@@ -46,6 +46,10 @@ class RemoteRegistry(OpenedRegistry):
         Raises RegistryError.
         """
 
+    def _pause_of(self, lease: HeldLease) -> float:
+        """Seconds between two renewals."""
+        return lease.ttl / RENEWALS
+
     async def open(self) -> None:
         self._begin()
         try:
@@ -92,17 +96,20 @@ class RemoteRegistry(OpenedRegistry):
             watch.end()
         self._wake()
 
+    def _left(self, task: asyncio.Task[None]) -> None:
+        self.link.finish(task)
+
     def _granted(self, lease: HeldLease) -> None:
         task = asyncio.ensure_future(self._renew(lease))
         self._renewals[lease.number] = task
         task.add_done_callback(lambda _: self._renewals.pop(lease.number, None))
 
     async def _renew(self, lease: HeldLease) -> None:
-        pause = lease.ttl / RENEWALS
+        pause = self._pause_of(lease)
         while not lease.over:
             due = lease.valid_until - lease.ttl + pause
             await asyncio.sleep(max(pause / 10, due - time.monotonic()))
-            if not self._keep_alive:
+            if lease.over or not self._keep_alive:
                 continue
             try:
                 until = await self._renewed(lease)

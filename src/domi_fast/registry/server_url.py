@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from ..errors import RegistryError
 
 ROOT: Final = "domi_fast"
-PORTS: Final = {"etcd": 2379}
+PORTS: Final = {"etcd": 2379, "zookeeper": 2181}
 """Each such scheme, with the port of its servers."""
 
 _HOST: Final = re.compile(
