@@ -38,6 +38,8 @@ class EtcdRegistry(RemoteRegistry):
     :param root: what its keys begin with.
     """
 
+    link: Link[Channel]
+
     def __init__(self, url: str, endpoints: Endpoints, root: str) -> None:
         super().__init__(url, LIMITS, Link("etcd", connector(endpoints)))
         self.keys = f"{root}/keys/".encode()

@@ -1,7 +1,8 @@
-"""The way to a registry's servers: blocking calls in threads, over one channel at a time.
+"""The way to a registry's servers: what is tried again and what is undone, however it is called.
 
-A channel is used until a call over it fails as if its server were away; it is closed then, which
-ends every call and watch on it, and the next call opens another.
+:class:`Link` makes blocking calls in threads, over one channel at a time. A channel is used until a
+call over it fails as if its server were away; it is closed then, which ends every call and watch on
+it, and the next call opens another.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import asyncio
 import contextlib
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final, Generic, Protocol, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
 from ..errors import RegistryError
 
@@ -22,8 +25,12 @@ TIMEOUT: Final = 2.0
 PATIENCE: Final = 5.0
 """Seconds for which a call goes on trying servers."""
 
-_PAUSE: Final = 0.1
+PAUSE: Final = 0.1
+"""Seconds between two tries."""
+
 _THREADS: Final = 8
+
+T = TypeVar("T")
 
 
 class Away(RegistryError):
@@ -37,29 +44,98 @@ class Away(RegistryError):
         self.sent = sent
 
 
+Begin: TypeAlias = Callable[[], "asyncio.Future[T]"]
+"""Begins a call, and gives what it will return or raise."""
+
+
+class Calls(ABC):
+    """All calls of one registry. Belongs to its loop."""
+
+    def __init__(self) -> None:
+        self._closed = False
+        # What any later call waits for.
+        self._first: set[asyncio.Future[Any]] = set()
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Be gone: what is queued is not done."""
+
+    async def close(self) -> None:
+        """What was begun is still done."""
+        self._closed = True
+        if self._first:
+            await asyncio.wait(self._first, timeout=TIMEOUT)
+        self.abandon()
+
+    async def _patiently(
+        self, begin: Begin[T], *, again: bool, undo: Begin[object] | None = None
+    ) -> T:
+        """What the call returns or raises, begun after whatever has to be done first.
+
+        :param again: it may be done twice, so that one of which nobody knows is tried again.
+        :param undo: is done afterwards if nobody will know of it: the call was cancelled or failed.
+        """
+        before = self._first - {asyncio.current_task()}
+        if before:
+            await asyncio.wait(before)
+        end = time.monotonic() + PATIENCE
+        job: asyncio.Future[T] | None = None
+        try:
+            while True:
+                job = begin()
+                try:
+                    return await asyncio.shield(job)
+                except Away as away:
+                    if (away.sent and not again) or time.monotonic() >= end:
+                        raise
+                await asyncio.sleep(PAUSE)
+        except (Away, asyncio.CancelledError):
+            if job is not None:
+                if undo is None:
+                    job.cancel()
+                else:
+                    self._undo_later(undo, job)
+            raise
+
+    def _undo_later(self, undo: Begin[object], job: asyncio.Future[T] | None = None) -> None:
+        """Have it done after the job, before any call that follows; nobody hears of a failure."""
+        if not self._closed:
+            self._do_first(asyncio.ensure_future(self._undo(undo, job)))
+
+    def _do_first(self, task: asyncio.Future[Any]) -> None:
+        """Have it done before any call that follows."""
+        self._first.add(task)
+        task.add_done_callback(self._first.discard)
+
+    @staticmethod
+    async def _undo(undo: Begin[object], job: asyncio.Future[T] | None) -> None:
+        if job is not None:
+            await asyncio.gather(job, return_exceptions=True)
+        with contextlib.suppress(RegistryError):
+            await undo()
+
+
 class Closable(Protocol):
     def close(self) -> None:
         """End every call on it. Any thread may do so, and does it once."""
 
 
-T = TypeVar("T")
 C = TypeVar("C", bound=Closable)
 
 
-class Link(Generic[C]):
-    """All calls of one registry. :meth:`call` and :meth:`post` belong to its loop.
+class Link(Calls, Generic[C]):
+    """:meth:`call`, :meth:`undo` and :meth:`post` belong to the registry's loop.
 
     :param name: of the servers, for the threads.
     :param connect: opens a channel, in a thread, to another server each time. Raises Away.
     """
 
     def __init__(self, name: str, connect: Callable[[], C]) -> None:
+        super().__init__()
         self._connect = connect
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"registry {name}")
         self._lock = threading.Lock()
         self._channel: C | None = None
-        self._closed = False
-        self._undoing: set[asyncio.Task[Any]] = set()
 
     async def call(
         self,
@@ -68,63 +144,33 @@ class Link(Generic[C]):
         again: bool,
         undo: Callable[[C], object] | None = None,
     ) -> T:
-        """What ``work`` returns or raises, done in a thread, after what nobody waits for any more.
+        """What ``work`` returns or raises, done in a thread, after whatever is being undone.
 
         :param again: it may be done twice, so that one of which nobody knows is tried again.
         :param undo: is done afterwards if nobody will know of it: the call was cancelled or failed.
         """
-        before = self._undoing - {asyncio.current_task()}
-        if before:
-            await asyncio.wait(before)
-        end = time.monotonic() + PATIENCE
-        job: Future[T] | None = None
-        try:
-            while True:
-                job = self._pool.submit(self._attempt, work)
-                try:
-                    return await asyncio.wrap_future(job)
-                except Away as away:
-                    if (away.sent and not again) or time.monotonic() >= end:
-                        raise
-                await asyncio.sleep(_PAUSE)
-        except (Away, asyncio.CancelledError):
-            if undo is not None and job is not None:
-                self.undo(undo, after=job)
-            raise
+        return await self._patiently(
+            partial(self._begin, work),
+            again=again,
+            undo=None if undo is None else partial(self._begin, undo),
+        )
 
-    def undo(self, work: Callable[[C], object], *, after: Future[Any] | None = None) -> None:
+    def undo(self, work: Callable[[C], object]) -> None:
         """Have it done, before any call that follows; nobody hears of its failure."""
-        if not self._closed:
-            self.finish(asyncio.ensure_future(self._undo(work, after)))
-
-    def finish(self, task: asyncio.Task[Any]) -> None:
-        """Have the task done before any call that follows."""
-        self._undoing.add(task)
-        task.add_done_callback(self._undoing.discard)
-
-    async def _undo(self, work: Callable[[C], object], after: Future[Any] | None) -> None:
-        if after is not None and not after.cancelled():
-            await asyncio.gather(asyncio.wrap_future(after), return_exceptions=True)
-        with contextlib.suppress(RegistryError):
-            await asyncio.wrap_future(self._pool.submit(self._attempt, work))
+        self._undo_later(partial(self._begin, work))
 
     def post(self, work: Callable[[C], object]) -> None:
         """Have it done; nobody waits for it, nor hears of its failure."""
         if not self._closed:
             self._pool.submit(self._attempt, work)
 
-    async def close(self) -> None:
-        """What was begun is still done."""
-        self._closed = True
-        if self._undoing:
-            await asyncio.wait(self._undoing, timeout=TIMEOUT)
-        self.abandon()
-
     def abandon(self) -> None:
-        """Be gone: what is queued is not done."""
         self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.drop(None)
+
+    def _begin(self, work: Callable[[C], T]) -> asyncio.Future[T]:
+        return asyncio.wrap_future(self._pool.submit(self._attempt, work))
 
     # ------------------------------------------------------------------ from any thread
 

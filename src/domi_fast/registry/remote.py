@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import abstractmethod
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from ..errors import RegistryError
 from .base import Limits
 from .held import HeldLease
-from .link import TIMEOUT, Link
+from .link import TIMEOUT, Calls
 from .opened import OpenedRegistry
 
 # Leases are renewed three times in their length, so that one late renewal does no harm.
@@ -29,7 +29,7 @@ class RemoteRegistry(OpenedRegistry):
     :ivar watches: those that have to be told when the registry ends.
     """
 
-    def __init__(self, url: str, limits: Limits, link: Link[Any]) -> None:
+    def __init__(self, url: str, limits: Limits, link: Calls) -> None:
         super().__init__(url, limits)
         self.link = link
         self.watches: set[Ending] = set()
@@ -56,7 +56,7 @@ class RemoteRegistry(OpenedRegistry):
             await self._connect()
         except BaseException:
             self._closed = True
-            self.link.abandon()
+            await self.link.close()
             raise
 
     async def close(self) -> None:
@@ -97,7 +97,7 @@ class RemoteRegistry(OpenedRegistry):
         self._wake()
 
     def _left(self, task: asyncio.Task[None]) -> None:
-        self.link.finish(task)
+        self.link._do_first(task)
 
     def _granted(self, lease: HeldLease) -> None:
         task = asyncio.ensure_future(self._renew(lease))
