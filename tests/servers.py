@@ -73,8 +73,16 @@ class Server:
 
     def start(self) -> None:
         """Returns when it takes calls."""
+        self.launch()
+        self.wait()
+
+    def launch(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+
+    def wait(self) -> None:
+        """Returns when it takes calls."""
+        assert self._process is not None
         end = time.monotonic() + 20.0
         while not self.is_healthy():
             assert self._process.poll() is None, self._log.read_text()
@@ -133,17 +141,27 @@ class ZooKeeper(Server):
     """One ZooKeeper, or one member of an ensemble, whose data outlives its process.
 
     :param tls: it takes only clients with its own certificate, ``cert`` with ``key``.
+    :param member: its number in an ensemble.
     :param options: further lines of its configuration.
     """
 
     TICK = 0.5
     """Seconds of its tick; sessions last two to twenty of them."""
 
-    def __init__(self, folder: Path, *, tls: bool = False, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        tls: bool = False,
+        member: int | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
         missing("java", "default-jre-headless")
         if not Path(_ZOOKEEPER).exists():
             absent(_ZOOKEEPER, "libzookeeper-java")
-        folder.mkdir(exist_ok=True)
+        (folder / "data").mkdir(parents=True)
+        if member is not None:
+            (folder / "data" / "myid").write_text(str(member))
         (self.port,) = free_ports(1)
         self.url = f"zookeeper://127.0.0.1:{self.port}"
         self.cert, self.key = folder / "cert.pem", folder / "key.pem"
@@ -168,6 +186,7 @@ class ZooKeeper(Server):
                 f"ssl.keyStore.location={store}",
                 f"ssl.trustStore.location={self.cert}",
             ]
+        java = Path(_ZOOKEEPER).parent
         config = folder / "zoo.cfg"
         config.write_text("\n".join(lines) + "\n")
         super().__init__(
@@ -181,17 +200,23 @@ class ZooKeeper(Server):
                     "-Xshare:auto",
                 ),
                 *("-Dzookeeper.forceSync=no", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"),
-                *("-cp", f"{_ZOOKEEPER}:/usr/share/java/slf4j-simple.jar"),
+                *("-cp", f"{_ZOOKEEPER}:{java}/slf4j-simple.jar:{java}/netty-all.jar"),
                 *("org.apache.zookeeper.server.quorum.QuorumPeerMain", str(config)),
             ],
         )
 
     def is_healthy(self) -> bool:
+        return b"Mode: " in self._says()
+
+    def leads(self) -> bool:
+        return b"Mode: leader" in self._says()
+
+    def _says(self) -> bytes:
         try:
             with socket.create_connection(("127.0.0.1", self.port), 1.0) as connection:
                 if self._tls:
-                    return True
+                    return b"Mode: unknown"
                 connection.sendall(b"srvr")
-                return b"Mode: " in connection.makefile("rb").read()
+                return connection.makefile("rb").read()
         except OSError:
-            return False
+            return b""

@@ -46,7 +46,7 @@ class Tree:
         return f"{self.keys}/{encoded(key)}"
 
     def prepare(self, session: Session) -> None:
-        """Make the nodes that have to be there."""
+        """Make the nodes that have to be there. Raises RegistryError where that is forbidden."""
         above = self.root.split("/")
         paths = ["/" + "/".join(above[: i + 1]) for i in range(len(above))]
         paths += [self.keys, self.queue, self.created, self.changed]
@@ -54,6 +54,8 @@ class Tree:
             if session.read(partial(_exists, path=path)) == [None]:
                 with suppress(session.errors.NodeExistsError):  # another was quicker
                     session.commit(partial(_create, path=path))
+        # That a node is there is told to anybody; what is below it is not.
+        names_of(session, self, None)
 
 
 def _exists(client: Any, path: str) -> Any:
