@@ -200,7 +200,7 @@ class ZooKeeper(Server):
                     "-Xshare:auto",
                 ),
                 *("-Dzookeeper.forceSync=no", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"),
-                *("-cp", f"{_ZOOKEEPER}:{java}/slf4j-simple.jar:{java}/netty-all.jar"),
+                *("-cp", f"{_ZOOKEEPER}:{java}/slf4j-simple.jar:{java}/netty-codec.jar"),
                 *("org.apache.zookeeper.server.quorum.QuorumPeerMain", str(config)),
             ],
         )

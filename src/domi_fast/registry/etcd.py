@@ -23,7 +23,7 @@ from .etcd_link import Channel, connector, prefix_end
 from .etcd_watch import EtcdWatch
 from .held import HeldClaim, HeldLease
 from .link import TIMEOUT, Link
-from .remote import RENEWALS, RemoteRegistry
+from .remote import RENEWALS, RemoteRegistry, either
 from .server_url import Endpoints
 
 # etcd counts a lease in whole seconds, two at least with its defaults, and looks for those that are
@@ -184,14 +184,10 @@ class EtcdRegistry(RemoteRegistry):
     async def _gone(self, at: bytes, revision: int, changed: asyncio.Event) -> None:
         """Wait until this key has changed after the revision, or the event is set."""
         watch = EtcdWatch(self, at, revision, alone=True)
-        waits = [asyncio.ensure_future(w) for w in (watch.__anext__(), changed.wait())]
         try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            await either(watch.__anext__(), changed.wait())
         finally:
             await watch.aclose()
-            for wait in waits:
-                wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
 
 
 class EtcdClaim(HeldClaim):

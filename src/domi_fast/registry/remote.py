@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import abstractmethod
-from typing import Final, Protocol
+from collections.abc import Coroutine
+from typing import Any, Final, Protocol
 
 from ..errors import RegistryError
 from .base import Limits
@@ -15,6 +16,17 @@ from .opened import OpenedRegistry
 
 # Leases are renewed three times in their length, so that one late renewal does no harm.
 RENEWALS: Final = 3
+
+
+async def either(*waits: Coroutine[Any, Any, object]) -> None:
+    """Wait until one of them is done, and end the others."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Ending(Protocol):

@@ -8,8 +8,9 @@ version is (czxid, version), an epoch the czxid, the transaction that created th
 timeout; the member that the client speaks to tells the leader at each half tick of whom it has
 heard. A renewal is a round trip to the leader, every half tick. Its answer shows that the way from
 the member to the leader was open, so that what the member had heard up to half a tick before the
-renewal was asked for has been told; the renewal before this one was then at most one pause old.
-Hence a session lasts two pauses longer than its lease, and nothing but renewals keeps it alive.
+renewal was asked for has been told: the renewal before this one, asked for one pause of half a
+tick earlier or more. A session lasts two pauses longer than its lease, so that the lease need not
+be the shorter for it; and nothing but renewals keeps it alive.
 Half a tick is taken to be a quarter of the shortest session, which is two ticks long unless
 ZooKeeper was told otherwise.
 """
@@ -26,8 +27,8 @@ from ..errors import RegistryError
 from . import zookeeper_nodes as zk
 from .base import Claim, Cursor, Entry, LeaseLost, Limits, Snapshot, Version, Watch
 from .held import HeldClaim, HeldLease
-from .link import Away, Link
-from .remote import RemoteRegistry
+from .link import PAUSE, Away, Link
+from .remote import RemoteRegistry, either
 from .server_url import Endpoints
 from .zookeeper_session import Session, load_kazoo
 from .zookeeper_watch import ZooKeeperWatch
@@ -46,8 +47,6 @@ _LEAST: Final = 1.0
 # A registry that was made anew refuses a client that has seen later transactions than it has: one
 # that is refused for so long begins as a new client.
 _GIVEN_UP: Final = 15.0
-
-_PAUSE: Final = 0.1
 
 
 def _limits(shortest: float) -> Limits:
@@ -138,19 +137,24 @@ class ZooKeeperRegistry(RemoteRegistry):
         session.start()
         try:
             await self.link.call(lambda _: session.wait(), again=False)
+            self._check()
+            if session.timeout < wanted - 0.001:
+                longest = session.timeout - 2 * self._pause
+                raise RegistryError(
+                    f"a lease of {ttl} s: this ZooKeeper grants at most {longest:.1f} s; raise "
+                    "its maxSessionTimeout",
+                    limit=longest,
+                )
         except BaseException:
             session.close()
             raise
-        if session.timeout < wanted - 0.001:
-            session.close()
-            longest = session.timeout - 2 * self._pause
-            raise RegistryError(
-                f"a lease of {ttl} s: this ZooKeeper grants at most {longest:.1f} s; raise its "
-                "maxSessionTimeout",
-                limit=longest,
-            )
         self._sessions[session.number] = session
         return session.number
+
+    def _granted(self, lease: HeldLease) -> None:
+        # It counts from the greeting that was answered, however long the way there was.
+        lease.renewed(self._sessions[lease.number].heard[0] + lease.ttl)
+        super()._granted(lease)
 
     def _pause_of(self, lease: HeldLease) -> float:
         return self._pause
@@ -167,12 +171,19 @@ class ZooKeeperRegistry(RemoteRegistry):
             asked = await self.link.call(work, again=False)
         except LeaseLost:
             return None
-        before, session.renewed = session.renewed, asked
-        return min(asked + lease.ttl, before + lease.ttl + self._pause)
+        heard = session.heard
+        while len(heard) > 1 and heard[1] <= asked - self._pause:
+            heard.popleft()
+        heard.append(asked)
+        return min(asked, heard[0] + 2 * self._pause) + lease.ttl
 
     async def _revoke(self, lease: HeldLease) -> None:
         session = self._sessions.pop(lease.number)
-        await self.link.call(lambda _: session.end(), again=True)
+        try:
+            await self.link.call(lambda _: session.end(), again=True)
+        except BaseException:
+            session.close()
+            raise
 
     def _post_revoke(self, lease: HeldLease) -> None:
         self._sessions.pop(lease.number).close()
@@ -252,11 +263,11 @@ class ZooKeeperRegistry(RemoteRegistry):
                     )
                 except Away:
                     # The place is kept as long as the lease.
-                    await asyncio.sleep(_PAUSE)
+                    await asyncio.sleep(PAUSE)
                     continue
                 if epoch is not None:
                     return ZooKeeperClaim(self, name, epoch, lease, place.session)
-                await _either(bell.rung, changed)
+                await either(bell.rung.wait(), changed.wait())
         except BaseException:
             self.link.undo(withdraw)
             raise
@@ -297,12 +308,3 @@ class _Bell:
     def ring(self, _: Any) -> None:
         with suppress(RuntimeError):  # the loop was closed
             self._loop.call_soon_threadsafe(self.rung.set)
-
-
-async def _either(one: asyncio.Event, other: asyncio.Event) -> None:
-    waits = [asyncio.ensure_future(event.wait()) for event in (one, other)]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()

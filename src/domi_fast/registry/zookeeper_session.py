@@ -13,6 +13,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final, cast
@@ -58,7 +59,8 @@ class Session:
         it alive: kazoo's own pings would outlast a loop that hangs.
     :ivar timeout: seconds as the server has granted them.
     :ivar number: what the server knows it by.
-    :ivar renewed: when the last renewal was asked for that was answered, on ``time.monotonic()``.
+    :ivar heard: when the session and its renewals that were answered were asked for, on
+        ``time.monotonic()``: those that still matter.
     :ivar prepared: whether the nodes that have to be there have been seen to.
     """
 
@@ -74,14 +76,14 @@ class Session:
         self.errors = kazoo.exceptions
         self.timeout = timeout
         self.number = 0
-        self.renewed = time.monotonic()
+        self.heard: deque[float] = deque()
         self.prepared = False
         self._told = told
         self.mortal = mortal
         self._shown = ",".join(f"{host}:{port}" for host, port in endpoints.addresses)
         self.lock = threading.Lock()
         self.socket: socket.socket | None = None
-        self.problem = "it does not answer"
+        self.problem = "it cannot be reached"
         self._stopping = False
         self.lost = threading.Event()  # the server has ended it, or we have
         self._broken = False  # the connection was lost after its end was asked for
@@ -323,6 +325,7 @@ def _make_client(
             """
             if not isinstance(request, kazoo.protocol.connection.Connect):
                 return super()._invoke(timeout, request, xid)
+            asked = time.monotonic()
             try:
                 made = super()._invoke(TIMEOUT, request, xid)
             except Exception as error:
@@ -330,6 +333,8 @@ def _make_client(
                 raise
             if made[0].time_out > 0:
                 session.timeout = made[0].time_out / 1000.0
+                if not session.heard:
+                    session.heard.append(asked)
                 session.number = made[0].session_id
             return made
 

@@ -8,16 +8,14 @@ all watches with it, everything is looked at anew: a Reset.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from .base import Delete, Put, Reset, Version
-from .link import Away, Link
+from .link import PAUSE, Away, Link
 from .remote import Ending
 from .watching import OpenedWatch, Watched
 from .zookeeper_nodes import Tree, decoded, encoded, entry, names_of, nodes, snapshot
 from .zookeeper_session import Session
-
-_PAUSE: Final = 0.1
 
 
 class WatchedZooKeeper(Watched, Protocol):
@@ -78,7 +76,7 @@ class ZooKeeperWatch(OpenedWatch):
                 await self._news.wait()
         except Away:
             if not self.over:
-                await asyncio.sleep(_PAUSE)
+                await asyncio.sleep(PAUSE)
 
     async def _reset(self) -> None:
         losses = self._losses
