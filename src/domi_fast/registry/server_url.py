@@ -66,7 +66,7 @@ def parse_server_url(url: str) -> tuple[Endpoints, str, str]:
             raise wrong(f"{host!r} is no host:port")
         addresses.append((found["v6"] or found["name"], port))
     root = parts.path.strip("/") or ROOT
-    if not _ROOT.fullmatch(root):
+    if not _ROOT.fullmatch(root) or {".", ".."} & set(root.split("/")):
         raise wrong(f"the root {parts.path!r} must be of letters, digits, '.', '_', '-' and '/'")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     unknown = [name for name in options if name not in _OPTIONS]

@@ -18,6 +18,7 @@ ZooKeeper was told otherwise.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -108,6 +109,11 @@ class ZooKeeperRegistry(RemoteRegistry):
         return session
 
     async def _connect(self) -> None:
+        for file in (self._endpoints.ca, self._endpoints.cert, self._endpoints.key):
+            if file is not None and not os.access(file, os.R_OK):
+                raise RegistryError(
+                    f"the file {file}, which the URL names for TLS, is not readable"
+                )
         shortest = await self.link.call(_timeout, again=True)
         self.limits = _limits(max(_LEAST, shortest))
         self._pause = self.limits.min_ttl / 3

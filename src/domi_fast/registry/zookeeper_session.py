@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import socket
-import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, cast
 
@@ -27,6 +25,7 @@ from .server_url import Endpoints
 log = logging.getLogger("domi_fast.kazoo")
 log.setLevel(logging.ERROR)
 
+_BOTH_WAYS: Final = 2  # of a socket's shutdown
 _PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 0.5
 
@@ -82,7 +81,7 @@ class Session:
         self.mortal = mortal
         self._shown = ",".join(f"{host}:{port}" for host, port in endpoints.addresses)
         self.lock = threading.Lock()
-        self.socket: socket.socket | None = None
+        self.connection: Any = None  # the socket
         self.problem = "it cannot be reached"
         self._stopping = False
         self.lost = threading.Event()  # the server has ended it, or we have
@@ -138,10 +137,9 @@ class Session:
 
     def sever(self) -> None:
         """Break the connection: kazoo is slow to notice that a server hangs."""
-        found = self.socket
-        if found is not None:
+        if self.connection is not None:
             with contextlib.suppress(OSError):
-                found.shutdown(socket.SHUT_RDWR)
+                self.connection.shutdown(_BOTH_WAYS)
 
     def away_for(self) -> float:
         """Seconds since it was connected."""
@@ -261,30 +259,6 @@ class Session:
         return Away(f"{self}: the session is over", sent=True)
 
 
-def _tls(endpoints: Endpoints) -> ssl.SSLContext | None:
-    """Raises RegistryError when its files cannot be used."""
-    if endpoints.ca is None:
-        return None
-    try:
-        context = ssl.create_default_context(cafile=endpoints.ca)
-        if endpoints.cert is not None:
-            context.load_cert_chain(endpoints.cert, endpoints.key)
-    except OSError as error:
-        raise RegistryError(
-            f"the files of TLS, {endpoints.ca}, {endpoints.cert} and {endpoints.key}: {error}"
-        ) from error
-    return context
-
-
-@contextlib.contextmanager
-def _closed_at_error(opened: socket.socket) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        opened.close()
-        raise
-
-
 def _make_client(
     session: Session,
     kazoo: Any,
@@ -294,27 +268,18 @@ def _make_client(
 ) -> Any:
     """kazoo's client for a session: a new one, or that of this identity."""
 
-    tls = _tls(endpoints)
-
     class Handler(kazoo.handlers.threading.SequentialThreadingHandler):  # type: ignore[misc]
-        def create_connection(self, address: Any, hostname: str, **_: object) -> socket.socket:
-            """Where every connection begins; not a further one for a session that is over.
-
-            kazoo would trust whomever the machine trusts, and leave a socket open at an error.
-            """
+        def create_connection(self, *args: Any, **kwargs: Any) -> Any:
+            """Where every connection begins; not a further one for a session that is over."""
             with session.lock:
                 if session.lost.is_set():
                     raise ConnectionError("the session is over")
             try:
-                made = socket.create_connection(address, TIMEOUT)
-                made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if tls is not None:
-                    with _closed_at_error(made):
-                        made = tls.wrap_socket(made, server_hostname=hostname)
-            except OSError as error:
-                session.problem = str(error)
+                made = super().create_connection(*args, **{**kwargs, "timeout": TIMEOUT})
+            except Exception as error:
+                session.problem = str(error) or type(error).__name__
                 raise
-            session.socket = made
+            session.connection = made
             return made
 
     class Connection(kazoo.protocol.connection.ConnectionHandler):  # type: ignore[misc]
@@ -360,6 +325,11 @@ def _make_client(
             "max_delay": _LONGEST_PAUSE,
         },
         logger=log,
+        use_ssl=endpoints.ca is not None,
+        ca=endpoints.ca,
+        certfile=endpoints.cert,
+        keyfile=endpoints.key,
+        check_hostname=endpoints.ca is not None,
     )
     client._connection = Connection(client, client._conn_retry.copy(), logger=log)
     return client
