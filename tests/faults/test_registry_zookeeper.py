@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import random
 import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from socket import create_server
 from typing import Any, TypeVar
@@ -15,13 +17,15 @@ from typing import Any, TypeVar
 import pytest
 
 from domi_fast import Context, Node
-from domi_fast.registry import Delete, Entry, Put, RegistryError, Reset, Watch, open_registry
+from domi_fast.registry import Claim, Delete, Entry, Put, RegistryError, Reset, Watch, open_registry
 from domi_fast.registry.zookeeper import ZooKeeperRegistry
 from tests.proxy import Proxy
 from tests.servers import ZooKeeper, free_ports
 from tests.support import until, workers
 
 T = TypeVar("T")
+
+SOAK = os.environ.get("DOMI_SOAK") == "1"
 
 pytestmark = pytest.mark.external
 
@@ -250,6 +254,7 @@ async def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         await refusals(server.url, ca)
         (error,) = await refusals(f"{server.url}?ca={tmp_path}/none.pem")
         assert "none.pem" in error
+        await until(lambda: not any("end of a session" in t.name for t in threading.enumerate()))
     finally:
         server.kill()
 
@@ -324,6 +329,76 @@ async def test_an_id_has_one_owner_while_a_node_is_cut_off(
                 assert await a.request(50, b"") == b"ok"
                 names = {i: info.name for i, info in b._mesh._members.view.items()}
                 assert names == {0: "c", 1: "b", 2: "a"}
+
+
+async def test_a_revoke_that_is_cut_off_is_done_in_the_end(
+    zookeeper: ZooKeeper, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("domi_fast.registry.zookeeper_session.TIMEOUT", 0.3)
+    root = url.rpartition("/")[2]
+    async with (
+        Proxy(zookeeper.port) as proxy,
+        opened(url) as other,
+        opened(f"zookeeper://127.0.0.1:{proxy.port}/{root}") as registry,
+    ):
+        lease = await registry.grant(6.0)
+        await registry.put("k", b"", lease=lease)
+        proxy.cut()
+        revoking = asyncio.ensure_future(lease.revoke())
+        # The first try gives up, and what it leaves behind is another client's to end.
+        await asyncio.wait([revoking], timeout=0.5)
+        assert not revoking.done()
+        assert await other.get("k") is not None
+        proxy.mend()
+        await asyncio.wait_for(revoking, 3)
+        assert await other.get("k") is None
+
+
+def test_a_lock_has_one_holder_while_the_ways_are_cut_at_random(url: str) -> None:
+    """Whoever gets it finds every earlier holder's lease over, or the lock given back."""
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    port, root = int(url.split(":")[2].partition("/")[0]), url.rpartition("/")[2]
+    end = time.monotonic() + (60.0 if SOAK else 4.0)
+    held: set[Claim] = set()
+    epochs: list[int] = []
+
+    async def contend(proxy: Proxy) -> None:
+        async with opened(f"zookeeper://127.0.0.1:{proxy.port}/{root}") as registry:
+            while time.monotonic() < end:
+                with suppress(RegistryError):
+                    lease = await registry.grant(0.75)
+                    try:
+                        claim = await registry.acquire("lock", lease)
+                        now = time.monotonic()
+                        assert all(other.lease.valid_until <= now for other in held)
+                        epochs.append(claim.epoch)
+                        held.clear()
+                        held.add(claim)
+                        with suppress(asyncio.TimeoutError):
+                            await asyncio.wait_for(lease.lost.wait(), 0.02)
+                        held.discard(claim)
+                        await claim.release()
+                    finally:
+                        await lease.revoke()
+
+    async def cut(proxy: Proxy) -> None:
+        while time.monotonic() < end:
+            await asyncio.sleep(chance.uniform(0.2, 1.0))
+            proxy.cut()
+            await asyncio.sleep(chance.choice((0.1, 0.4, 1.5)))
+            proxy.mend()
+
+    async def main() -> None:
+        async with Proxy(port) as one, Proxy(port) as two, Proxy(port) as three:
+            ways = (one, two, three)
+            cuts = [asyncio.ensure_future(cut(way)) for way in ways]
+            await asyncio.gather(*map(contend, ways), *cuts)
+
+    asyncio.run(main())
+    assert epochs == sorted(set(epochs))
+    assert len(epochs) > 3
 
 
 async def test_a_killed_process_is_forgotten_after_its_lease(url: str) -> None:

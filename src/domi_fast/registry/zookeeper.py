@@ -186,7 +186,8 @@ class ZooKeeperRegistry(RemoteRegistry):
     async def _revoke(self, lease: HeldLease) -> None:
         session = self._sessions.pop(lease.number)
         try:
-            await self.link.call(lambda _: session.end(), again=True)
+            with suppress(LeaseLost):
+                await self.link.call(lambda _: session.end(), again=True)
         except BaseException:
             session.close()
             raise
