@@ -23,7 +23,8 @@ from .server_url import Endpoints
 
 # kazoo warns at each attempt to connect again; what cannot be reached is told by the calls.
 log = logging.getLogger("domi_fast.kazoo")
-log.setLevel(logging.ERROR)
+if log.level == logging.NOTSET:
+    log.setLevel(logging.ERROR)
 
 _BOTH_WAYS: Final = 2  # of a socket's shutdown
 _PAUSE: Final = 0.1
@@ -57,7 +58,7 @@ class Session:
     :param mortal: it ends for good when the server ends it, and only the calls made over it keep
         it alive: kazoo's own pings would outlast a loop that hangs.
     :ivar timeout: seconds as the server has granted them.
-    :ivar number: what the server knows it by.
+    :ivar number: what the server knows it by; with its password, the identity.
     :ivar heard: when the session and its renewals that were answered were asked for, on
         ``time.monotonic()``: those that still matter.
     :ivar prepared: whether the nodes that have to be there have been seen to.
@@ -75,6 +76,7 @@ class Session:
         self.errors = kazoo.exceptions
         self.timeout = timeout
         self.number = 0
+        self.identity: tuple[int, bytes] | None = None
         self.heard: deque[float] = deque()
         self.prepared = False
         self._told = told
@@ -113,13 +115,12 @@ class Session:
         if self.lost.is_set():
             return
         self.wait()
-        identity = self._client.client_id
         self._stop()
         if self._broken:
             # What was not told to the server has to be told by another client.
             self._stopping = self._broken = False
             self.lost.clear()
-            self._client = self._make_client(identity)
+            self._client = self._make_client(self.identity)
             self._client.add_listener(self._on_state)
             self.start()
             raise Away(f"{self}: the connection was lost at the session's end", sent=True)
@@ -301,6 +302,7 @@ def _make_client(
                 if not session.heard:
                     session.heard.append(asked)
                 session.number = made[0].session_id
+                session.identity = (made[0].session_id, made[0].passwd)
             return made
 
         def _send_ping(self, connect_timeout: float) -> None:
