@@ -28,7 +28,7 @@ from ..errors import RegistryError
 from . import zookeeper_nodes as zk
 from .base import Claim, Cursor, Entry, LeaseLost, Limits, Snapshot, Version, Watch
 from .held import HeldClaim, HeldLease
-from .link import PAUSE, Away, Link
+from .link import Link
 from .remote import RemoteRegistry, either
 from .server_url import Endpoints
 from .zookeeper_session import Session, load_kazoo
@@ -264,14 +264,9 @@ class ZooKeeperRegistry(RemoteRegistry):
                 # Before the look, so that no change falls between the two.
                 changed = self._changed
                 bell.rung.clear()
-                try:
-                    epoch = await self.link.call(
-                        lambda _: place.look(bell.ring), again=True, undo=withdraw
-                    )
-                except Away:
-                    # The place is kept as long as the lease.
-                    await asyncio.sleep(PAUSE)
-                    continue
+                epoch = await self.link.call(
+                    lambda _: place.look(bell.ring), again=True, undo=withdraw
+                )
                 if epoch is not None:
                     return ZooKeeperClaim(self, name, epoch, lease, place.session)
                 await either(bell.rung.wait(), changed.wait())
