@@ -5,6 +5,8 @@ set -eu
 
 missing=
 command -v etcd >/dev/null || missing="$missing etcd-server"
+command -v java >/dev/null || missing="$missing default-jre-headless"
+[ -e /usr/share/java/zookeeper.jar ] || missing="$missing libzookeeper-java"
 [ -n "$missing" ] || exit 0
 
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

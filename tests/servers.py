@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -23,69 +25,69 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
+_ZOOKEEPER = "/usr/share/java/zookeeper.jar"
+
+
 def missing(program: str, package: str) -> None:
-    """Skip, with the reason, what needs a server that is not here; on CI that is a failure."""
+    """Skip, with the reason, what needs a program that is not here; on CI that is a failure."""
     if shutil.which(program) is None:
-        reason = f"{program} is not installed (on Debian: apt-get install {package})"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        absent(program, package)
 
 
-class Etcd:
-    """One etcd, whose data outlives its process.
+def absent(what: str, package: str) -> NoReturn:
+    reason = f"{what} is not installed (on Debian: apt-get install {package})"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
-    :param tls: it takes only clients with its own certificate, ``cert`` with ``key``.
+
+def make_certificate(cert: Path, key: Path) -> None:
+    """For 127.0.0.1, signed by itself."""
+    missing("openssl", "openssl")
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", str(key), "-out", str(cert)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+
+
+class Server:
+    """A process that is started, hung and killed.
+
+    :ivar port: where it takes calls.
     """
 
-    def __init__(self, folder: Path, *, tls: bool = False) -> None:
-        missing("etcd", "etcd-server")
-        self.port, peer, self._health = free_ports(3)
-        self.url = f"etcd://127.0.0.1:{self.port}"
-        self.cert, self.key = folder / "cert.pem", folder / "key.pem"
-        self._log = folder / "etcd.log"
-        client, member = f"http{'s' * tls}://127.0.0.1:{self.port}", f"http://127.0.0.1:{peer}"
-        self._command = [
-            "etcd", "--data-dir", str(folder / "etcd"), "--name", "test",
-            "--listen-client-urls", client, "--advertise-client-urls", client,
-            "--listen-peer-urls", member, "--initial-advertise-peer-urls", member,
-            "--initial-cluster", f"test={member}", "--unsafe-no-fsync", "--log-level", "error",
-            "--listen-metrics-urls", f"http://127.0.0.1:{self._health}",
-        ]  # fmt: skip
-        if tls:
-            missing("openssl", "openssl")
-            subprocess.run(
-                [
-                    *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-                    *("-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"),
-                    *("-keyout", str(self.key), "-out", str(self.cert)),
-                ],
-                check=True,
-                capture_output=True,
-            )
-            for option, file in (("cert", self.cert), ("key", self.key), ("trusted-ca", self.cert)):
-                self._command += [f"--{option}-file", str(file)]
-            self._command.append("--client-cert-auth")
+    port: int
+
+    def __init__(self, log: Path, command: list[str]) -> None:
+        self._log = log
+        self._command = command
         self._process: subprocess.Popen[bytes] | None = None
+
+    def is_healthy(self) -> bool:
+        raise NotImplementedError
 
     def start(self) -> None:
         """Returns when it takes calls."""
+        self.launch()
+        self.wait()
+
+    def launch(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        end = time.monotonic() + 20.0
-        while not self._is_healthy():
-            assert self._process.poll() is None, self._log.read_text()
-            assert time.monotonic() < end, f"etcd is not ready: {self._log.read_text()}"
-            time.sleep(0.02)
 
-    def _is_healthy(self) -> bool:
-        request = b"GET /health HTTP/1.0\r\n\r\n"
-        try:
-            with socket.create_connection(("127.0.0.1", self._health), 1.0) as connection:
-                connection.sendall(request)
-                return b'"true"' in connection.makefile("rb").read()
-        except OSError:
-            return False
+    def wait(self) -> None:
+        """Returns when it takes calls."""
+        assert self._process is not None
+        end = time.monotonic() + 20.0
+        while not self.is_healthy():
+            assert self._process.poll() is None, self._log.read_text()
+            assert time.monotonic() < end, f"it is not ready: {self._log.read_text()}"
+            time.sleep(0.02)
 
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
@@ -97,3 +99,124 @@ class Etcd:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+class Etcd(Server):
+    """One etcd, whose data outlives its process.
+
+    :param tls: it takes only clients with its own certificate, ``cert`` with ``key``.
+    """
+
+    def __init__(self, folder: Path, *, tls: bool = False) -> None:
+        missing("etcd", "etcd-server")
+        self.port, peer, self._health = free_ports(3)
+        self.url = f"etcd://127.0.0.1:{self.port}"
+        self.cert, self.key = folder / "cert.pem", folder / "key.pem"
+        client, member = f"http{'s' * tls}://127.0.0.1:{self.port}", f"http://127.0.0.1:{peer}"
+        command = [
+            "etcd", "--data-dir", str(folder / "etcd"), "--name", "test",
+            "--listen-client-urls", client, "--advertise-client-urls", client,
+            "--listen-peer-urls", member, "--initial-advertise-peer-urls", member,
+            "--initial-cluster", f"test={member}", "--unsafe-no-fsync", "--log-level", "error",
+            "--listen-metrics-urls", f"http://127.0.0.1:{self._health}",
+        ]  # fmt: skip
+        if tls:
+            make_certificate(self.cert, self.key)
+            for option, file in (("cert", self.cert), ("key", self.key), ("trusted-ca", self.cert)):
+                command += [f"--{option}-file", str(file)]
+            command.append("--client-cert-auth")
+        super().__init__(folder / "etcd.log", command)
+
+    def is_healthy(self) -> bool:
+        request = b"GET /health HTTP/1.0\r\n\r\n"
+        try:
+            with socket.create_connection(("127.0.0.1", self._health), 1.0) as connection:
+                connection.sendall(request)
+                return b'"true"' in connection.makefile("rb").read()
+        except OSError:
+            return False
+
+
+class ZooKeeper(Server):
+    """One ZooKeeper, or one member of an ensemble, whose data outlives its process.
+
+    :param tls: it takes only clients with its own certificate, ``cert`` with ``key``.
+    :param member: its number in an ensemble.
+    :param options: further lines of its configuration.
+    """
+
+    TICK = 0.5
+    """Seconds of its tick; sessions last two to twenty of them."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        tls: bool = False,
+        member: int | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
+        missing("java", "default-jre-headless")
+        if not Path(_ZOOKEEPER).exists():
+            absent(_ZOOKEEPER, "libzookeeper-java")
+        (folder / "data").mkdir(parents=True)
+        if member is not None:
+            (folder / "data" / "myid").write_text(str(member))
+        (self.port,) = free_ports(1)
+        self.url = f"zookeeper://127.0.0.1:{self.port}"
+        self.cert, self.key = folder / "cert.pem", folder / "key.pem"
+        self._tls = tls
+        port = "secureClientPort" if tls else "clientPort"
+        lines = [
+            f"dataDir={folder}/data",
+            f"tickTime={self.TICK * 1000:.0f}",
+            f"{port}Address=127.0.0.1",
+            f"{port}={self.port}",
+            "admin.enableServer=false",
+            "4lw.commands.whitelist=srvr",
+            "maxClientCnxns=0",
+            *options,
+        ]
+        if tls:
+            make_certificate(self.cert, self.key)
+            store = folder / "store.pem"
+            store.write_text(self.key.read_text() + self.cert.read_text())
+            lines += [
+                "serverCnxnFactory=org.apache.zookeeper.server.NettyServerCnxnFactory",
+                f"ssl.keyStore.location={store}",
+                f"ssl.trustStore.location={self.cert}",
+            ]
+        java = Path(_ZOOKEEPER).parent
+        config = folder / "zoo.cfg"
+        config.write_text("\n".join(lines) + "\n")
+        super().__init__(
+            folder / "zookeeper.log",
+            [
+                *(
+                    "java",
+                    "-Xmx128m",
+                    "-XX:+UseSerialGC",
+                    "-XX:TieredStopAtLevel=1",
+                    "-Xshare:auto",
+                ),
+                *("-Dzookeeper.forceSync=no", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"),
+                *("-cp", f"{_ZOOKEEPER}:{java}/slf4j-simple.jar:{java}/netty-codec.jar"),
+                *("org.apache.zookeeper.server.quorum.QuorumPeerMain", str(config)),
+            ],
+        )
+
+    def is_healthy(self) -> bool:
+        return b"Mode: " in self._says()
+
+    def leads(self) -> bool:
+        return b"Mode: leader" in self._says()
+
+    def _says(self) -> bytes:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), 1.0) as connection:
+                if self._tls:
+                    return b"Mode: unknown"
+                connection.sendall(b"srvr")
+                return connection.makefile("rb").read()
+        except OSError:
+            return b""

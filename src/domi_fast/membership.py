@@ -291,13 +291,14 @@ class Membership:
             await asyncio.sleep(REGISTER_PAUSE * random.uniform(0.5, 1.5))
 
     async def _remove_own(self, key: str) -> bool:
-        """Whether the key stood there for an earlier claim of this node, and does so no longer.
+        """Whether the key is free by now: it is gone, or stood for an earlier claim of this node.
 
         A registry that was away itself may have given the lease its whole length again.
         """
         entry = await self._registry.get(key)
-        infos = self._decode([] if entry is None else [entry])
-        if entry is None or all(info.instance != self._instance for info in infos.values()):
+        if entry is None:
+            return True
+        if all(info.instance != self._instance for info in self._decode([entry]).values()):
             return False
         try:
             await self._registry.delete(key, expect=entry.version)

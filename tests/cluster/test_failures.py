@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import pytest
 from domi_fast import ClusterFull, LibraryChannel, Node, VersionTooOld, encode_frame
 from domi_fast.errors import RegistryError
 from domi_fast.handshake import Offer
-from domi_fast.registry import open_registry
+from domi_fast.registry import Claim, Lease, NoKeyFree, open_registry
+from domi_fast.registry.held import HeldLease
 from tests.support import (
     MAGIC,
     RawPeer,
@@ -106,6 +107,32 @@ def test_a_lost_lease_is_taken_again(two: list[Worker], sqlite_url: str) -> None
     assert two[0].ask("losses") == []
     assert two[0].ask("request", machine=other, channel=ECHO, text="still") == "still"
     assert two[1].ask("request", machine=one, channel=ECHO, text="there") == "there"
+
+
+async def test_a_key_that_goes_between_two_looks_is_taken_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was held when the node asked for it, and is gone when it looks by whom."""
+    async with Node("a", registry="memory://between") as a:
+        members = a._mesh._members
+        registry, displaced, asked = members._registry, [], []
+        claim = registry.claim
+
+        async def held_at_first(keys: Sequence[str], value: bytes, lease: Lease) -> Claim:
+            asked.append(keys)
+            if len(asked) == 1:
+                raise NoKeyFree("all keys are held")
+            return await claim(keys, value, lease)
+
+        monkeypatch.setattr(registry, "claim", held_at_first)
+        monkeypatch.setattr(a._mesh, "displaced", lambda: displaced.append(a.id))
+        assert members._claim is not None
+        lease = members._claim.lease
+        assert isinstance(lease, HeldLease)
+        lease.lose()
+        await until(lambda: members.valid)
+        assert (a.id, displaced) == (0, [])
+        assert [len(keys) for keys in asked] == [1, 1]
 
 
 def test_an_id_that_went_to_another_node(kind: str, sqlite_url: str) -> None:

@@ -179,7 +179,7 @@ async def test_user_and_password(tmp_path: Path) -> None:
 
 
 async def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("domi_fast.registry.etcd_link.PATIENCE", 0.5)
+    monkeypatch.setattr("domi_fast.registry.link.PATIENCE", 0.5)
     server = Etcd(tmp_path, tls=True)
     server.start()
     try:

@@ -124,7 +124,6 @@ def child_of(path: str) -> Iterator[Child]:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("zookeeper://localhost:2181/root", "not built yet"),
         ("consul://localhost:8500", "not built yet"),
         ("sqlite://relative/path", "three slashes"),
         ("sqlite:relative", "absolute path"),

@@ -57,7 +57,7 @@ _FORMS = (
     "sqlite:///absolute/path, memory://name, etcd://host:2379,host:2379, "
     "zookeeper://host:2181/chroot or consul://host:8500"
 )
-_PLANNED = ("zookeeper", "consul")
+_PLANNED = ("consul",)
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -70,8 +70,8 @@ def open_registry(url: str) -> Registry:
         parts = urlsplit(url)
     except ValueError as exc:
         raise RegistryError(f"registry URL {url!r}: {exc}; use {_FORMS}") from exc
-    if parts.scheme == "etcd":
-        return _etcd(url)
+    if parts.scheme in _SERVERS:
+        return _SERVERS[parts.scheme](url)
     if parts.query or parts.fragment:
         raise RegistryError(
             f"registry URL {url!r}: no options are known; write '?' as %3F and '#' as %23 in a path"
@@ -107,12 +107,24 @@ def open_registry(url: str) -> Registry:
 
 
 def _etcd(url: str) -> Registry:
-    from .etcd_url import parse_etcd_url
+    from .server_url import parse_server_url
 
-    endpoints, root, shown = parse_etcd_url(url)
+    endpoints, root, shown = parse_server_url(url)
     from .etcd import EtcdRegistry
 
     return EtcdRegistry(shown, endpoints, root)
+
+
+def _zookeeper(url: str) -> Registry:
+    from .server_url import parse_server_url
+
+    endpoints, root, shown = parse_server_url(url)
+    from .zookeeper import ZooKeeperRegistry
+
+    return ZooKeeperRegistry(shown, endpoints, root)
+
+
+_SERVERS = {"etcd": _etcd, "zookeeper": _zookeeper}
 
 
 def default_url(cluster: str) -> str:

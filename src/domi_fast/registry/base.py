@@ -244,7 +244,10 @@ class Registry(Protocol):
         """Everything that happens under ``prefix`` after the cursor, in order, without a gap.
 
         The iterator ends only with the registry (or with ``aclose``); when the backend is away it
-        waits, reconnects and goes on, with a :class:`Reset` where it cannot replay.
+        waits, reconnects and goes on, with a :class:`Reset` where it cannot replay. Where the
+        backend tells only what there is and not how it came to be (Consul, ZooKeeper), the watch
+        begins with a Reset, and of changes in quick succession to one key it gives the last: a
+        value that was overwritten at once, or a key that came and went, may not be seen.
         """
 
     async def claim(self, keys: Sequence[str], value: bytes, lease: Lease) -> Claim:

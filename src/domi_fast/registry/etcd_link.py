@@ -1,36 +1,17 @@
-"""The way to an etcd: blocking calls in threads, over whichever endpoint answers.
-
-The channel to one endpoint is used until a call over it fails as if the server were away; it is
-closed then, which ends every call and watch on it, and the next call opens one to the next
-endpoint.
-"""
+"""A channel to one member of an etcd, and the next one to the next member."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import threading
-import time
+import itertools
 import types
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from ..errors import RegistryError
 from .base import LeaseLost
 from .etcd_client import load_etcd3
-
-T = TypeVar("T")
-
-TIMEOUT: Final = 2.0
-"""Seconds that one call may take before its endpoint counts as away."""
-
-PATIENCE: Final = 5.0
-"""Seconds for which a call goes on trying endpoints."""
-
-_PAUSE: Final = 0.1
-_THREADS: Final = 8
+from .link import TIMEOUT, Away
+from .server_url import Endpoints
 
 # A server that hangs answers no pings: known after 6 + 2 s. etcd forbids pings closer than 5 s.
 _OPTIONS: Final = (
@@ -53,32 +34,11 @@ def prefix_end(prefix: bytes) -> bytes:
     return prefix[:-1] + bytes([prefix[-1] + 1])
 
 
-@dataclass(frozen=True)
-class Endpoints:
-    """Where an etcd is, and how it is spoken to.
-
-    :ivar addresses: ``(host, port)`` of each member, tried in this order.
-    :ivar ca: path of the certificate authority's file; with it, TLS.
-    :ivar cert: path of the client's certificate, with ``key``.
-    """
-
-    addresses: tuple[tuple[str, int], ...]
-    user: str | None = None
-    password: str | None = None
-    ca: str | None = None
-    cert: str | None = None
-    key: str | None = None
-
-
-class Away(RegistryError):
-    """The endpoint could not be reached, or did not answer.
-
-    :ivar sent: it may have got the call all the same, and done what it says.
-    """
-
-    def __init__(self, message: str, *, sent: bool) -> None:
-        super().__init__(message)
-        self.sent = sent
+def connector(endpoints: Endpoints) -> Callable[[], Channel]:
+    """Gives a channel at each call, to one member after the other."""
+    etcd3 = load_etcd3()
+    addresses = itertools.cycle(endpoints.addresses)
+    return lambda: Channel(etcd3, endpoints, next(addresses))
 
 
 class Channel:
@@ -183,106 +143,3 @@ class _Errors:
             raise self._channel.translated(error) from error
         if isinstance(error, ValueError) and "closed" in str(error).lower():
             raise Away(f"etcd at {self._channel.address}: {error}", sent=False) from error
-
-
-class Link:
-    """All calls of one registry. :meth:`call` and :meth:`post` belong to its loop."""
-
-    def __init__(self, endpoints: Endpoints) -> None:
-        self._endpoints = endpoints
-        self._etcd3 = load_etcd3()
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="registry etcd")
-        self._lock = threading.Lock()
-        self._channel: Channel | None = None
-        self._next = 0
-        self._closed = False
-        self._undoing: set[asyncio.Task[None]] = set()
-
-    async def call(
-        self,
-        work: Callable[[Channel], T],
-        *,
-        again: bool,
-        undo: Callable[[Channel], object] | None = None,
-    ) -> T:
-        """What ``work`` returns or raises, done in a thread, after whatever is being undone.
-
-        :param again: it may be done twice, so that one of which nobody knows is tried again.
-        :param undo: is done afterwards if nobody will know of it: the call was cancelled or failed.
-        """
-        if self._undoing:
-            await asyncio.wait(self._undoing)
-        end = time.monotonic() + PATIENCE
-        job: Future[T] | None = None
-        try:
-            while True:
-                job = self._pool.submit(self._attempt, work)
-                try:
-                    return await asyncio.wrap_future(job)
-                except Away as away:
-                    if (away.sent and not again) or time.monotonic() >= end:
-                        raise
-                await asyncio.sleep(_PAUSE)
-        except (Away, asyncio.CancelledError):
-            if undo is not None and job is not None:
-                self.undo(undo, after=job)
-            raise
-
-    def undo(self, work: Callable[[Channel], object], *, after: Future[Any] | None = None) -> None:
-        """Have it done, before any call that follows; nobody hears of its failure."""
-        if not self._closed:
-            task = asyncio.ensure_future(self._undo(work, after))
-            self._undoing.add(task)
-            task.add_done_callback(self._undoing.discard)
-
-    async def _undo(self, work: Callable[[Channel], object], after: Future[Any] | None) -> None:
-        if after is not None and not after.cancelled():
-            await asyncio.gather(asyncio.wrap_future(after), return_exceptions=True)
-        with contextlib.suppress(RegistryError):
-            await asyncio.wrap_future(self._pool.submit(self._attempt, work))
-
-    def post(self, work: Callable[[Channel], object]) -> None:
-        """Have it done; nobody waits for it, nor hears of its failure."""
-        if not self._closed:
-            self._pool.submit(self._attempt, work)
-
-    async def close(self) -> None:
-        """What was begun is still done."""
-        self._closed = True
-        if self._undoing:
-            await asyncio.wait(self._undoing, timeout=TIMEOUT)
-        self.abandon()
-
-    def abandon(self) -> None:
-        """Be gone: what is queued is not done."""
-        self._closed = True
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self.drop(None)
-
-    # ------------------------------------------------------------------ from any thread
-
-    def channel(self) -> Channel:
-        """The channel of the moment. Raises Away."""
-        with self._lock:
-            if self._channel is None:
-                addresses = self._endpoints.addresses
-                address = addresses[self._next % len(addresses)]
-                self._next += 1
-                self._channel = Channel(self._etcd3, self._endpoints, address)
-            return self._channel
-
-    def drop(self, channel: Channel | None) -> None:
-        """This channel's server is away (None: whichever it is): use another from now on."""
-        with self._lock:
-            if self._channel is None or channel not in {None, self._channel}:
-                return
-            channel, self._channel = self._channel, None
-        channel.close()
-
-    def _attempt(self, work: Callable[[Channel], T]) -> T:
-        channel = self.channel()
-        try:
-            return work(channel)
-        except Away:
-            self.drop(channel)
-            raise

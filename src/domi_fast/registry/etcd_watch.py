@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from ..errors import RegistryError
 from .base import Cursor, Delete, Entry, Event, Put, Reset, Snapshot
-from .etcd_link import Away, Channel, Link, prefix_end
+from .etcd_link import Channel, prefix_end
+from .link import Away, Link
+from .remote import Ending
+from .watching import OpenedWatch, Watched
 
 _PAUSE: Final = 0.1
 
 
-class Watched(Protocol):
+class WatchedEtcd(Watched, Protocol):
     """What a watch needs of its registry.
 
     :ivar watches: those that have not ended.
     """
 
-    link: Link
-    watches: set[EtcdWatch]
+    link: Link[Channel]
+    watches: set[Ending]
     _loop: asyncio.AbstractEventLoop | None
-
-    def _check(self) -> None:
-        """Raise RegistryError unless this is the loop of an open registry."""
 
     def entry(self, kv: Any) -> Entry:
         """What etcd has, as the protocol has it."""
@@ -36,7 +35,7 @@ class Watched(Protocol):
         """All under a prefix. Blocks."""
 
 
-class EtcdWatch:
+class EtcdWatch(OpenedWatch):
     """See :class:`~domi_fast.registry.base.Watch`.
 
     A thread of its own waits for etcd, from the first time that somebody waits for an event.
@@ -47,47 +46,28 @@ class EtcdWatch:
     """
 
     def __init__(
-        self, registry: Watched, key: bytes, since: Cursor, *, alone: bool = False
+        self, registry: WatchedEtcd, key: bytes, since: Cursor, *, alone: bool = False
     ) -> None:
+        super().__init__(registry)
         self._registry = registry
         self._key = key
         self._alone = alone
         self._revision = since if isinstance(since, int) else -1
-        self._events: deque[Event] = deque()
         self._news = asyncio.Event()
-        self._waiting = False
         self._thread: threading.Thread | None = None
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         self._stream: Any = None
         registry.watches.add(self)
 
-    def __aiter__(self) -> EtcdWatch:
-        return self
-
-    async def __anext__(self) -> Event:
-        if self._waiting:
-            raise RegistryError("two tasks wait in one watch; open a watch for each")
-        self._waiting = True
-        try:
-            while not self._events:
-                if self._over.is_set():
-                    raise StopAsyncIteration
-                self._registry._check()
-                self._news.clear()
-                self._begin()
-                await self._news.wait()
-            return self._events.popleft()
-        finally:
-            self._waiting = False
-
-    async def aclose(self) -> None:
-        self.end()
+    async def _more(self) -> None:
+        self._news.clear()
+        self._begin()
+        await self._news.wait()
 
     def end(self) -> None:
-        """On the loop: no more events."""
-        self._over.set()
+        super().end()
+        self._stopped.set()
         self._registry.watches.discard(self)
-        self._events.clear()
         self._news.set()
         stream = self._stream
         if stream is not None:
@@ -103,18 +83,18 @@ class EtcdWatch:
 
     def _arrived(self, events: list[Event]) -> None:
         """On the loop."""
-        if not self._over.is_set():
-            self._events.extend(events)
+        if not self._stopped.is_set():
+            self.events.extend(events)
             self._news.set()
 
     # ------------------------------------------------------------------ on the thread
 
     def _run(self) -> None:
-        while not self._over.is_set():
+        while not self._stopped.is_set():
             # Away or compacted: what comes next finds out from which revision on.
             with suppress(RegistryError):
                 self._follow()
-            self._over.wait(_PAUSE)
+            self._stopped.wait(_PAUSE)
 
     def _follow(self) -> None:
         """Follow one stream to its end."""
@@ -125,13 +105,13 @@ class EtcdWatch:
             if self._revision < 0:
                 self._reset(channel)
             stream = self._stream = channel.watch(self._requests(channel, ended))
-            if self._over.is_set():
+            if self._stopped.is_set():
                 stream.cancel()
             with channel.errors():
                 for response in stream:
                     self._take(channel, response)
         except Away:
-            if not self._over.is_set():
+            if not self._stopped.is_set():
                 link.drop(channel)
             raise
         finally:

@@ -17,8 +17,8 @@ from typing import Final, TypeVar
 
 from ..errors import RegistryError
 from .base import Limits
+from .held import HeldLease
 from .local import LocalRegistry
-from .opened import HeldLease
 from .store import Peek, Store
 
 T = TypeVar("T")
@@ -130,8 +130,6 @@ class MemoryRegistry(LocalRegistry):
         self,
         work: Callable[[Store], T],
         undo: Callable[[Store], object] | None = None,
-        *,
-        sure: bool = False,
     ) -> T:
         # Never waits, so there is nothing that a cancellation could interrupt.
         return self._do(work)

@@ -1,4 +1,4 @@
-"""What an open registry is on its loop, whatever is behind it: whose it is, and its leases."""
+"""What an open registry is on its loop, whatever is behind it: whose, and what it is asked."""
 
 from __future__ import annotations
 
@@ -6,13 +6,32 @@ import asyncio
 import os
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 from ..errors import RegistryError
-from .base import Lease, LeaseLost, Limits
+from .base import (
+    Claim,
+    CompareFailed,
+    Cursor,
+    Entry,
+    Lease,
+    Limits,
+    NoKeyFree,
+    Snapshot,
+    Version,
+    Watch,
+    check_key,
+    check_prefix,
+)
+from .held import HeldLease
 
 
 class OpenedRegistry(ABC):
     """Belongs to the loop that opens it and to this process.
+
+    The methods of the protocol stand here, and check what they are given; a backend adds those
+    that ask its store or its servers, under the same names with an underscore.
 
     :ivar limits: see :class:`~domi_fast.registry.base.Limits`.
     """
@@ -27,20 +46,130 @@ class OpenedRegistry(ABC):
         self._pid = 0
         self._closed = False
         self._leases: dict[int, HeldLease] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        # Set, and replaced by another, whenever something may have changed.
+        self._changed = asyncio.Event()
         # Leases are renewed while this is True. A test clears it to play a holder that hangs.
         self._keep_alive = True
 
-    @abstractmethod
-    async def _revoke(self, number: int) -> None:
-        """End the lease in the registry, also when the call is cancelled."""
+    # ------------------------------------------------------------------ what a backend adds
 
     @abstractmethod
-    def _post_revoke(self, number: int) -> None:
+    async def open(self) -> None:
+        """See :class:`~domi_fast.registry.base.Registry`."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """See :class:`~domi_fast.registry.base.Registry`."""
+
+    @abstractmethod
+    async def _grant(self, ttl: float) -> int:
+        """Start a lease; what the registry knows it by."""
+
+    @abstractmethod
+    def _granted(self, lease: HeldLease) -> None:
+        """A lease is there that has to be kept alive from now on."""
+
+    @abstractmethod
+    async def _revoke(self, lease: HeldLease) -> None:
+        """End the lease in the registry."""
+
+    @abstractmethod
+    def _post_revoke(self, lease: HeldLease) -> None:
         """Have the lease ended in the registry; nobody waits for it."""
 
     @abstractmethod
-    def _wake(self) -> None:
-        """Something may have changed: a lease has ended, or the registry was closed."""
+    async def _get(self, key: str) -> Entry | None: ...
+
+    @abstractmethod
+    async def _list(self, prefix: str) -> Snapshot: ...
+
+    @abstractmethod
+    async def _put(
+        self, key: str, value: bytes, expect: Version | None, lease: HeldLease | None
+    ) -> Entry: ...
+
+    @abstractmethod
+    async def _create(self, key: str, value: bytes, lease: HeldLease | None) -> Entry: ...
+
+    @abstractmethod
+    async def _delete(self, key: str, expect: Version | None) -> bool: ...
+
+    @abstractmethod
+    def _watch(self, prefix: str, since: Cursor) -> Watch: ...
+
+    @abstractmethod
+    async def _claim(self, keys: Sequence[str], value: bytes, lease: HeldLease) -> Claim:
+        """At least one key is given."""
+
+    @abstractmethod
+    async def _acquire(self, name: str, lease: HeldLease, value: bytes) -> Claim: ...
+
+    # ------------------------------------------------------------------ the protocol
+
+    async def grant(self, ttl: float) -> Lease:
+        self._check()
+        self.limits.check_ttl(ttl)
+        # Before the lease is asked for, so that it never seems longer than it is.
+        asked = time.monotonic()
+        number = await self._grant(ttl)
+        lease = HeldLease(self, number, ttl, asked + ttl)
+        self._leases[number] = lease
+        self._granted(lease)
+        return lease
+
+    async def get(self, key: str) -> Entry | None:
+        self._check()
+        check_key(key)
+        return await self._get(key)
+
+    async def list(self, prefix: str) -> Snapshot:
+        self._check()
+        check_prefix(prefix)
+        return await self._list(prefix)
+
+    async def put(
+        self, key: str, value: bytes, *, expect: Version | None = None, lease: Lease | None = None
+    ) -> Entry:
+        self._check()
+        check_key(key)
+        self.limits.check_value(value)
+        return await self._put(key, value, expect, None if lease is None else self._own(lease))
+
+    async def create(self, key: str, value: bytes, *, lease: Lease | None = None) -> Entry:
+        self._check()
+        check_key(key)
+        self.limits.check_value(value)
+        return await self._create(key, value, None if lease is None else self._own(lease))
+
+    async def delete(self, key: str, *, expect: Version | None = None) -> bool:
+        self._check()
+        check_key(key)
+        return await self._delete(key, expect)
+
+    def watch(self, prefix: str, *, since: Cursor) -> Watch:
+        self._check()
+        check_prefix(prefix)
+        return self._watch(prefix, since)
+
+    async def claim(self, keys: Sequence[str], value: bytes, lease: Lease) -> Claim:
+        self._check()
+        offered = [*keys]
+        for key in offered:
+            check_key(key)
+        self.limits.check_value(value)
+        own = self._own(lease)
+        if not offered:
+            raise NoKeyFree("no key was offered")
+        return await self._claim(offered, value, own)
+
+    async def acquire(self, name: str, lease: Lease, value: bytes = b"") -> Claim:
+        self._check()
+        check_key(name)
+        self.limits.check_value(value)
+        return await self._acquire(name, self._own(lease), value)
+
+    # ------------------------------------------------------------------ for a backend
 
     def _begin(self) -> asyncio.AbstractEventLoop:
         """This loop and this process open it. Raises RegistryError the second time."""
@@ -81,75 +210,29 @@ class OpenedRegistry(ABC):
         for lease in list(self._leases.values()):
             lease.end()
 
+    def _wake(self) -> None:
+        """Something may have changed: who waits looks again. Called on the loop."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
-class HeldLease:
-    """A lease; see :class:`~domi_fast.registry.base.Lease`.
+    async def _surely(self, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for it; if that is cancelled, it is done all the same."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._left(task)
+            raise
 
-    Another thread may call :meth:`renewed`; all else belongs to the loop.
+    def _left(self, task: asyncio.Task[None]) -> None:  # noqa: B027 - a store keeps the order itself
+        """Nobody waits for the task any more, whose work comes before that of later calls."""
 
-    :ivar number: what the registry knows it by.
-    """
+    @staticmethod
+    def _exists(key: str) -> CompareFailed:
+        return CompareFailed(f"the key {key!r} exists")
 
-    def __init__(
-        self, registry: OpenedRegistry, number: int, ttl: float, valid_until: float
-    ) -> None:
-        self.registry = registry
-        self.number = number
-        self.ttl = ttl
-        self.lost = asyncio.Event()
-        self._valid_until = valid_until
-        self._ended: float | None = None
-        loop = registry._loop
-        assert loop is not None
-        self._loop = loop
-        self._timer = loop.call_later(max(0.0, valid_until - time.monotonic()), self._due)
-
-    @property
-    def valid_until(self) -> float:
-        return self._valid_until if self._ended is None else self._ended
-
-    @property
-    def over(self) -> bool:
-        return self._ended is not None
-
-    async def revoke(self) -> None:
-        if self._ended is not None:
-            return
-        self.registry._check()
-        self.end()
-        await self.registry._revoke(self.number)
-        self.registry._wake()
-
-    def renewed(self, valid_until: float) -> None:
-        self._valid_until = valid_until
-
-    def check(self) -> None:
-        """Raise LeaseLost once the lease is over, also when no timer has noticed yet."""
-        if self._ended is None and time.monotonic() >= self._valid_until:
-            self.lose()
-        if self._ended is not None:
-            raise LeaseLost(f"the lease of {self.ttl} s is over: it has expired or was revoked")
-
-    def end(self) -> None:
-        """Nothing may rely on the lease from now on."""
-        if self._ended is None:
-            self._ended = min(self._valid_until, time.monotonic())
-            self._timer.cancel()
-            self.registry._leases.pop(self.number, None)
-
-    def lose(self) -> None:
-        """The lease has ended, and its owner did not end it."""
-        if self._ended is not None:
-            return
-        self.end()
-        self.lost.set()
-        # The registry may see its end a little later than we do: nobody should wait for that.
-        self.registry._post_revoke(self.number)
-        self.registry._wake()
-
-    def _due(self) -> None:
-        left = self._valid_until - time.monotonic()
-        if left <= 0:
-            self.lose()
-        else:
-            self._timer = self._loop.call_later(left, self._due)
+    @staticmethod
+    def _differs(key: str) -> CompareFailed:
+        return CompareFailed(f"the key {key!r} is not at the expected version")

@@ -28,8 +28,8 @@ from urllib.parse import quote
 
 from ..errors import RegistryError
 from .base import Limits
+from .held import HeldLease
 from .local import LocalRegistry
-from .opened import HeldLease
 from .sqlite_file import StoreFile
 from .store import Busy, Peek, Store
 
@@ -117,15 +117,12 @@ class SqliteRegistry(LocalRegistry):
         self,
         work: Callable[[Store], T],
         undo: Callable[[Store], object] | None = None,
-        *,
-        sure: bool = False,
     ) -> T:
         job, outcome = self._submit(work, writes=True)
         try:
             return await outcome
         except asyncio.CancelledError:
-            if not sure:
-                job.withdrawn = True
+            job.withdrawn = True
             if undo is not None:
                 self._post(undo)
             raise

@@ -1,17 +1,20 @@
-"""``etcd://[user:password@]host[:port],host[:port]...[/root][?ca=file&cert=file&key=file]``."""
+"""``scheme://[user:password@]host[:port],host[:port]...[/root][?ca=file&cert=file&key=file]``.
+
+What the URLs of all registries on servers have in common.
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ..errors import RegistryError
-from .etcd_link import Endpoints
 
-PORT: Final = 2379
 ROOT: Final = "domi_fast"
-FORM: Final = "etcd://host:2379,host:2379"
+PORTS: Final = {"etcd": 2379, "zookeeper": 2181}
+"""Each such scheme, with the port of its servers."""
 
 _HOST: Final = re.compile(
     r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::(?P<port>[0-9]{1,5}))?"
@@ -20,17 +23,37 @@ _ROOT: Final = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 _OPTIONS: Final = ("ca", "cert", "key")
 
 
-def parse_etcd_url(url: str) -> tuple[Endpoints, str, str]:
+@dataclass(frozen=True)
+class Endpoints:
+    """Where the servers of a registry are, and how they are spoken to.
+
+    :ivar addresses: ``(host, port)`` of each server, tried in this order.
+    :ivar ca: path of the certificate authority's file; with it, TLS.
+    :ivar cert: path of the client's certificate, with ``key``.
+    """
+
+    addresses: tuple[tuple[str, int], ...]
+    user: str | None = None
+    password: str | None = None
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+
+def parse_server_url(url: str) -> tuple[Endpoints, str, str]:
     """Where it is, what its keys begin with, and the URL as it may be shown.
 
     Raises :class:`~domi_fast.errors.RegistryError` for whatever is not of this form.
     """
     parts = urlsplit(url)
+    default = PORTS[parts.scheme]
     login, at, hosts = parts.netloc.rpartition("@")
     shown = url if not at else url.replace(f"{login}@", f"{login.partition(':')[0]}:***@", 1)
 
     def wrong(why: str) -> RegistryError:
-        return RegistryError(f"registry URL {shown!r}: {why}; use {FORM}")
+        return RegistryError(
+            f"registry URL {shown!r}: {why}; use {parts.scheme}://host:{default},host:{default}"
+        )
 
     user, colon, password = login.partition(":")
     if at and not (user and colon and password):
@@ -38,12 +61,12 @@ def parse_etcd_url(url: str) -> tuple[Endpoints, str, str]:
     addresses = []
     for host in hosts.split(","):
         found = _HOST.fullmatch(host)
-        port = int(found["port"] or PORT) if found else 0
+        port = int(found["port"] or default) if found else 0
         if found is None or not 1 <= port <= 65535:
             raise wrong(f"{host!r} is no host:port")
         addresses.append((found["v6"] or found["name"], port))
     root = parts.path.strip("/") or ROOT
-    if not _ROOT.fullmatch(root):
+    if not _ROOT.fullmatch(root) or {".", ".."} & set(root.split("/")):
         raise wrong(f"the root {parts.path!r} must be of letters, digits, '.', '_', '-' and '/'")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     unknown = [name for name in options if name not in _OPTIONS]

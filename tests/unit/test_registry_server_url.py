@@ -1,4 +1,4 @@
-"""The URL of a registry in etcd, and what is said when it cannot be used."""
+"""The URL of a registry on servers, and what is said when it cannot be used."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import sys
 import pytest
 
 from domi_fast.registry import RegistryError
-from domi_fast.registry.etcd_url import parse_etcd_url
+from domi_fast.registry.server_url import PORTS, parse_server_url
 from tests.support import ROOT
 
 
 def test_what_a_url_says() -> None:
-    endpoints, root, shown = parse_etcd_url("etcd://one:1,two,[::1]:3")
+    endpoints, root, shown = parse_server_url("etcd://one:1,two,[::1]:3")
     assert endpoints.addresses == (("one", 1), ("two", 2379), ("::1", 3))
     assert (endpoints.user, endpoints.password, endpoints.ca) == (None, None, None)
     assert root == "domi_fast"
     assert shown == "etcd://one:1,two,[::1]:3"
+    assert parse_server_url("zookeeper://one/a")[0].addresses == (("one", 2181),)
     url = "etcd://me:se%3Acret@one/clusters/a?ca=/ca.pem&cert=/c.pem&key=/k.pem"
-    endpoints, root, shown = parse_etcd_url(url)
+    endpoints, root, shown = parse_server_url(url)
     assert (endpoints.user, endpoints.password) == ("me", "se:cret")
     assert (endpoints.ca, endpoints.cert, endpoints.key) == ("/ca.pem", "/c.pem", "/k.pem")
     assert root == "clusters/a"
@@ -39,23 +40,27 @@ def test_what_a_url_says() -> None:
         ("etcd://one?tls=1", "no option"),
         ("etcd://one?cert=/c", "cert= and key="),
         ("etcd://one?cert=/c&key=/k", "wants ca="),
+        ("zookeeper://one,two:x", "no host:port"),
+        ("zookeeper://one/../two", "the root"),
     ],
 )
 def test_a_url_that_is_not_of_the_form(url: str, message: str) -> None:
     with pytest.raises(RegistryError, match=re.escape(message)) as caught:
-        parse_etcd_url(url)
-    assert "etcd://host:2379" in str(caught.value)
+        parse_server_url(url)
+    scheme = url.partition(":")[0]
+    assert f"{scheme}://host:{PORTS[scheme]}" in str(caught.value)
 
 
-def test_a_missing_package_is_named_with_its_extra() -> None:
-    script = """
+@pytest.mark.parametrize(("scheme", "package"), [("etcd", "etcd3"), ("zookeeper", "kazoo")])
+def test_a_missing_package_is_named_with_its_extra(scheme: str, package: str) -> None:
+    script = f"""
 import sys
-sys.modules["etcd3"] = None
+sys.modules[{package!r}] = None
 from domi_fast.registry import open_registry
-open_registry("etcd://localhost:2379")
+open_registry("{scheme}://localhost")
 """
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "pip install 'domi-fast[etcd]'" in done.stderr.splitlines()[-1]
+    assert f"pip install 'domi-fast[{scheme}]'" in done.stderr.splitlines()[-1]
