@@ -157,6 +157,34 @@ async def test_a_session_that_was_ended_is_a_lease_that_is_lost(url: str) -> Non
             await claim.update(b"")
 
 
+def test_an_agent_that_leaves_takes_no_lease_along(
+    consul: Consul, url: str, tmp_path: Path
+) -> None:
+    """Consul would end the sessions of its node at once, while their owners rely on them."""
+    agent = Consul(tmp_path, server=consul)
+    agent.start()
+
+    async def main() -> None:
+        async with opened(url) as other:
+            registry = open_registry(url.replace(consul.url, agent.url))
+            assert isinstance(registry, ConsulRegistry)
+            await registry.open()
+            lease = await registry.grant(2 * TTL)
+            await registry.claim(["k"], b"", lease)
+            watch = other.watch("", since=None)
+            assert isinstance(await watch.__anext__(), Reset)
+            registry._halt()
+            agent.signal(signal.SIGTERM)
+            event = await asyncio.wait_for(watch.__anext__(), 6 * TTL)
+            assert isinstance(event, Delete)
+            assert time.monotonic() >= lease.valid_until
+
+    try:
+        asyncio.run(main())
+    finally:
+        agent.kill()
+
+
 async def test_nobody_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("domi_fast.registry.link.PATIENCE", 0.2)
     (dead,) = free_ports(1)
@@ -206,6 +234,17 @@ async def test_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert event.entry.epoch == claim.epoch
         with pytest.raises(RegistryError, match="ACL not found"):
             await open_registry(f"consul://wrong@{address}").open()
+        # One that may do no more than docs/registries.md says.
+        places = ('key_prefix "domi_fast/"', 'session "domi-fast"', 'node "domi-fast"')
+        rules = "".join(f'{place} {{ policy = "write" }}\n' for place in places)
+        server.put("/v1/acl/policy", {"Name": "domi", "Rules": rules})
+        token = server.put("/v1/acl/token", {"Policies": [{"Name": "domi"}]})["SecretID"]
+        async with opened(f"consul://{token}@{address}") as registry:
+            watch = registry.watch("", since=None)
+            assert isinstance(await watch.__anext__(), Reset)
+            await registry.acquire("k", await registry.grant(10.0))
+            assert isinstance(await asyncio.wait_for(watch.__anext__(), 5), Put)
+            await registry.delete("k")
         monkeypatch.delenv("CONSUL_HTTP_TOKEN")
         with pytest.raises(RegistryError, match="Permission denied"):
             await open_registry(server.url).open()
@@ -379,14 +418,14 @@ async def kill_a_node(url: str, ttl: float) -> None:
             assert after.epoch > before.epoch
 
 
-async def test_the_id_of_a_killed_node_is_free_after_its_lease(url: str) -> None:
-    await kill_a_node(url, 1.5 * TTL)
+def test_the_id_of_a_killed_node_is_free_after_its_lease(url: str) -> None:
+    asyncio.run(kill_a_node(url, 1.5 * TTL))
 
 
 @pytest.mark.soak
 @pytest.mark.skipif(os.environ.get("DOMI_SOAK") != "1", reason="20 s; DOMI_SOAK=1 runs it")
-async def test_the_id_of_a_killed_node_is_free_after_the_default_lease(
+def test_the_id_of_a_killed_node_is_free_after_the_default_lease(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("domi_fast.registry.consul.LIMITS", LIMITS)
-    await kill_a_node(url, LIMITS.min_ttl)
+    asyncio.run(kill_a_node(url, LIMITS.min_ttl))

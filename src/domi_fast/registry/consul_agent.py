@@ -21,6 +21,9 @@ WAIT: Final = 4.0
 The agent adds up to a sixteenth; one that hangs is known after these and :data:`TIMEOUT`.
 """
 
+NODE: Final = "domi-fast"
+"""The node of Consul's catalog to which all sessions belong; no agent runs on it."""
+
 # Each watch, and each that waits for a lock, has a connection of its own; py-consul's own limit
 # would have the hundred-and-first wait until another ends.
 _CONNECTIONS: Final = 1 << 16
@@ -164,12 +167,9 @@ class Agent:
 
         Raises Conflict, and LeaseLost when a session is over.
         """
-        body = json.dumps([{"KV": op} for op in ops], ensure_ascii=False).encode()
         with self._errors(changes=True):
             # py-consul's own txn.put has no token, and loses what Consul says of a conflict.
-            answer = await self._client.http.put(
-                _outcome, "/v1/txn", data=body, headers=self._client.prepare_headers()
-            )
+            answer = await self._put("/v1/txn", [{"KV": op} for op in ops])
             results = answer["Results"] or []
             errors = [(error["OpIndex"], error["What"]) for error in answer["Errors"] or ()]
             if not errors:
@@ -217,26 +217,22 @@ class Agent:
 
         What it holds goes with it, and can be held by another at once.
         """
-        # Nothing else ends it: a check of the agent's health could do so before the time until
-        # which its owner relies on it. That time is never later than the session's end, hence a
-        # lock need not be kept from the next for a while, as Consul does by default.
+        # Nothing else ends it. A session of the agent's own node would go with that when the agent
+        # leaves, or fails a check of its health, and so before the time until which the lease's
+        # owner relies on it. As that time is never later than the session's end, what it held need
+        # not be kept from the next for a while, as Consul does by default.
         session = {
-            "Name": "domi_fast",
+            "Node": NODE,
             "TTL": f"{ttl}ms",
             "Behavior": "delete",
             "LockDelay": "0s",
             "Checks": [],
         }
         with self._errors(changes=True):
-            # py-consul's own session.create refuses less than 10 s, whatever the servers take.
-            return str(
-                await self._client.http.put(
-                    _session_id,
-                    "/v1/session/create",
-                    data=json.dumps(session),
-                    headers=self._client.prepare_headers(),
-                )
-            )
+            # What py-consul says in catalog.register, with a token, Consul takes for wrong; and
+            # its session.create refuses less than 10 s, whatever the servers take.
+            await self._put("/v1/catalog/register", {"Node": NODE, "Address": "127.0.0.1"})
+            return str((await self._put("/v1/session/create", session))["ID"])
 
     async def renew_session(self, session: str) -> bool:
         """Whether it was still there."""
@@ -253,7 +249,16 @@ class Agent:
         with self._errors(changes=True):
             await self._client.session.destroy(session)
 
-    # ------------------------------------------------------------------ what goes wrong
+    # ------------------------------------------------------------------ under the hood
+
+    async def _put(self, path: str, body: object) -> Any:
+        """What Consul answers."""
+        return await self._client.http.put(
+            _answer,
+            path,
+            data=json.dumps(body, ensure_ascii=False).encode(),
+            headers=self._client.prepare_headers(),
+        )
 
     @contextlib.contextmanager
     def _errors(self, *, changes: bool = False) -> Iterator[None]:
@@ -281,7 +286,9 @@ class Agent:
             if text.startswith("5"):
                 sent = changes and "No cluster leader" not in text
                 raise Away(f"{where}: {text}", sent=sent) from error
-            raise RegistryError(f"{where}: what answers there is no Consul: {text}") from error
+            raise RegistryError(
+                f"{where}: what answers there is no Consul: {text[:200]}"
+            ) from error
 
 
 def _row(item: dict[str, Any]) -> Row:
@@ -307,14 +314,8 @@ def _within(prefix: str) -> str:
     return prefix if last not in _NO_PARTS else prefix[: len(prefix) - len(last)]
 
 
-def _outcome(response: Any) -> Any:
-    """What a transaction came to; 409 is the code of one that was not done."""
+def _answer(response: Any) -> Any:
+    """409 is the code of a transaction that was not done, and of nothing else."""
     from consul.callback import CB
 
     return json.loads(response.body) if response.code == 409 else CB.json()(response)
-
-
-def _session_id(response: Any) -> Any:
-    from consul.callback import CB
-
-    return CB.json(is_id=True)(response)
