@@ -30,6 +30,10 @@ _CONNECTIONS: Final = 1 << 16
 
 _NO_PARTS: Final = ("", ".", "..")
 
+# The codes of what may go better later; and the words that come with them when nothing was done.
+_LATER: Final = ("429", "5")
+_UNDONE: Final = ("No cluster leader", "too many concurrent connections")
+
 Op: TypeAlias = dict[str, Any]
 """One operation of a transaction."""
 
@@ -279,16 +283,14 @@ class Agent:
             raise Away(f"{where} does not answer", sent=changes) from error
         except (aiohttp.ClientError, OSError) as error:
             raise Away(f"{where}: {str(error) or type(error).__name__}", sent=changes) from error
-        except (ACLPermissionDenied, BadRequest, ClientError) as error:
-            raise RegistryError(f"{where}: {error}") from error
         except (ConsulException, ValueError, LookupError, TypeError) as error:
             text = str(error)
-            if text.startswith("5"):
-                sent = changes and "No cluster leader" not in text
-                raise Away(f"{where}: {text}", sent=sent) from error
-            raise RegistryError(
-                f"{where}: what answers there is no Consul: {text[:200]}"
-            ) from error
+            if text.startswith(_LATER):
+                undone = any(words in text for words in _UNDONE)
+                raise Away(f"{where}: {text}", sent=changes and not undone) from error
+            if not isinstance(error, (ACLPermissionDenied, BadRequest, ClientError)):
+                text = f"what answers there is no Consul: {text[:200]}"
+            raise RegistryError(f"{where}: {text}") from error
 
 
 def _row(item: dict[str, Any]) -> Row:

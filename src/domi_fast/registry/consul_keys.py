@@ -132,17 +132,15 @@ class Attempt:
 
     async def take(self, agent: Agent) -> Hold:
         """Raises NoKeyFree and LeaseLost."""
-        while True:
-            hold = await self._held(agent)
-            if hold is not None:
-                return hold
+        hold = await self._held(agent)
+        while hold is None:
             taken = set(await agent.names(self._prefix))
             self._tried = next((key for key in self._keys if key not in taken), None)
             if self._tried is None:
                 raise NoKeyFree(f"all {len(self._keys)} keys are held")
             row = await create(agent, self._tried, self._value, self._session, self._mark)
-            if row is not None:
-                return Hold(row.key, row.created, self._session)
+            hold = self._hold_of(row)
+        return hold
 
     async def withdraw(self, agent: Agent) -> None:
         hold = await self._held(agent)
@@ -153,7 +151,9 @@ class Attempt:
         """What an earlier try has taken."""
         if self._tried is None:
             return None
-        row = _marked(await agent.read(self._tried), self._mark)
+        return self._hold_of(_marked(await agent.read(self._tried), self._mark))
+
+    def _hold_of(self, row: Row | None) -> Hold | None:
         return None if row is None else Hold(row.key, row.created, self._session)
 
 
