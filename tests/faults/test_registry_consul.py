@@ -147,6 +147,23 @@ async def test_a_connection_that_has_gone_dead_is_left(
         assert (await asyncio.wait_for(waiting, 3.0)).epoch > held.epoch
 
 
+async def test_who_waits_for_an_answer_hears_that_the_registry_was_closed(
+    consul: Consul, url: str
+) -> None:
+    async with Proxy(consul.port) as proxy:
+        registry = open_registry(by_way_of(proxy, url))
+        await registry.open()
+        proxy.cut()
+        asked = [
+            asyncio.ensure_future(call) for call in (registry.get("k"), registry.put("k", b""))
+        ]
+        await asyncio.wait(asked, timeout=0.05)
+        await registry.close()
+        for each in asked:
+            with pytest.raises(RegistryError, match="closed"):
+                await each
+
+
 async def test_a_session_that_was_ended_is_a_lease_that_is_lost(url: str) -> None:
     async with opened(url) as registry:
         lease = await registry.grant(TTL)

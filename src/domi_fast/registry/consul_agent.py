@@ -57,14 +57,7 @@ class Row:
 
 
 class Conflict(RegistryError):
-    """A transaction was not done, since something was not as it expected.
-
-    :ivar position: of the first operation that found that.
-    """
-
-    def __init__(self, message: str, position: int) -> None:
-        super().__init__(message)
-        self.position = position
+    """A transaction was not done, since something was not as it expected."""
 
 
 # ---------------------------------------------------------------------------- transactions
@@ -178,14 +171,12 @@ class Agent:
             errors = [(error["OpIndex"], error["What"]) for error in answer["Errors"] or ()]
             if not errors:
                 return _row(results[-1]["KV"]) if results else None
-        for position, what in errors:
-            if ops[position]["Verb"].startswith("check-"):
-                raise Conflict(f"Consul at {self.address}: {what}", position)
-        what = errors[0][1]
-        kind = LeaseLost if what.startswith("invalid session") else RegistryError
-        raise kind(f"Consul at {self.address}: {what}")
+        what = f"Consul at {self.address}: {errors[0][1]}"
+        if any(ops[position]["Verb"].startswith("check-") for position, _ in errors):
+            raise Conflict(what)
+        raise LeaseLost(what) if "invalid session" in what else RegistryError(what)
 
-    async def change(self, prefix: str, index: int) -> int:
+    async def await_change(self, prefix: str, index: int) -> int:
         """Wait for up to :data:`WAIT` seconds until something under the prefix changes.
 
         Other changes may end the wait as well. Returns the index from which to go on.
@@ -208,7 +199,7 @@ class Agent:
             now, found = await self._client.kv.get(
                 key,
                 index=index,
-                wait=f"{WAIT:.0f}s",
+                wait=f"{WAIT * 1000:.0f}ms",
                 connections_timeout=WAIT + WAIT / 16 + TIMEOUT,
                 **options,
             )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from ..errors import RegistryError
 from .consul_agent import Agent, load_consul
@@ -14,6 +13,8 @@ from .link import Calls
 from .server_url import Endpoints
 
 T = TypeVar("T")
+_CLOSED: Final = "the registry was closed before Consul had answered"
+
 Work: TypeAlias = Callable[[Agent], Coroutine[Any, Any, T]]
 
 
@@ -36,7 +37,7 @@ class AgentLink(Calls):
     def agent(self) -> Agent:
         """Raises RegistryError once it is closed, and when the files of TLS are of no use."""
         if self._abandoned:
-            raise RegistryError("the way to Consul is closed")
+            raise RegistryError(_CLOSED)
         if self._agent is None:
             self._agent = Agent(self._endpoints)
         return self._agent
@@ -60,7 +61,7 @@ class AgentLink(Calls):
     def post(self, work: Work[object]) -> None:
         """Have it done; nobody waits for it, nor hears of its failure."""
         if not self._closed:
-            self._begin(partial(_silently, work))
+            self._begin(work)
 
     async def close(self) -> None:
         await super().close()
@@ -78,13 +79,19 @@ class AgentLink(Calls):
     def _begin(self, work: Work[T]) -> asyncio.Future[T]:
         job = asyncio.ensure_future(self._attempt(work))
         self._jobs.add(job)
-        job.add_done_callback(self._jobs.discard)
+        job.add_done_callback(self._done)
         return job
 
+    def _done(self, job: asyncio.Task[Any]) -> None:
+        self._jobs.discard(job)
+        if not job.cancelled():
+            job.exception()  # nobody may wait to hear of it
+
     async def _attempt(self, work: Work[T]) -> T:
-        return await work(self.agent)
-
-
-async def _silently(work: Work[object], agent: Agent) -> None:
-    with contextlib.suppress(RegistryError):
-        await work(agent)
+        try:
+            return await work(self.agent)
+        except asyncio.CancelledError:
+            if self._abandoned:
+                # Who waits for it was not cancelled.
+                raise RegistryError(_CLOSED) from None
+            raise

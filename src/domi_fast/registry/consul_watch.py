@@ -68,7 +68,7 @@ class ConsulWatch(OpenedWatch):
         """Wait for a change and have its events."""
         try:
             agent = self._registry.link.agent
-            index = await agent.change(self._prefix, self._index)
+            index = await agent.await_change(self._prefix, self._index)
             if index == self._index:
                 return
             rows, _ = await agent.list(self._prefix)
