@@ -21,6 +21,7 @@ from domi_fast.registry import (
     Delete,
     Entry,
     Event,
+    Lease,
     LeaseLost,
     NoKeyFree,
     Put,
@@ -753,8 +754,8 @@ def test_a_lock_goes_to_who_came_first(backend: Backend) -> None:
             with pytest.raises(NoKeyFree):
                 await two.claim(["lock"], b"", await two.grant(backend.ttl))
 
-            async def wait(number: int, registry: Registry) -> None:
-                claim = await registry.acquire("lock", await registry.grant(2.0))
+            async def wait(number: int, registry: Registry, lease: Lease) -> None:
+                claim = await registry.acquire("lock", lease)
                 order.append(number)
                 epochs.append(claim.epoch)
                 await claim.release()
@@ -762,8 +763,9 @@ def test_a_lock_goes_to_who_came_first(backend: Backend) -> None:
             waiters = []
             for number in range(8):
                 registry = one if number % 2 else two
-                waiters.append(asyncio.ensure_future(wait(number, registry)))
-                assert await stays(pending(waiters[-1]), 0.03)
+                waiting = wait(number, registry, await registry.grant(5.0))
+                waiters.append(asyncio.ensure_future(waiting))
+                assert await stays(pending(waiters[-1]), 0.05)
             await held.release()
             await soon(asyncio.gather(*waiters))
             assert order == list(range(8))
