@@ -141,7 +141,7 @@ endif
 # ---------------------------------------------------------------------------------------------------
 # Targets
 
-.PHONY: help setup demo test lint format test-debug test-asan test-oldest test-newest \
+.PHONY: help setup demo test consul-agent lint format test-debug test-asan test-oldest test-newest \
 	bench bench-smoke soak sdist check-sdist clean distclean
 
 help: ## Say what can be made
@@ -156,10 +156,15 @@ setup: $(VENV)/.ready ## Build the library into .venv, with all that is needed t
 demo: $(VENV)/.ready ## Run the demonstration
 	@$(PY) examples/demo/main.py $(ARGS)
 
-# The servers that the tests talk to: installed on Debian, if this is root; otherwise named.
+# The servers that the tests talk to: installed on Debian, if this is root; otherwise named. Consul
+# is built, where Go is.
 .PHONY: servers
 servers:
 	@sh tests/install_servers.sh
+	@sh tests/native/consul/build.sh --cheap
+
+consul-agent: ## Build the Consul that the tests start, in some minutes (needs Go)
+	@sh tests/native/consul/build.sh
 
 test: servers $(VENV)/.ready ## Run the tests
 	$(PY) $(PYTEST) $(ARGS)

@@ -10,7 +10,7 @@ class Proxy:
     """Passes bytes on between whoever connects to ``port`` and a server, on the test's own loop.
 
     While it is cut nothing gets through and nobody is told, as when a cable is pulled; what was
-    under way arrives when it is mended.
+    under way arrives when it is mended. What was connected when it was deadened stays so for ever.
     """
 
     def __init__(self, server_port: int) -> None:
@@ -19,6 +19,7 @@ class Proxy:
         self._whole = asyncio.Event()
         self._whole.set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._dead: set[asyncio.Task[None]] = set()
         self._listener: asyncio.Server | None = None
 
     async def __aenter__(self) -> Proxy:
@@ -39,6 +40,9 @@ class Proxy:
     def mend(self) -> None:
         self._whole.set()
 
+    def deaden(self) -> None:
+        self._dead |= self._tasks
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -47,16 +51,25 @@ class Proxy:
             await self._whole.wait()
             there, back = await asyncio.open_connection("127.0.0.1", self._server_port)
             with contextlib.closing(back):
-                await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
+                await asyncio.gather(
+                    self._pump(task, reader, back), self._pump(task, there, writer)
+                )
         except (OSError, asyncio.CancelledError):
             pass
         finally:
             writer.close()
             self._tasks.discard(task)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self,
+        task: asyncio.Task[None],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
         while data := await reader.read(1 << 16):
             await self._whole.wait()
+            if task in self._dead:
+                continue
             writer.write(data)
             await writer.drain()
         writer.close()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -92,6 +94,8 @@ class Server:
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
+        if number == signal.SIGSTOP:
+            os.waitpid(self._process.pid, os.WUNTRACED)  # it goes on for a moment
 
     def kill(self) -> None:
         """As a crash does; what it had said is on its disk."""
@@ -220,3 +224,82 @@ class ZooKeeper(Server):
                 return connection.makefile("rb").read()
         except OSError:
             return b""
+
+
+class Consul(Server):
+    """One Consul agent, whose data outlives its process.
+
+    It takes sessions of less than the 10 s that are the default.
+
+    :param tls: it takes only clients with its own certificate, ``cert`` with ``key``.
+    :param acl: nothing is allowed without a token; ``token`` is allowed everything.
+    :param server: the server that this one asks; without it, it is the only server itself.
+    """
+
+    token = "5e5a4e00-0000-4000-8000-000000000001"
+
+    def __init__(
+        self, folder: Path, *, tls: bool = False, acl: bool = False, server: Consul | None = None
+    ) -> None:
+        agent = consul_agent()
+        if not agent.exists():
+            # No package has it and its build takes minutes, so that CI does not insist on it.
+            pytest.skip("no Consul agent: make consul-agent builds it (needs Go)")
+        self.port, plain, rpc, self.gossip = free_ports(4)
+        self.url = f"consul://127.0.0.1:{self.port}"
+        self.cert, self.key = folder / "cert.pem", folder / "key.pem"
+        self._plain = f"127.0.0.1:{plain if tls else self.port}"
+        self._node = "test" if server is None else "client"
+        unused = dict.fromkeys(("dns", "grpc", "grpc_tls", "serf_wan"), -1)
+        ports = unused | {"server": rpc, "serf_lan": self.gossip}
+        ports |= {"http": plain, "https": self.port} if tls else {"http": self.port}
+        settings: dict[str, object] = {
+            "bind_addr": "127.0.0.1", "data_dir": str(folder / "consul"), "ports": ports,
+            "node_name": self._node, "log_level": "warn", "disable_update_check": True,
+        }  # fmt: skip
+        if server is None:
+            settings |= {
+                "server": True, "bootstrap_expect": 1, "performance": {"raft_multiplier": 1},
+                "session_ttl_min": "1s", "connect": {"enabled": False},
+            }  # fmt: skip
+        else:
+            settings["retry_join"] = [f"127.0.0.1:{server.gossip}"]
+        if acl:
+            tokens = {"initial_management": self.token, "agent": self.token}
+            settings["acl"] = {"enabled": True, "default_policy": "deny", "tokens": tokens}
+        if tls:
+            make_certificate(self.cert, self.key)
+            files = {f"{name}_file": str(self.cert) for name in ("ca", "cert")}
+            https = {**files, "key_file": str(self.key), "verify_incoming": True}
+            settings["tls"] = {"https": https}
+        file = folder / "consul.json"
+        file.write_text(json.dumps(settings))
+        command = [str(agent), "agent", "-config-file", str(file)]
+        super().__init__(folder / "consul.log", command)
+
+    def is_healthy(self) -> bool:
+        """Whether it has a leader, and its node is known."""
+        try:
+            return self._ask("GET", f"/v1/catalog/node/{self._node}?consistent") is not None
+        except OSError:
+            return False
+
+    def put(self, path: str, body: object) -> Any:
+        """What its API answers."""
+        return self._ask("PUT", path, json.dumps(body).encode())
+
+    def _ask(self, method: str, path: str, body: bytes | None = None) -> Any:
+        request = urllib.request.Request(
+            f"http://{self._plain}{path}", body, {"X-Consul-Token": self.token}, method=method
+        )
+        with urllib.request.urlopen(request, timeout=1.0) as answer:
+            return json.load(answer)
+
+
+def consul_agent() -> Path:
+    """Where ``make consul-agent`` puts it."""
+    native = Path(__file__).parent / "native" / "consul"
+    done = subprocess.run(
+        ["sh", str(native / "build.sh"), "--where"], check=True, capture_output=True, text=True
+    )
+    return Path(done.stdout.strip())

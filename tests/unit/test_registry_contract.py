@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from domi_fast.registry import (
     Delete,
     Entry,
     Event,
+    Lease,
     LeaseLost,
     NoKeyFree,
     Put,
@@ -30,11 +32,12 @@ from domi_fast.registry import (
     Watch,
     open_registry,
 )
+from domi_fast.registry.base import MAX_KEY
 from domi_fast.registry.local import LocalRegistry
 from domi_fast.registry.memory import MemoryRegistry
 from domi_fast.registry.opened import OpenedRegistry
 from domi_fast.registry.sqlite import SqliteRegistry
-from tests.servers import Etcd, ZooKeeper
+from tests.servers import Consul, Etcd, ZooKeeper
 
 T = TypeVar("T")
 
@@ -144,6 +147,40 @@ class ZooKeeperBackend(Backend):
         registry._halt()
 
 
+class ConsulBackend(Backend):
+    """With leases that are shorter than Consul takes by default, by a setting of its server."""
+
+    ttl = 1.0
+    short_ttl = 1.0
+    replays = False
+
+    def __init__(self, server: Consul, name: str) -> None:
+        self.url = f"{server.url}/{name}"
+
+    def make(self) -> Registry:
+        registry = open_registry(self.url)
+        registry.limits = replace(registry.limits, min_ttl=self.ttl)
+        return registry
+
+    def hang(self, registry: Registry) -> None:
+        assert isinstance(registry, OpenedRegistry)
+        registry._keep_alive = False
+
+    async def vanish(self, registry: Registry) -> None:
+        from domi_fast.registry.consul import ConsulRegistry
+
+        assert isinstance(registry, ConsulRegistry)
+        registry._halt()
+
+
+@pytest.fixture(scope="module")
+def consul(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consul]:
+    server = Consul(tmp_path_factory.mktemp("consul"))
+    server.start()
+    yield server
+    server.kill()
+
+
 @pytest.fixture(scope="module")
 def zookeeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZooKeeper]:
     server = ZooKeeper(tmp_path_factory.mktemp("zookeeper"))
@@ -167,10 +204,11 @@ BACKENDS: dict[str, Callable[[pytest.FixtureRequest, Path], Backend]] = {
     "zookeeper": lambda request, path: ZooKeeperBackend(
         request.getfixturevalue("zookeeper"), path.name
     ),
+    "consul": lambda request, path: ConsulBackend(request.getfixturevalue("consul"), path.name),
 }
 
 
-EXTERNAL = {name: [pytest.mark.external] for name in ("etcd", "zookeeper")}
+EXTERNAL = {name: [pytest.mark.external] for name in ("etcd", "zookeeper", "consul")}
 
 
 @pytest.fixture(params=[pytest.param(name, marks=EXTERNAL.get(name, ())) for name in BACKENDS])
@@ -324,6 +362,38 @@ def test_a_list_has_exactly_the_keys_with_the_prefix_in_order(backend: Backend) 
 
 
 @pytest.mark.parametrize(
+    "key",
+    ["a b+c", "%41/%2F", "?x=1&y#z;", "é/\U00010384", ".x/y.", "~|^`{}\"'<>[]\\", ":@!$*(),="],
+)
+def test_a_key_has_any_characters_of_text(backend: Backend, key: str) -> None:
+    async def main() -> None:
+        async with backend.open() as one, backend.open() as two:
+            written = await one.put(key, b"1")
+            assert await two.get(key) == written
+            for prefix in ("", key[:1], key):
+                assert (await two.list(prefix)).entries == (written,)
+            view = await View.of(two, key)
+            again = await one.put(key, b"2", expect=written.version)
+            await view.until(lambda entries: entries == {key: again})
+            assert await two.delete(key) is True
+            await view.until(lambda entries: not entries)
+            claim = await one.acquire(key, await one.grant(backend.ttl))
+            assert claim.key == key
+
+    run(main)
+
+
+def test_a_prefix_that_no_key_has(backend: Backend) -> None:
+    async def main() -> None:
+        async with backend.open() as registry:
+            await registry.put("a/b", b"")
+            for prefix in ("a//", "a/./b", "a/../a", "../", "/", "a/.", "..", "a/b/"):
+                assert (await registry.list(prefix)).entries == ()
+
+    run(main)
+
+
+@pytest.mark.parametrize(
     "key", ["", "/a", "a/", "a//b", "a/./b", "..", "a\0b", "a\nb", "\ud800", "x" * 401]
 )
 def test_a_key_that_not_every_backend_can_hold_is_refused(backend: Backend, key: str) -> None:
@@ -348,7 +418,16 @@ def test_values_and_leases_beyond_the_limits_are_refused(backend: Backend) -> No
     async def main() -> None:
         async with backend.open() as registry:
             largest = registry.limits.max_value
-            assert len((await registry.put("k", bytes(largest))).value) == largest
+            longest = "é" * (MAX_KEY // 2)
+            for key in ("k", longest):
+                assert len((await registry.put(key, bytes(largest))).value) == largest
+                assert await registry.delete(key)
+            lease = await registry.grant(backend.ttl)
+            claim = await registry.acquire(longest, lease, bytes(largest))
+            await claim.update(b"x" * largest)
+            entry = await registry.get(longest)
+            assert entry is not None
+            assert entry.value == b"x" * largest
             for bad in (bytes(largest + 1), "text", None):
                 with pytest.raises(RegistryError):
                     await registry.put("k", bad)  # type: ignore[arg-type]
@@ -576,7 +655,8 @@ def test_the_keys_of_a_killed_holder_go_within_the_bound(backend: Backend) -> No
             await backend.vanish(one)
             await view.until(lambda entries: not entries)
             now = time.monotonic()
-            assert lease.valid_until <= now <= lease.valid_until + two.limits.expiry_bound + 0.15
+            bound = two.limits.gone_after(lease.ttl) + 0.15
+            assert lease.valid_until <= now <= lease.valid_until + bound
 
     run(main)
 
@@ -674,8 +754,8 @@ def test_a_lock_goes_to_who_came_first(backend: Backend) -> None:
             with pytest.raises(NoKeyFree):
                 await two.claim(["lock"], b"", await two.grant(backend.ttl))
 
-            async def wait(number: int, registry: Registry) -> None:
-                claim = await registry.acquire("lock", await registry.grant(2.0))
+            async def wait(number: int, registry: Registry, lease: Lease) -> None:
+                claim = await registry.acquire("lock", lease)
                 order.append(number)
                 epochs.append(claim.epoch)
                 await claim.release()
@@ -683,8 +763,9 @@ def test_a_lock_goes_to_who_came_first(backend: Backend) -> None:
             waiters = []
             for number in range(8):
                 registry = one if number % 2 else two
-                waiters.append(asyncio.ensure_future(wait(number, registry)))
-                assert await stays(pending(waiters[-1]), 0.03)
+                waiting = wait(number, registry, await registry.grant(5.0))
+                waiters.append(asyncio.ensure_future(waiting))
+                assert await stays(pending(waiters[-1]), 0.05)
             await held.release()
             await soon(asyncio.gather(*waiters))
             assert order == list(range(8))

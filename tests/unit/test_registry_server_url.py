@@ -1,4 +1,4 @@
-"""The URL of a registry on servers, and what is said when it cannot be used."""
+"""The URLs of registries on servers, and what is said when one cannot be used."""
 
 from __future__ import annotations
 
@@ -28,6 +28,19 @@ def test_what_a_url_says() -> None:
     assert "cret" not in shown
 
 
+def test_what_the_url_of_an_agent_says() -> None:
+    endpoints, root, shown = parse_server_url("consul://one")
+    assert endpoints.addresses == (("one", 8500),)
+    assert (endpoints.password, endpoints.ca, root) == (None, None, "domi_fast")
+    url = "consul://se%3Acret@[::1]:3/clusters/a?ca=/ca.pem&cert=/c.pem&key=/k.pem"
+    endpoints, root, shown = parse_server_url(url)
+    assert endpoints.addresses == (("::1", 3),)
+    assert (endpoints.user, endpoints.password) == (None, "se:cret")
+    assert (endpoints.ca, endpoints.cert, endpoints.key) == ("/ca.pem", "/c.pem", "/k.pem")
+    assert root == "clusters/a"
+    assert shown == "consul://***@[::1]:3/clusters/a?ca=/ca.pem&cert=/c.pem&key=/k.pem"
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [
@@ -37,11 +50,16 @@ def test_what_a_url_says() -> None:
         ("etcd://one,,two", "no host:port"),
         ("etcd://me@one", "go together"),
         ("etcd://one/a b", "the root"),
+        ("etcd://one/a/../b", "the root"),
         ("etcd://one?tls=1", "no option"),
         ("etcd://one?cert=/c", "cert= and key="),
         ("etcd://one?cert=/c&key=/k", "wants ca="),
         ("zookeeper://one,two:x", "no host:port"),
         ("zookeeper://one/../two", "the root"),
+        ("consul://one,two", "one agent"),
+        ("consul://@one", "a token"),
+        ("consul://me:cret@one", "a token"),
+        ("consul://one/..", "the root"),
     ],
 )
 def test_a_url_that_is_not_of_the_form(url: str, message: str) -> None:
@@ -49,9 +67,12 @@ def test_a_url_that_is_not_of_the_form(url: str, message: str) -> None:
         parse_server_url(url)
     scheme = url.partition(":")[0]
     assert f"{scheme}://host:{PORTS[scheme]}" in str(caught.value)
+    assert "cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("scheme", "package"), [("etcd", "etcd3"), ("zookeeper", "kazoo")])
+@pytest.mark.parametrize(
+    ("scheme", "package"), [("etcd", "etcd3"), ("zookeeper", "kazoo"), ("consul", "consul")]
+)
 def test_a_missing_package_is_named_with_its_extra(scheme: str, package: str) -> None:
     script = f"""
 import sys

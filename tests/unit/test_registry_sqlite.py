@@ -124,7 +124,6 @@ def child_of(path: str) -> Iterator[Child]:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("consul://localhost:8500", "not built yet"),
         ("sqlite://relative/path", "three slashes"),
         ("sqlite:relative", "absolute path"),
         ("sqlite:///", "absolute path"),

@@ -95,7 +95,7 @@ class Awaited:
         ("frame_limit", 1 << 32),
         ("registry", "sqlite://relative/path"),
         ("registry", "redis://localhost"),
-        ("registry", "consul://localhost:8500"),
+        ("registry", "consul://one,two"),
         ("registry", 5),
         ("on_error", 5),
         ("http_port", 8080),

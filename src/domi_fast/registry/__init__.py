@@ -57,7 +57,6 @@ _FORMS = (
     "sqlite:///absolute/path, memory://name, etcd://host:2379,host:2379, "
     "zookeeper://host:2181/chroot or consul://host:8500"
 )
-_PLANNED = ("consul",)
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -98,11 +97,6 @@ def open_registry(url: str) -> Registry:
         from .memory import MemoryRegistry
 
         return MemoryRegistry(parts.netloc)
-    if parts.scheme in _PLANNED:
-        raise RegistryError(
-            f"registry URL {url!r}: the {parts.scheme} backend is not built yet; "
-            "use sqlite:///absolute/path on one machine"
-        )
     raise RegistryError(f"registry URL {url!r} is of no known kind; use {_FORMS}")
 
 
@@ -124,7 +118,16 @@ def _zookeeper(url: str) -> Registry:
     return ZooKeeperRegistry(shown, endpoints, root)
 
 
-_SERVERS = {"etcd": _etcd, "zookeeper": _zookeeper}
+def _consul(url: str) -> Registry:
+    from .server_url import parse_server_url
+
+    endpoints, root, shown = parse_server_url(url)
+    from .consul import ConsulRegistry
+
+    return ConsulRegistry(shown, endpoints, root)
+
+
+_SERVERS = {"etcd": _etcd, "zookeeper": _zookeeper, "consul": _consul}
 
 
 def default_url(cluster: str) -> str:

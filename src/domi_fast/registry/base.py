@@ -44,13 +44,19 @@ class Limits:
 
     :ivar min_ttl: the shortest lease, in seconds.
     :ivar expiry_bound: a dead holder's keys are gone at most this many seconds after the lease's
-        end (Consul waits up to twice the lease and delays locks, hence the bound).
+        end,
+    :ivar expiry_share: and this part of its length more (Consul waits up to twice the lease).
     :ivar max_value: the largest value, in bytes.
     """
 
     min_ttl: float
     expiry_bound: float
     max_value: int
+    expiry_share: float = 0.0
+
+    def gone_after(self, ttl: float) -> float:
+        """Seconds from the end of a lease of ``ttl`` seconds, by which a dead holder's keys go."""
+        return self.expiry_bound + self.expiry_share * ttl
 
     def check_ttl(self, ttl: float) -> None:
         """Raise :class:`~domi_fast.errors.RegistryError` for a lease this backend cannot keep."""

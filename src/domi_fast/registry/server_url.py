@@ -1,6 +1,7 @@
 """``scheme://[user:password@]host[:port],host[:port]...[/root][?ca=file&cert=file&key=file]``.
 
-What the URLs of all registries on servers have in common.
+What the URLs of all registries on servers have in common. Consul's has one host, and a token in
+place of user and password.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from ..errors import RegistryError
 
 ROOT: Final = "domi_fast"
-PORTS: Final = {"etcd": 2379, "zookeeper": 2181}
+PORTS: Final = {"etcd": 2379, "zookeeper": 2181, "consul": 8500}
 """Each such scheme, with the port of its servers."""
+
+_AGENT: Final = "consul"
 
 _HOST: Final = re.compile(
     r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::(?P<port>[0-9]{1,5}))?"
@@ -30,6 +33,7 @@ class Endpoints:
     :ivar addresses: ``(host, port)`` of each server, tried in this order.
     :ivar ca: path of the certificate authority's file; with it, TLS.
     :ivar cert: path of the client's certificate, with ``key``.
+    :ivar password: of the user; without one, a token.
     """
 
     addresses: tuple[tuple[str, int], ...]
@@ -48,16 +52,20 @@ def parse_server_url(url: str) -> tuple[Endpoints, str, str]:
     parts = urlsplit(url)
     default = PORTS[parts.scheme]
     login, at, hosts = parts.netloc.rpartition("@")
-    shown = url if not at else url.replace(f"{login}@", f"{login.partition(':')[0]}:***@", 1)
+    alone = parts.scheme == _AGENT
+    user, colon, password = ("", "", login) if alone else login.partition(":")
+    shown = url if not at else url.replace(f"{login}@", f"{user}{colon}***@", 1)
+    form = f"{parts.scheme}://host:{default}" + ("" if alone else f",host:{default}")
 
     def wrong(why: str) -> RegistryError:
-        return RegistryError(
-            f"registry URL {shown!r}: {why}; use {parts.scheme}://host:{default},host:{default}"
-        )
+        return RegistryError(f"registry URL {shown!r}: {why}; use {form}")
 
-    user, colon, password = login.partition(":")
-    if at and not (user and colon and password):
+    if at and alone and (not login or ":" in login):
+        raise wrong("a token stands before '@' alone, percent-encoded")
+    if at and not alone and not (user and colon and password):
         raise wrong("a user and a password go together, as user:password@")
+    if alone and "," in hosts:
+        raise wrong("there is one agent; it knows the others")
     addresses = []
     for host in hosts.split(","):
         found = _HOST.fullmatch(host)
@@ -76,7 +84,7 @@ def parse_server_url(url: str) -> tuple[Endpoints, str, str]:
         raise wrong("TLS wants ca=, and cert= and key= together")
     endpoints = Endpoints(
         tuple(addresses),
-        unquote(user) if at else None,
+        unquote(user) if user else None,
         unquote(password) if at else None,
         options.get("ca"),
         options.get("cert"),

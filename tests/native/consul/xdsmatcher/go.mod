@@ -1,0 +1,3 @@
+module github.com/envoyproxy/go-control-plane/xdsmatcher
+
+go 1.20
