@@ -124,10 +124,10 @@ class EtcdWatch:
         try:
             if self._revision < 0:
                 self._reset(channel)
-            stream = self._stream = channel.watch(self._requests(channel, ended))
-            if self._over.is_set():
-                stream.cancel()
             with channel.errors():
+                stream = self._stream = channel.watch(self._requests(channel, ended))
+                if self._over.is_set():
+                    stream.cancel()
                 for response in stream:
                     self._take(channel, response)
         except Away:
