@@ -203,21 +203,22 @@ def guest_greeting(name: str = "raw") -> bytes:
 # --------------------------------------------------------------------------------------- processes
 
 
+def environment() -> dict[str, str]:
+    """This process's, for one that runs elsewhere: the paths of Python are absolute."""
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / p) for p in paths if p)}
+
+
 class Worker:
     """A process that runs nodes (tests/cluster/worker.py): one JSON line each way a command."""
 
     def __init__(self, loop: str = "uvloop") -> None:
-        path = os.pathsep.join(
-            part if os.path.isabs(part) else str(ROOT / part)
-            for part in os.environ.get("PYTHONPATH", "").split(os.pathsep)
-            if part
-        )
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "tests" / "cluster" / "worker.py"), loop],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": path},
+            env=environment(),
         )
         self._buffer = b""
 

@@ -14,6 +14,7 @@ from ._core import (
 from .app import Master, run
 from .channels import LibraryChannel
 from .client import Client, connect
+from .cluster import Cluster, Leader, Leadership
 from .config import NodeConfig, SerialConfig
 from .errors import (
     AlreadyReplied,
@@ -23,6 +24,7 @@ from .errors import (
     DeadlineExceeded,
     DomiError,
     FrameError,
+    LeadershipLost,
     NoSubscriber,
     Overloaded,
     PeerLost,
@@ -40,6 +42,7 @@ __all__ = [
     "AuthError",
     "CircuitOpen",
     "Client",
+    "Cluster",
     "ClusterFull",
     "Context",
     "DeadlineExceeded",
@@ -48,6 +51,9 @@ __all__ = [
     "FrameError",
     "FrameReader",
     "JoinContext",
+    "Leader",
+    "Leadership",
+    "LeadershipLost",
     "LibraryChannel",
     "Master",
     "NoSubscriber",

@@ -54,7 +54,7 @@ class PeerLost(DomiError):
 
 
 class DeadlineExceeded(DomiError, TimeoutError):
-    """No answer came before the deadline; the work may still have been done."""
+    """No answer came before the deadline, and the work may still have been done; or no lock did."""
 
 
 class CircuitOpen(DomiError):
@@ -91,6 +91,10 @@ class RegistryError(DomiError):
 
 class ClusterFull(RegistryError):
     """All machine ids (0-1023) are taken."""
+
+
+class LeadershipLost(DomiError):
+    """A leadership or a lock is over, and what still relies on it must stop."""
 
 
 class VersionTooOld(DomiError):

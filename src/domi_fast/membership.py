@@ -149,6 +149,11 @@ class Membership:
         self.view: dict[int, NodeInfo] = {}
 
     @property
+    def id(self) -> int:
+        """This node's machine id; -1 before it has one."""
+        return int(self._claim.key[-4:]) if self._claim else -1
+
+    @property
     def valid(self) -> bool:
         """Whether this node holds its machine id at this moment."""
         return self._claim is not None and time.monotonic() < self._claim.lease.valid_until
@@ -232,6 +237,10 @@ class Membership:
         infos = self._decode([] if entry is None else [entry])
         return machine in infos and infos[machine].claim == (offer.epoch, offer.instance)
 
+    def locate(self, instance: bytes) -> int | None:
+        """The machine id of that node, if it is registered."""
+        return next((info.id for info in self.view.values() if info.instance == instance), None)
+
     def _key(self, machine: int) -> str:
         return f"{self._prefix}{machine:04d}"
 
@@ -275,7 +284,7 @@ class Membership:
                 ) from None
             raise
         self._claim = claim
-        self._follower.identified(int(claim.key.rsplit("/", 1)[1]))
+        self._follower.identified(self.id)
 
     async def _register_again(self, key: str) -> None:
         try:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from . import _core, errors
 from ._core import STATE_DRAINING, STATE_PAUSED, STATE_SERVING, Router
 from .channels import LibraryChannel
+from .cluster import Cluster
 from .config import NodeConfig
 from .endpoint import Endpoint
 from .errors import DomiError
@@ -54,12 +55,9 @@ class Node(Endpoint):
             on_error=config.on_error,
         )
         super().__init__(router, router, router)
-        self._mesh = Mesh(
-            router,
-            config,
-            open_registry(config.registry or default_url(config.cluster)),
-            self._newer_came,
-        )
+        registry = open_registry(config.registry or default_url(config.cluster))
+        self._mesh = Mesh(router, config, registry, self._newer_came)
+        self._cluster = Cluster(config, registry, self._mesh._members)
         self._state = "new"
         self._starting: asyncio.Future[None] | None = None
         self._draining: asyncio.Future[bool] | None = None
@@ -91,6 +89,7 @@ class Node(Endpoint):
             raise DomiError(f"this node is {self._state}: make another Node to start again")
         self._state = "started"
         self._loop = asyncio.get_running_loop()
+        self._cluster.open()
         self._starting = asyncio.ensure_future(self._mesh.start())
         try:
             await self._starting
@@ -104,8 +103,11 @@ class Node(Endpoint):
     async def close(self) -> None:
         """Leave the cluster: finish the handlers that run, send what is queued, say goodbye.
 
-        Waits up to ``drain_timeout`` seconds for each of the two. Every call waits until the node
-        is closed; cancelling one of them does not stop the closing.
+        Who waits for a leadership or a lock gets a DomiError at once. Once the handlers are
+        finished, the blocks of those that are held end with LeadershipLost.
+
+        Waits up to ``drain_timeout`` seconds for each step. Every call waits until the node is
+        closed; cancelling one of them does not stop the closing.
         """
         self._note_closer()
         await super().close()
@@ -122,9 +124,11 @@ class Node(Endpoint):
             self._starting.cancel()
             await asyncio.wait([self._starting])
         self._end_watches()
+        self._cluster.stop()
         try:
             await self._mesh.drain_itself()
             await self._end_handlers(self.config.drain_timeout)
+            await self._cluster.close(self._closers)
         finally:
             await self._mesh.close()
         # What arrived meanwhile may have started more; nobody can be answered any more.
@@ -253,6 +257,11 @@ class Node(Endpoint):
     def port(self) -> int:
         """The TCP port that the node listens on; 0 before the start."""
         return self._mesh.port
+
+    @property
+    def cluster(self) -> Cluster:
+        """Elections and locks, once the node has started."""
+        return self._cluster
 
     @property
     def peers(self) -> Mapping[int, Peer]:

@@ -128,6 +128,22 @@ async def test_a_watch_behind_compaction_resyncs(url: str) -> None:
         assert event.key == "k"
 
 
+async def test_a_watch_outlives_a_channel_that_another_call_has_closed(url: str) -> None:
+    async with opened(url) as one:
+        link = one.link
+        stale, current = link.channel(), link.channel
+        link.drop(stale)
+        given: list[Channel] = []
+        # What its thread does when the other call comes between its taking and its using.
+        link.channel = lambda: given.pop() if given else current()  # type: ignore[method-assign]
+        watch = one.watch("", since=(await one.list("")).cursor)
+        given.append(stale)
+        event = asyncio.ensure_future(watch.__anext__())
+        await until(lambda: not given)
+        await one.put("a", b"1")
+        assert isinstance(await asyncio.wait_for(event, 5), Put)
+
+
 async def test_a_member_that_is_away_is_passed_over(etcd: Etcd, tmp_path: Path) -> None:
     (dead,) = free_ports(1)
     address = etcd.url.removeprefix("etcd://")

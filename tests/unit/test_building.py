@@ -85,9 +85,9 @@ def test_a_nodes_verbs_are_as_documented(registry_url: str) -> None:
     signatures = {
         "subscribe": "(channel, handler=Ellipsis, *, batch=False)",
         "unsubscribe": "(channel)",
-        "notify": "(channel, data, *, to=None)",
+        "notify": "(channel, data, *, to=None, key=None, policy=None)",
         "publish": "(channel, data, *, to=None)",
-        "call": "(channel, data, reply_channel, *, to=None)",
+        "call": "(channel, data, reply_channel, *, to=None, key=None, policy=None)",
         "ventilator": "(channels, data)",
         "notify_many": "(channel, messages, *, to=None)",
         "publish_many": "(channel, messages, *, to=None)",
@@ -105,7 +105,7 @@ def test_a_nodes_verbs_are_as_documented(registry_url: str) -> None:
         assert inspect.isbuiltin(verb)
         assert verb.__self__ is node._router
     assert inspect.isbuiltin(node.request)
-    assert node.request.__doc__.startswith("Send to one subscriber, round robin")
+    assert node.request.__doc__.startswith("Send to one subscriber, and await its answer")
     parameters = inspect.signature(node.watch_channel).parameters
     assert list(parameters) == ["channel", "maxsize"]
     assert parameters["maxsize"].default == 1024

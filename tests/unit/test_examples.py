@@ -141,6 +141,30 @@ def test_serial_join(terminal: Terminal) -> None:
     ]
 
 
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_leader(terminal: Terminal, end: signal.Signals) -> None:
+    processes = []
+    try:
+        for said in ("nobody leads yet", "node 0 leads"):
+            process = terminal.start("python examples/leader/leader.py")
+            processes.append(process)
+            assert process.stdout is not None
+            assert process.stdout.readline() == f"{said}\n"
+            if said == "nobody leads yet":
+                assert re.fullmatch(r"node 0 leads, token \d+\n", process.stdout.readline())
+                assert process.stdout.readline() == "  1\n"
+        first, second = processes
+        assert second.stdout is not None
+        first.send_signal(end)
+        assert first.wait(PATIENCE) == (0 if end is signal.SIGINT else -end)
+        assert re.fullmatch(r"node 1 leads, token \d+\n", second.stdout.readline())
+        assert second.stdout.readline() == "  1\n"
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
 def test_a_stage_that_there_is_not(terminal: Terminal) -> None:
     code, out = terminal.run("python examples/pipeline/stages.py strop")
     assert code == 2

@@ -21,6 +21,7 @@ from domi_fast import (
     DeadlineExceeded,
     DomiError,
     FrameError,
+    LeadershipLost,
     Node,
     NoSubscriber,
     Overloaded,
@@ -34,7 +35,15 @@ from tests.support import echo, endings, forget_records, nodes, session, until
 
 ERRORS = [
     *(NoSubscriber, PeerLost, DeadlineExceeded, CircuitOpen, Overloaded, RingFull, FrameError),
-    *(AlreadyReplied, domi_fast.AuthError, RegistryError, ClusterFull, VersionTooOld, DomiError),
+    *(
+        AlreadyReplied,
+        domi_fast.AuthError,
+        RegistryError,
+        ClusterFull,
+        VersionTooOld,
+        LeadershipLost,
+    ),
+    DomiError,
 ]
 
 

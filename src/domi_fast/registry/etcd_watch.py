@@ -104,10 +104,10 @@ class EtcdWatch(OpenedWatch):
         try:
             if self._revision < 0:
                 self._reset(channel)
-            stream = self._stream = channel.watch(self._requests(channel, ended))
-            if self._stopped.is_set():
-                stream.cancel()
             with channel.errors():
+                stream = self._stream = channel.watch(self._requests(channel, ended))
+                if self._stopped.is_set():
+                    stream.cancel()
                 for response in stream:
                     self._take(channel, response)
         except Away:
