@@ -98,7 +98,7 @@ async def drain(node: str, deadline: float, token: str | None, where: Where, out
 async def exit_node(
     node: str, token: str | None, timeout: float, where: Where, out: Output
 ) -> None:
-    """Have the program of NODE end in order, at once; and wait until the node has left."""
+    """Have NODE leave at once, in order, and wait for that. Its program ends with its last node."""
     async with where.opened() as registry:
         info = await where.node(registry, node)
         await ask(info, "/exit", method="POST", token=token, timeout=timeout)

@@ -7,6 +7,7 @@ import functools
 import inspect
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -62,11 +63,19 @@ def command(
         @functools.wraps(function)
         def run(**given: Any) -> int | None:
             with explained():
-                return asyncio.run(function(**given))
+                return asyncio.run(_until_interrupted(function(**given)))
 
         return click.command(name, cls=ExampleCommand, examples=examples)(run)
 
     return make
+
+
+async def _until_interrupted(work: Coroutine[Any, Any, int | None]) -> int | None:
+    """Cancel the work at Ctrl-C: it cleans up, and may take that for its end."""
+    # Before Python 3.11 asyncio.run would raise KeyboardInterrupt whatever the work makes of it.
+    task = asyncio.ensure_future(work)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
+    return await task
 
 
 def write_lines(formatter: click.HelpFormatter, title: str, text: str) -> None:
