@@ -199,6 +199,7 @@ class AdminServer:
             answer = _json({"error": "this page failed; the node's log says why"}, 500)
         finally:
             self._connections.start_time(request.protocol)
+        answer.headers["Server"] = "domi_fast"
         answer.headers["Cache-Control"] = "no-store"
         answer.headers["X-Content-Type-Options"] = "nosniff"
         return answer

@@ -45,7 +45,7 @@ async def main(url: str) -> None:
 
     @alpha.subscribe(FAIL)
     def fail(ctx: Context) -> None:
-        raise LookupError("of this test")
+        raise LookupError("of this test\x1b[31m")
 
     @alpha.subscribe(SLOW)
     async def slow(ctx: Context) -> None:

@@ -80,7 +80,7 @@ def test_through_one_node_without_a_registry(shell: Shell, cluster: Cluster, by:
 def test_requests_that_fail(here: Here, cluster: Cluster) -> None:
     here.join(cluster)
     here.run("request", str(NOBODY), "x").fails(4, str(NOBODY))
-    here.run("request", str(FAIL), "x").fails(1, "LookupError", "of this test")
+    here.run("request", str(FAIL), "x").fails(1, "LookupError", "of this test\\x1b[31m")
     here.run("request", str(SLOW), "x", "--timeout", "0.05").fails(5, str(SLOW))
     here.run("request", str(ECHO), "x", "--to", "gamma").fails(4, "'gamma'")
     here.run("request", str(FAIL), "x", "--to", "beta").fails(4, str(FAIL))

@@ -12,6 +12,7 @@ import click
 from . import checking, life, messages, program, views, watching
 from .options import write_lines
 from .outcome import FAILED, INTERRUPTED, MEANINGS, OK, USAGE, Failure
+from .output import printable
 
 EXAMPLES = """\
 domi run app:node          run the node of app.py
@@ -77,5 +78,5 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def _end(code: int, why: str) -> int:
-    print(f"domi: {' '.join(why.split())}", file=sys.stderr)
+    print(f"domi: {printable(' '.join(why.split()))}", file=sys.stderr)
     return code

@@ -6,7 +6,6 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 from urllib.parse import urlencode
 
 import click
@@ -14,10 +13,11 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ..membership import NodeInfo
+from ..registry import Registry
 from .admin_client import ask
 from .cluster import Where, title, until_left
 from .options import Seconds, command, registry_options, timeout_option, token_option
-from .outcome import OK, TIMEOUT, Failure
+from .outcome import NOT_FOUND, OK, TIMEOUT, Failure
 from .output import Output, printable
 
 LEAVING = 10.0
@@ -73,7 +73,7 @@ async def drain(node: str, deadline: float, token: str | None, where: Where, out
     Exit code 5: it has left, and its work was not finished by the deadline.
     """
     async with where.opened() as registry:
-        info = await where.node(registry, node)
+        info = await _target(registry, where, node)
         path = f"/drain?{urlencode({'deadline': deadline})}"
         async with _shown(info):
             answer = await ask(info, path, method="POST", token=token, timeout=deadline + LEAVING)
@@ -100,28 +100,43 @@ async def exit_node(
 ) -> None:
     """Have NODE leave at once, in order, and wait for that. Its program ends with its last node."""
     async with where.opened() as registry:
-        info = await where.node(registry, node)
+        info = await _target(registry, where, node)
         await ask(info, "/exit", method="POST", token=token, timeout=timeout)
         await _left(registry, where, info, timeout)
     if out.json:
         out.document({"node": info.id, "name": info.name, "left": True})
     else:
-        out.line(f"{printable(title(info))}: gone")
+        out.line(printable(f"{title(info)}: gone"))
+
+
+async def _target(registry: Registry, where: Where, given: str) -> NodeInfo:
+    """The node that is meant, and that answers where the registry says.
+
+    One that died is registered until its lease ends, and another may have its port by then.
+    """
+    info = await where.node(registry, given)
+    page = await ask(info, "/node", timeout=5.0)
+    if (page["id"], page["name"], page["port"]) != (info.id, info.name, info.port):
+        raise Failure(
+            NOT_FOUND,
+            f"{title(info)} is gone: node {page['id']} ({page['name']}) answers at its address",
+        )
+    return info
 
 
 async def _change(
     path: str, node: str, token: str | None, timeout: float, where: Where, out: Output
 ) -> None:
     async with where.opened() as registry:
-        info = await where.node(registry, node)
+        info = await _target(registry, where, node)
     answer = await ask(info, path, method="POST", token=token, timeout=timeout)
     if out.json:
         out.document({"node": info.id, "name": info.name, "state": answer["state"]})
     else:
-        out.line(f"{printable(title(info))}: {answer['state']}")
+        out.line(printable(f"{title(info)}: {answer['state']}"))
 
 
-async def _left(registry: Any, where: Where, info: NodeInfo, timeout: float) -> None:
+async def _left(registry: Registry, where: Where, info: NodeInfo, timeout: float) -> None:
     try:
         await asyncio.wait_for(until_left(registry, where, info), timeout)
     except asyncio.TimeoutError:
