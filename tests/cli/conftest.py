@@ -128,7 +128,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 class Here:
-    """Runs the command within this process, where a test has many cases or is about another thing."""
+    """Runs the command within this process: for many cases, and for what is not under test."""
 
     def __init__(
         self, folder: Path, capfd: pytest.CaptureFixture[bytes], patch: pytest.MonkeyPatch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import os
 import pty
 import signal
@@ -12,10 +14,14 @@ from typing import Any
 
 import pytest
 
+from domi_fast.membership import NodeInfo, nodes_prefix
+from domi_fast.registry import open_registry
 from tests.cli.conftest import Cluster, Here, Shell
 from tests.cli.nodes import TOKEN
 from tests.cli.test_looking import read_terminal
 from tests.support import until_now
+
+pytestmark = pytest.mark.command
 
 APP = """\
 import asyncio
@@ -170,6 +176,30 @@ def test_tokens(domi: Shell, here: Here, cluster: Cluster) -> None:
     assert domi.run("resume", "beta").lines == [f"node {cluster.ids[1]} (beta): serving"]
 
 
+async def register_ghost(url: str) -> NodeInfo:
+    """Leave the claim of a node that is gone, and whose ports another one has now."""
+    registry = open_registry(url)
+    await registry.open()
+    try:
+        key = f"{nodes_prefix('default')}0000"
+        entry = await registry.get(key)
+        assert entry is not None
+        ghost = dataclasses.replace(NodeInfo.decode(entry), id=7, name="ghost")
+        await registry.put(f"{nodes_prefix('default')}0007", ghost.encode())
+    finally:
+        await registry.close()
+    return ghost
+
+
+@pytest.mark.parametrize("words", ["pause", "drain", "exit"])
+def test_a_port_that_another_node_has_taken(
+    shell: Shell, here: Here, server: subprocess.Popen[bytes], words: str
+) -> None:
+    asyncio.run(register_ghost(f"sqlite://{shell.folder}/runtime/domi/default.sqlite"))
+    here.run(words, "ghost").fails(4, "node 7 (ghost)", "node 0 (server)")
+    assert here.run("request", "50", "").out == b"pong\n"
+
+
 def test_an_admin_port_that_nobody_serves(
     shell: Shell, here: Here, server: subprocess.Popen[bytes]
 ) -> None:
@@ -178,4 +208,4 @@ def test_an_admin_port_that_nobody_serves(
     server.kill()
     server.wait()
     found = shell.run("exit", "server")
-    found.fails(3, "node 0 (server)", "/exit")
+    found.fails(3, "node 0 (server)", "http://127.0.0.1:")

@@ -22,6 +22,8 @@ from tests.cli.conftest import Cluster, Here, Shell
 from tests.cli.nodes import TOKEN
 from tests.support import ROOT
 
+pytestmark = pytest.mark.command
+
 SUBCOMMANDS = [
     *("run", "nodes", "peers", "channels", "top", "notify", "publish", "request", "sub"),
     *("pause", "resume", "drain", "exit", "registry check"),

@@ -25,6 +25,8 @@ from tests.cli.nodes import (
     SLOW,
 )
 
+pytestmark = pytest.mark.command
+
 
 def kept(here: Here) -> list[str]:
     """What the nodes have kept of channel KEEP since they were asked last."""
