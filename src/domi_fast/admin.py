@@ -8,7 +8,6 @@ somebody's browser does neither (docs/admin.md). Everything here belongs to the 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import ipaddress
 import json
@@ -64,10 +63,12 @@ class Administered(metrics.Measured, Protocol):
 class _Refused(Exception):
     """Why there is no page: an HTTP status, and what is allowed."""
 
-    def __init__(self, status: int, why: str, **headers: str) -> None:
+    def __init__(self, status: int, why: str, *, allow: str | None = None) -> None:
         super().__init__(why)
         self.status = status
-        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.headers = {} if allow is None else {"Allow": allow}
+        if status == 401:
+            self.headers["WWW-Authenticate"] = 'Bearer realm="domi"'
 
 
 class _Connections(web.Server):
@@ -175,8 +176,7 @@ class AdminServer:
     def abandon(self) -> None:
         """Close the copy of the socket in a forked child; the loop is the parent's."""
         if self._sock is not None and self._sock.fileno() >= 0:
-            with contextlib.suppress(OSError):
-                os.close(self._sock.fileno())
+            os.close(self._sock.detach())
 
     # ------------------------------------------------------------------------------------- requests
 
@@ -211,7 +211,7 @@ class AdminServer:
             raise _Refused(404, f"there is no such page; there are {', '.join(self.routes)}")
         allowed = route[0]
         if request.method != allowed and (request.method, allowed) != ("HEAD", "GET"):
-            raise _Refused(405, f"{request.path} is asked for with {allowed}", Allow=allowed)
+            raise _Refused(405, f"{request.path} is asked for with {allowed}", allow=allowed)
         if request.can_read_body:
             raise _Refused(413, "a request has no body here")
         unknown = set(request.query) - ({"deadline"} if request.path == "/drain" else set())
@@ -233,9 +233,7 @@ class AdminServer:
         if self._token is not None:
             if not _shows(request, self._token):
                 raise _Refused(
-                    401,
-                    "this needs the node's admin token: Authorization: Bearer TOKEN",
-                    WWW_Authenticate='Bearer realm="domi"',
+                    401, "this needs the node's admin token: Authorization: Bearer TOKEN"
                 )
             return
         if not _is_from_loopback(request):
@@ -243,7 +241,6 @@ class AdminServer:
                 401,
                 "this node has no admin token, and without one only its own machine may do this, "
                 "by its loopback address: set admin_token=",
-                WWW_Authenticate='Bearer realm="domi"',
             )
         hosts = request.headers.getall("Host", [])
         if len(hosts) != 1 or not _is_loopback_host(hosts[0]):

@@ -27,7 +27,7 @@ APP = """\
 import asyncio
 from domi_fast import Node
 
-node = Node("server", http_port=0, drain_timeout=0.2)
+node = Node("server", http_port=0, drain_timeout=0.2, lease_ttl=10.0)
 plain = 5
 asked = asyncio.Event()
 
