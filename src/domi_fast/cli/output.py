@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -41,16 +40,17 @@ class Output:
 
     def make_table(self, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
         """A table; numbers stand at the right, and what a peer chose to say is shown as text."""
-        table = Table(
-            box=box.SIMPLE_HEAD if self.console.is_terminal else None,
-            pad_edge=False,
-            header_style="bold",
-        )
+        table = Table(box=None, pad_edge=False, header_style="bold")
         known = list(rows)
         for place, column in enumerate(columns):
-            numbers = all(isinstance(row[place], (int, float)) for row in known) and known
+            cells = [row[place] for row in known if row[place] is not None]
+            numbers = bool(cells) and all(isinstance(cell, (int, float)) for cell in cells)
             table.add_column(
-                column, justify="right" if numbers else "left", no_wrap=not numbers, overflow="fold"
+                column,
+                justify="right" if numbers else "left",
+                no_wrap=numbers,
+                overflow="fold",
+                min_width=len(column),
             )
         for row in known:
             table.add_row(*(Text(printable(_cell(cell))) for cell in row))

@@ -20,7 +20,7 @@ SHORTEST = 0.5
 """Seconds of ``--once``, in which the rates are counted."""
 RATES = {"in": "frames_in", "out": "frames_out", "bytes_in": "bytes_in", "bytes_out": "bytes_out"}
 COLUMNS = (
-    *("ID", "NAME", "STATE", "PEERS", "CHANNELS", "IN/s", "OUT/s", "KiB IN/s", "KiB OUT/s"),
+    *("ID", "NAME", "STATE", "PEERS", "CHANNELS", "IN/s", "OUT/s", "KiB/s IN", "KiB/s OUT"),
     *("QUEUED", "IN FLIGHT", "RSS MiB"),
 )
 Look: TypeAlias = tuple[float, dict[int, Any]]
