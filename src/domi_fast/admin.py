@@ -121,6 +121,7 @@ class _Connections(web.Server):
 class AdminServer:
     """Serves the pages of one node, from ``start`` to ``close``.
 
+    :ivar port: the TCP port, once it has started.
     :ivar routes: each path's method and what answers it.
     :raises ValueError: the token in the environment is none.
     """
@@ -132,12 +133,12 @@ class AdminServer:
         if token is not None and config.admin_token is None:
             check_token(TOKEN_VARIABLE, token)
         self._token = token
-        self._started = time.monotonic()
+        self._started = 0.0
         self._sock: socket.socket | None = None
         self._connections: _Connections | None = None
         self._runner: web.ServerRunner | None = None
         self._closing: asyncio.Future[None] | None = None
-        self.port = 0
+        self.port: int | None = None
         self.routes: dict[str, tuple[str, Callable[[web.BaseRequest], Awaitable[Any]]]] = {
             "/ping": ("GET", self._ping),
             "/health": ("GET", self._health),
@@ -159,6 +160,7 @@ class AdminServer:
         except OSError as error:
             raise OSError(error.errno, f"http_port: {error.strerror}") from None
         self.port = int(self._sock.getsockname()[1])
+        self._started = time.monotonic()
         _servers.add(self)
         self._connections = _Connections(self._handle)
         self._runner = web.ServerRunner(self._connections, shutdown_timeout=CLOSING_TIME)

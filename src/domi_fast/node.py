@@ -40,7 +40,7 @@ class Node(Endpoint):
     :class:`Context` may be answered from other threads. A closed node stays closed.
 
     :raises ValueError: a setting is out of its range.
-    :raises DomiError: a setting asks for what this version does not have.
+    :raises DomiError: a setting asks for what this version does not have, or is not installed.
     """
 
     def __init__(self, name: str, **settings: Any) -> None:
@@ -69,7 +69,7 @@ class Node(Endpoint):
         self._closers: set[asyncio.Task[Any]] = set()
         self._serials: weakref.WeakSet[Endpoint] = weakref.WeakSet()
         self._closed = asyncio.Event()
-        self._admin: AdminServer | None = None
+        self._admin = self._make_admin()
         self.subscribe = router.subscribe
         self.unsubscribe = router.unsubscribe
         self.request = router.request
@@ -79,6 +79,13 @@ class Node(Endpoint):
         self.choose = router.choose
         router.own_address = config.host.encode()
         router.balance(None, None if config.balance == "round_robin" else config.balance)
+
+    def _make_admin(self) -> AdminServer | None:
+        if self.config.http_port is None:
+            return None
+        from .admin import AdminServer
+
+        return AdminServer(self)
 
     async def start(self) -> None:
         """Join the cluster.
@@ -90,7 +97,6 @@ class Node(Endpoint):
         :raises VersionTooOld: a newer version of this name is in the cluster.
         :raises RegistryError: the registry cannot be reached.
         :raises OSError: an address cannot be listened on.
-        :raises DomiError: ``http_port`` is set, and ``domi-fast[admin]`` is not installed.
         """
         if self._state != "new":
             raise DomiError(f"this node is {self._state}: make another Node to start again")
@@ -108,10 +114,7 @@ class Node(Endpoint):
 
     async def _join(self) -> None:
         # The pages first: the registry is told their port.
-        if self.config.http_port is not None:
-            from .admin import AdminServer
-
-            self._admin = AdminServer(self)
+        if self._admin is not None:
             await self._admin.start()
         await self._mesh.start(self.http_port)
 
