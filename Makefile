@@ -181,10 +181,11 @@ format: $(VENV)/.ready ## Put the Python files in form
 	$(PY) -m ruff check --fix-only --quiet .
 	$(PY) -m ruff format .
 
-# What a build of the core changes, the other servers' registries, plain Python, do not show; and the
-# two builds share the loops between them, whose parts of the core are the same (--loop=both: both).
+# What a build of the core changes, the other servers' registries and the command, plain Python, do
+# not show; and the two builds share the loops between them, whose parts of the core are the same
+# (--loop=both: both).
 test-debug: .venv-debug/.ready ## Run the tests with run-time checks, live-object counters, asyncio's debug mode
-	DOMI_DEBUG=1 PYTHONASYNCIODEBUG=1 .venv-debug/bin/python -X dev $(PYTEST) -m "not external" \
+	DOMI_DEBUG=1 PYTHONASYNCIODEBUG=1 .venv-debug/bin/python -X dev $(PYTEST) -m "not external and not command" \
 		--loop=asyncio $(ARGS)
 
 # The debug build looks for leaks; LeakSanitizer would report the interpreter's own. ASan reports to
@@ -197,7 +198,7 @@ test-asan: .venv-asan/.ready ## Run the tests under AddressSanitizer and Undefin
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
 	ASAN_OPTIONS="detect_leaks=0:log_path='$(SANITIZER_LOG)'" \
 	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-	.venv-asan/bin/python $(PYTEST) --capture=sys -m "not external" --loop=uvloop $(ARGS) || status=$$?; \
+	.venv-asan/bin/python $(PYTEST) --capture=sys -m "not external and not command" --loop=uvloop $(ARGS) || status=$$?; \
 	if ls "$(SANITIZER_LOG)".* >/dev/null 2>&1; then cat "$(SANITIZER_LOG)".* >&2; exit 1; fi; \
 	exit $$status
 

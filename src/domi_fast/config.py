@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import ipaddress
 import os
@@ -16,6 +17,7 @@ from .errors import DomiError
 
 MIB = 1024 * 1024
 _CLUSTER = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{16,256}")
 _BRACKETED = re.compile(r"\[([^\[\]]*:[^\[\]]*)\]")
 
 
@@ -37,6 +39,15 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def check_token(what: str, token: object) -> None:
+    """Raise ValueError, which does not repeat it, unless it is a bearer token of RFC 6750."""
+    if not isinstance(token, str) or not _TOKEN.fullmatch(token):
+        raise ValueError(
+            f"{what} is no token: 16 to 256 letters, digits and ._~+/=- are wanted, as "
+            'python -c "import secrets; print(secrets.token_urlsafe())" makes them'
+        )
 
 
 def check_on_error(function: object) -> None:
@@ -85,6 +96,12 @@ class Checked:
         value = getattr(self, field)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise TypeError(f"{field} {value!r}: {kind.__name__} is wanted")
+
+    def _check_port(self, field: str) -> None:
+        if not 0 <= getattr(self, field) <= 65535:
+            raise ValueError(
+                f"{field} {getattr(self, field)}: 0 (the system chooses) to 65535 are allowed"
+            )
 
     def _check_range(self, field: str, low: float, high: float) -> None:
         check_number(field, getattr(self, field), low, high)
@@ -162,6 +179,11 @@ class NodeConfig(EndpointConfig):
     :ivar port: the TCP port; 0 lets the system choose.
     :ivar unix_path: listen on this UNIX socket as well; peers on this machine prefer it. A relative
         path is made absolute here; it may then have 107 bytes.
+    :ivar http_port: serve the admin pages (docs/admin.md) on this TCP port of ``host``; 0 lets the
+        system choose, None serves none. Needs ``domi-fast[admin]``.
+    :ivar admin_token: what a caller must show before the admin pages change anything: 16-256
+        letters, digits and ``._~+/=-``. None is the environment's ``DOMI_ADMIN_TOKEN``; without
+        either, only callers from this machine may.
     :ivar registry: a registry URL; None is an SQLite file for the cluster in the user's runtime
         directory.
     :ivar busy_poll: seconds to keep polling after the last traffic before blocking, at most 1; it
@@ -194,6 +216,7 @@ class NodeConfig(EndpointConfig):
     port: int = 0
     unix_path: str | None = None
     http_port: int | None = None
+    admin_token: str | None = dataclasses.field(default=None, repr=False)
     registry: str | None = None
     secret: str | bytes | None = None
     tls: object | None = None
@@ -215,19 +238,24 @@ class NodeConfig(EndpointConfig):
     on_error: Callable[[DomiError, Any], object] | None = None
 
     def __post_init__(self) -> None:
-        self._check_built(http_port=None, secret=None, tls=None)
+        self._check_built(secret=None, tls=None)
         super().__post_init__()
         for field, kind in (("version", str), ("host", str), ("port", int), ("insecure", bool)):
             self._check_type(field, kind)
-        for field, kind in (("unix_path", str), ("registry", str)):
+        for field, kind in (("unix_path", str), ("registry", str), ("http_port", int)):
             if getattr(self, field) is not None:
                 self._check_type(field, kind)
         _check_cluster(self.cluster)
         parse_version(self.version)
         if len(self.version) > 255:
             raise ValueError(f"version {self.version!r}: at most 255 characters are allowed")
-        if not 0 <= self.port <= 65535:
-            raise ValueError(f"port {self.port}: 0 (the system chooses) to 65535 are allowed")
+        self._check_port("port")
+        if self.http_port is not None:
+            self._check_port("http_port")
+        if self.admin_token is not None:
+            check_token("admin_token", self.admin_token)
+            if self.http_port is None:
+                raise ValueError("admin_token without http_port: there is nothing that it keeps")
         if self.registry == "":
             raise ValueError(
                 "registry '': a registry URL is wanted, or None for the cluster's file in your "

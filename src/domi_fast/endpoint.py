@@ -72,9 +72,12 @@ class Endpoint(ABC):
         """
         if self._loop not in (None, asyncio.get_running_loop()):
             raise DomiError("closed on another event loop than the one that it was started on")
+        await asyncio.shield(self._begin_closing())
+
+    def _begin_closing(self) -> asyncio.Future[None]:
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
-        await asyncio.shield(self._closing)
+        return self._closing
 
     @abstractmethod
     async def _close(self) -> None: ...

@@ -42,6 +42,11 @@ MACHINES = 1024
 REGISTER_PAUSE = 0.2
 
 
+def nodes_prefix(cluster: str) -> str:
+    """What the registry's keys of the cluster's nodes begin with; four digits follow."""
+    return f"domi/{cluster}/nodes/"
+
+
 def _machine_key() -> str:
     """What two processes of one machine have in common, and others have not."""
     try:
@@ -52,7 +57,10 @@ def _machine_key() -> str:
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """What the registry says of a node."""
+    """What the registry says of a node.
+
+    :ivar http: the TCP port of its admin pages, on ``host``; None when it has none.
+    """
 
     id: int
     epoch: int
@@ -64,6 +72,7 @@ class NodeInfo:
     instance: bytes
     machine: str
     weight: float = 1.0
+    http: int | None = None
 
     @property
     def claim(self) -> tuple[int, bytes]:
@@ -81,6 +90,7 @@ class NodeInfo:
                 "instance": self.instance.hex(),
                 "machine": self.machine,
                 "weight": self.weight,
+                "http": self.http,
             }
         ).encode()
 
@@ -103,15 +113,33 @@ class NodeInfo:
                 instance=bytes.fromhex(fields["instance"]),
                 machine=str(fields["machine"]),
                 weight=float(fields.get("weight", 1.0)),
+                http=None if fields.get("http") is None else int(fields["http"]),
             )
-        except (KeyError, TypeError, OverflowError, RecursionError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"its value is not what a node writes: {error!r}") from None
-        if not 0 <= info.port <= 65535:
-            raise ValueError(f"port {info.port} is not a port")
+        for port in (info.port, info.http or 0):
+            if not 0 <= port <= 65535:
+                raise ValueError(f"port {port} is not a port")
         if not 0 < info.weight < math.inf:
             raise ValueError(f"weight {info.weight} is not above 0")
         parse_version(info.version)
         return info
+
+
+def decode_nodes(cluster: str, entries: Iterable[Entry]) -> dict[int, NodeInfo]:
+    """The cluster's nodes of these entries by machine id; what is no node's is logged."""
+    prefix = nodes_prefix(cluster)
+    found = {}
+    for entry in entries:
+        try:
+            info = NodeInfo.decode(entry)
+            if entry.key != f"{prefix}{info.id:04d}":
+                raise ValueError("its key is not that of a node")
+        except ValueError as error:
+            log.warning("registry entry %s is not a node's: %s", entry.key, error)
+            continue
+        found[info.id] = info
+    return found
 
 
 class Follower(Protocol):
@@ -141,10 +169,11 @@ class Membership:
         self._config = config
         self._registry = registry
         self._follower = follower
-        self._prefix = f"domi/{config.cluster}/nodes/"
+        self._prefix = nodes_prefix(config.cluster)
         self._instance = os.urandom(16)
         self._claim: Claim | None = None
         self._port = 0
+        self._http: int | None = None
         self.machine = _machine_key()
         self.view: dict[int, NodeInfo] = {}
 
@@ -169,12 +198,13 @@ class Membership:
             instance=self._instance,
         )
 
-    async def join(self, port: int) -> Snapshot:
+    async def join(self, port: int, http: int | None = None) -> Snapshot:
         """Take a machine id; who is there, this node among them.
 
         Raises ClusterFull, VersionTooOld and RegistryError.
         """
         self._port = port
+        self._http = http
         await self._registry.open()
         self._check_version(await self._registry.list(self._prefix))
         await self._register(self._keys())
@@ -271,6 +301,7 @@ class Membership:
             instance=self._instance,
             machine=self.machine,
             weight=config.weight,
+            http=self._http,
         )
         try:
             claim = await self._registry.claim(keys, info.encode(), lease)
@@ -324,14 +355,4 @@ class Membership:
         self._follower.seen(infos.values())
 
     def _decode(self, entries: Iterable[Entry]) -> dict[int, NodeInfo]:
-        found = {}
-        for entry in entries:
-            try:
-                info = NodeInfo.decode(entry)
-                if entry.key != self._key(info.id):
-                    raise ValueError("its key is not that of a node")
-            except ValueError as error:
-                log.warning("registry entry %s is not a node's: %s", entry.key, error)
-                continue
-            found[info.id] = info
-        return found
+        return decode_nodes(self._config.cluster, entries)

@@ -78,10 +78,17 @@ class Mesh:
     def port(self) -> int:
         return self._port
 
-    async def start(self) -> None:
+    @property
+    def registered(self) -> bool:
+        """Whether the registry's lease on the machine id holds at this moment."""
+        return self._members.valid
+
+    async def start(self, http: int | None = None) -> None:
         """Listen, take a machine id, and connect to everybody who is registered.
 
         Returns when they are connected, or after ``start_timeout`` with the missing logged.
+
+        :param http: the port of the admin pages, which the registry is told.
         """
         loop = asyncio.get_running_loop()
         self._router.start(self)
@@ -97,7 +104,7 @@ class Mesh:
                     loop, transport.listen_unix(self._config.unix_path), self._accepted
                 )
             )
-        snapshot = await self._members.join(self._port)
+        snapshot = await self._members.join(self._port, http)
         self._spawn(self._members.follow(snapshot))
         self._spawn(self._members.keep())
         self._spawn(self._watch_memory())

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import weakref
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from . import _core, errors
 from ._core import STATE_DRAINING, STATE_PAUSED, STATE_SERVING, Router
@@ -18,6 +18,9 @@ from .errors import DomiError
 from .mesh import Mesh
 from .peer import STATES, Peer
 from .registry import default_url, open_registry
+
+if TYPE_CHECKING:
+    from .admin import AdminServer
 
 _core.bind(errors, LibraryChannel)
 
@@ -38,7 +41,7 @@ class Node(Endpoint):
     :class:`Context` may be answered from other threads. A closed node stays closed.
 
     :raises ValueError: a setting is out of its range.
-    :raises DomiError: a setting asks for what this version does not have.
+    :raises DomiError: a setting asks for what this version does not have, or is not installed.
     """
 
     def __init__(self, name: str, **settings: Any) -> None:
@@ -64,6 +67,7 @@ class Node(Endpoint):
         self._closers: set[asyncio.Task[Any]] = set()
         self._serials: weakref.WeakSet[Endpoint] = weakref.WeakSet()
         self._closed = asyncio.Event()
+        self._admin = self._make_admin()
         self.subscribe = router.subscribe
         self.unsubscribe = router.unsubscribe
         self.request = router.request
@@ -74,6 +78,13 @@ class Node(Endpoint):
         router.own_address = config.host.encode()
         router.balance(None, None if config.balance == "round_robin" else config.balance)
 
+    def _make_admin(self) -> AdminServer | None:
+        if self.config.http_port is None:
+            return None
+        from .admin import AdminServer
+
+        return AdminServer(self)
+
     async def start(self) -> None:
         """Join the cluster.
 
@@ -83,14 +94,14 @@ class Node(Endpoint):
         :raises ClusterFull: all 1,024 machine ids are taken.
         :raises VersionTooOld: a newer version of this name is in the cluster.
         :raises RegistryError: the registry cannot be reached.
-        :raises OSError: the address cannot be listened on.
+        :raises OSError: an address cannot be listened on.
         """
         if self._state != "new":
             raise DomiError(f"this node is {self._state}: make another Node to start again")
         self._state = "started"
         self._loop = asyncio.get_running_loop()
         self._cluster.open()
-        self._starting = asyncio.ensure_future(self._mesh.start())
+        self._starting = asyncio.ensure_future(self._join())
         try:
             await self._starting
         except BaseException:
@@ -99,6 +110,12 @@ class Node(Endpoint):
             if closed_by_another:
                 raise DomiError("the node was closed while it started") from None
             raise
+
+    async def _join(self) -> None:
+        # The pages first: the registry is told their port.
+        if self._admin is not None:
+            await self._admin.start()
+        await self._mesh.start(self.http_port)
 
     async def close(self) -> None:
         """Leave the cluster: finish the handlers that run, send what is queued, say goodbye.
@@ -130,7 +147,11 @@ class Node(Endpoint):
             await self._end_handlers(self.config.drain_timeout)
             await self._cluster.close(self._closers)
         finally:
-            await self._mesh.close()
+            try:
+                if self._admin is not None:
+                    await self._admin.close()
+            finally:
+                await self._mesh.close()
         # What arrived meanwhile may have started more; nobody can be answered any more.
         await self._end_handlers(0.0)
         self._closed.set()
@@ -172,7 +193,7 @@ class Node(Endpoint):
             raise DomiError(f"this node is {self.state}, and cannot be paused or resumed")
         await self._mesh.enter_state(state)
 
-    async def drain(self, deadline: float = 30.0) -> bool:
+    async def drain(self, deadline: float = 30.0, *, until_closed: bool = True) -> bool:
         """Leave without losing work: take no more, finish what was taken, and close.
 
         Finished are the handlers that run, the requests that are still to be answered, what waits
@@ -182,6 +203,7 @@ class Node(Endpoint):
         for the one draining; cancelling one of them does not stop it.
 
         :param deadline: seconds to finish in. The node closes after them all the same.
+        :param until_closed: return when the node is closed; otherwise when it begins to close.
         :returns: whether everything was finished in time.
         :raises DomiError: the node has not started.
         """
@@ -190,15 +212,22 @@ class Node(Endpoint):
                 raise DomiError(f"this node is {self.state}, and cannot be drained")
             if not deadline >= 0:
                 raise ValueError(f"deadline {deadline}: seconds, 0 or more, are wanted")
-            self._draining = asyncio.ensure_future(self._drain(deadline))
+            self._begin_draining(deadline)
         self._note_closer()
-        return await asyncio.shield(self._draining)
+        assert self._draining is not None
+        finished = await asyncio.shield(self._draining)
+        if until_closed:
+            await super().close()
+        return finished
+
+    def _begin_draining(self, deadline: float) -> None:
+        self._draining = asyncio.ensure_future(self._drain(deadline))
+        self._draining.add_done_callback(lambda _: self._begin_closing())
 
     async def _drain(self, deadline: float) -> bool:
-        finished = False
         try:
             await asyncio.wait_for(self._finish(), deadline)
-            finished = True
+            return True
         except asyncio.TimeoutError:
             log.warning(
                 "%s: not everything was finished within %g s: the node closes all the same",
@@ -207,8 +236,7 @@ class Node(Endpoint):
             )
         except DomiError as error:
             log.warning("%s: draining has ended early: %s", self.config.name, error)
-        await super().close()
-        return finished
+        return False
 
     async def _finish(self) -> None:
         await self._mesh.enter_state(STATE_DRAINING)
@@ -233,7 +261,7 @@ class Node(Endpoint):
                 self.id,
                 self.config.version,
             )
-            self._draining = asyncio.ensure_future(self._drain(deadline))
+            self._begin_draining(deadline)
 
     async def _end_handlers(self, timeout: float) -> None:
         tasks = self._router.handler_tasks() - self._closers
@@ -262,6 +290,23 @@ class Node(Endpoint):
     def cluster(self) -> Cluster:
         """Elections and locks, once the node has started."""
         return self._cluster
+    def http_port(self) -> int | None:
+        """The TCP port of the admin pages; None before the start, and when there are none."""
+        return None if self._admin is None else self._admin.port
+
+    @property
+    def registered(self) -> bool:
+        """Whether the registry's lease on the machine id holds at this moment."""
+        return self._mesh.registered
+
+    @property
+    def channels(self) -> frozenset[int]:
+        """The channels that this node, or a guest of it, subscribes to, as its peers are told."""
+        found = set(self._router.handlers())
+        for session in self._router.sessions():
+            if session.is_guest:
+                found |= session.subscribed
+        return frozenset(found)
 
     @property
     def peers(self) -> Mapping[int, Peer]:

@@ -98,7 +98,6 @@ class Awaited:
         ("registry", "consul://one,two"),
         ("registry", 5),
         ("on_error", 5),
-        ("http_port", 8080),
         ("secret", "hush"),
         ("secret", b""),
         ("tls", object()),
@@ -115,7 +114,7 @@ def test_settings_that_are_refused(registry_url: str, setting: str, value: Any) 
     assert setting in str(refused.value) or isinstance(refused.value, RegistryError)
 
 
-@pytest.mark.parametrize("feature", ["secret", "tls", "http_port"])
+@pytest.mark.parametrize("feature", ["secret", "tls"])
 def test_what_is_not_built_yet_says_so(registry_url: str, feature: str) -> None:
     with pytest.raises(DomiError, match=f"{feature}.*yet"):
         Node("a", registry=registry_url, **{feature: 1})

@@ -1,0 +1,193 @@
+"""The options that commands share, and the shape of a command: its examples are part of it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import click
+
+from ..channels import USER_FIRST, USER_LAST
+from .cluster import Where
+from .outcome import explained
+from .output import Output
+
+Function = Callable[..., Any]
+
+
+class Seconds(click.FloatRange):
+    """A number of seconds that is one: neither infinite nor NaN."""
+
+    name = "seconds"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a number of seconds", param, ctx)
+        return float(number)
+
+
+CHANNEL = click.IntRange(USER_FIRST, USER_LAST)
+SECONDS = Seconds(0.001, 86400)
+
+
+class ExampleCommand(click.Command):
+    """A command whose help ends with examples."""
+
+    def __init__(self, *arguments: Any, examples: str = "", **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.examples = inspect.cleandoc(examples)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_lines(formatter, "Examples", self.examples)
+
+
+def command(
+    name: str, examples: str
+) -> Callable[[Callable[..., Coroutine[Any, Any, int | None]]], click.Command]:
+    """Make a command of a coroutine function, which returns the exit code, or None for success.
+
+    Its docstring is the help. What the library raises ends it as ``outcome`` says.
+    """
+
+    def make(function: Callable[..., Coroutine[Any, Any, int | None]]) -> click.Command:
+        @functools.wraps(function)
+        def run(**given: Any) -> int | None:
+            with explained():
+                return asyncio.run(_until_interrupted(function(**given)))
+
+        return click.command(name, cls=ExampleCommand, examples=examples)(run)
+
+    return make
+
+
+async def _until_interrupted(work: Coroutine[Any, Any, int | None]) -> int | None:
+    """Cancel the work at Ctrl-C: it cleans up, and may take that for its end."""
+    # Before Python 3.11 asyncio.run would raise KeyboardInterrupt whatever the work makes of it.
+    task = asyncio.ensure_future(work)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
+    return await task
+
+
+def write_lines(formatter: click.HelpFormatter, title: str, text: str) -> None:
+    """A section of the help whose lines stay as they are."""
+    with formatter.section(title):
+        for line in text.splitlines():
+            formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+
+
+def output_option(function: Function) -> Function:
+    """``--json``; the command gets ``out``."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON, one document a line.")
+    @functools.wraps(function)
+    def with_output(*, as_json: bool, **given: Any) -> Any:
+        return function(out=Output(as_json), **given)
+
+    return with_output
+
+
+def registry_options(function: Function) -> Function:
+    """Where the cluster is; the command gets ``where`` and ``out``."""
+
+    @click.option(
+        "--registry",
+        envvar="DOMI_REGISTRY",
+        metavar="URL",
+        help="The cluster's registry, as nodes name it. [env: DOMI_REGISTRY; default: the SQLite "
+        "file of the cluster in your runtime directory]",
+    )
+    @click.option(
+        "--cluster",
+        envvar="DOMI_CLUSTER",
+        default="default",
+        metavar="NAME",
+        help="The cluster's name. [env: DOMI_CLUSTER; default: default]",
+    )
+    @output_option
+    @functools.wraps(function)
+    def with_where(*, registry: str | None, cluster: str, **given: Any) -> Any:
+        return function(where=Where(cluster, registry or None), **given)
+
+    return with_where
+
+
+def guest_options(function: Function) -> Function:
+    """Which node to talk through; the command gets ``where`` and ``out``."""
+
+    @click.option(
+        "--connect",
+        metavar="URL",
+        help="Talk through this node, tcp://host:port or unix:///path, and ask no registry.",
+    )
+    @registry_options
+    @functools.wraps(function)
+    def with_connect(*, connect: str | None, where: Where, **given: Any) -> Any:
+        return function(where=Where(where.cluster, where.registry, connect), **given)
+
+    return with_connect
+
+
+def token_option(function: Function) -> Function:
+    return click.option(
+        "--token",
+        envvar="DOMI_ADMIN_TOKEN",
+        metavar="TOKEN",
+        help="The node's admin token. Others can see the command line: prefer the environment. "
+        "[env: DOMI_ADMIN_TOKEN]",
+    )(function)
+
+
+def timeout_option(default: float | None, text: str) -> Callable[[Function], Function]:
+    shown = "" if default is None else f" [default: {default:g}]"
+    return click.option(
+        "--timeout", type=SECONDS, default=default, metavar="SECONDS", help=text + shown
+    )
+
+
+def data_argument(function: Function) -> Function:
+    """``DATA``, ``-`` and ``--hex``; the command gets ``data`` as bytes."""
+
+    @click.argument("data")
+    @click.option("--hex", "from_hex", is_flag=True, help="DATA are hexadecimal digits.")
+    @functools.wraps(function)
+    def with_data(*, data: str, from_hex: bool, **given: Any) -> Any:
+        return function(data=_bytes(data, from_hex), **given)
+
+    return with_data
+
+
+def form_option(function: Function) -> Function:
+    return click.option(
+        "--output",
+        "form",
+        type=click.Choice(["utf8", "hex", "raw"]),
+        default="utf8",
+        help="How data are printed: as text without control characters, as hexadecimal digits, or "
+        "byte for byte and nothing else. [default: utf8]",
+    )(function)
+
+
+def to_option(function: Function) -> Function:
+    return click.option(
+        "--to", metavar="NODE", help="The node that gets it, by id or name, instead of one in turn."
+    )(function)
+
+
+def _bytes(given: str, from_hex: bool) -> bytes:
+    data = sys.stdin.buffer.read() if given == "-" else os.fsencode(given)
+    if not from_hex:
+        return data
+    try:
+        return bytes.fromhex(data.decode())
+    except ValueError as error:
+        raise click.UsageError(f"DATA with --hex: pairs of hexadecimal digits, {error}") from None

@@ -1,0 +1,123 @@
+"""A node's figures in Prometheus' text format, version 0.0.4."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from .config import NodeConfig
+from .peer import STATES as RUNNING
+from .peer import Peer
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+STATES = ("starting", *RUNNING.values(), "closed")
+
+GAUGES = {"in_flight": "Requests of this node that have not ended."}
+COUNTERS = {
+    "frames_in": "Frames received.",
+    "frames_out": "Frames sent.",
+    "bytes_in": "Bytes received.",
+    "bytes_out": "Bytes sent.",
+    "answers_lost": "Answers that could not be sent: the asker is gone, or its queue is full.",
+    "call_errors": "Errors that a call, which has no form for them, could not be told.",
+    "dropped_extend_too_long": "Messages for guests whose extend has no room for the sender.",
+    "dropped_no_subscriber": "Messages of channels that nobody here subscribes to.",
+    "dropped_not_negotiated": "Frames of library channels that their session has no use for.",
+    "handler_errors": "Handlers that raised.",
+    "handlers_overloaded": "Messages that were refused because too many wait for their handler.",
+    "handlers_without_answer": "Requests whose handler let go of them unanswered.",
+    "joins_overloaded": "Messages that were refused because too many wait to be joined.",
+    "late_answers": "Answers to requests that had ended.",
+    "outbound_full": "Messages of a serial thread that found its outbound ring full.",
+    "peers_silent": "Peers that were lost because nothing was heard of them.",
+    "protocol_errors": "Sessions that were closed because of bad input.",
+    "refused_guest_queue_full": "Messages for guests whose queue was full.",
+    "refused_queue_full": "Messages for peers whose queue was full.",
+    "rejected": "Messages of this node that a peer refused.",
+    "rejects_lost": "Refusals that could not be told to the sender.",
+    "replies_for_lost_guests": "Replies to guests that have gone.",
+    "ring_full": "Messages that found the ring of serial mode full.",
+    "timer_errors": "Timers of serial mode that raised.",
+}
+
+
+class Measured(Protocol):
+    """What is asked of a node; its own attributes, of these names."""
+
+    config: NodeConfig
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def registered(self) -> bool: ...
+    @property
+    def channels(self) -> frozenset[int]: ...
+    @property
+    def peers(self) -> Mapping[int, Peer]: ...
+    def counters(self) -> dict[str, int]: ...
+
+
+def rss() -> int:
+    """Bytes of memory that this process has resident."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def render(node: Measured) -> str:
+    """Every figure, each family with its HELP and TYPE; labelled with cluster, node and id."""
+    page = _Page({"cluster": node.config.cluster, "node": node.config.name, "id": str(node.id)})
+    page.gauge(
+        "state",
+        "1 for the state that the node is in.",
+        [({"state": state}, int(state == node.state)) for state in STATES],
+    )
+    held = "1 while the registry's lease on the machine id holds."
+    page.gauge("registered", held, [({}, int(node.registered))])
+    page.gauge("peers", "Connected peers.", [({}, len(node.peers))])
+    page.gauge("channels", "Channels that are subscribed here.", [({}, len(node.channels))])
+    page.gauge(
+        "peer_queued_bytes",
+        "Bytes that wait to be sent to the peer.",
+        [
+            ({"peer": str(peer.id), "peer_name": peer.name}, peer.queued)
+            for peer in sorted(node.peers.values(), key=lambda peer: peer.id)
+        ],
+    )
+    page.gauge("process_resident_memory_bytes", "Memory of the process.", [({}, rss())])
+    found = dict.fromkeys((*GAUGES, *COUNTERS), 0) | node.counters()
+    for name, value in found.items():
+        if name in GAUGES:
+            page.gauge(name, GAUGES[name], [({}, value)])
+        else:
+            text = COUNTERS.get(name, f"The node's counter {name}.")
+            page.family("counter", f"{name}_total", text, [({}, value)])
+    return page.text()
+
+
+class _Page:
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        self._labels = labels
+        self._lines: list[str] = []
+
+    def gauge(self, name: str, text: str, samples: Iterable[tuple[dict[str, str], int]]) -> None:
+        self.family("gauge", name, text, samples)
+
+    def family(
+        self, kind: str, name: str, text: str, samples: Iterable[tuple[dict[str, str], int]]
+    ) -> None:
+        self._lines += [f"# HELP domi_{name} {text}", f"# TYPE domi_{name} {kind}"]
+        for labels, value in samples:
+            pairs = ",".join(
+                f'{label}="{_escaped(said)}"' for label, said in {**self._labels, **labels}.items()
+            )
+            self._lines.append(f"domi_{name}{{{pairs}}} {value}")
+
+    def text(self) -> str:
+        return "\n".join([*self._lines, ""])
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
