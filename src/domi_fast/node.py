@@ -290,6 +290,8 @@ class Node(Endpoint):
     def cluster(self) -> Cluster:
         """Elections and locks, once the node has started."""
         return self._cluster
+
+    @property
     def http_port(self) -> int | None:
         """The TCP port of the admin pages; None before the start, and when there are none."""
         return None if self._admin is None else self._admin.port

@@ -26,7 +26,7 @@ import pytest
 from domi_fast import LeadershipLost, Node
 from domi_fast.registry import open_registry
 from tests.conftest import LOOPS, SOAK
-from tests.servers import Etcd
+from tests.servers import Consul, Etcd, ZooKeeper
 from tests.support import ROOT, environment, slowness, until_now
 
 CONTENDERS = 3
@@ -47,7 +47,7 @@ class Backend:
     :ivar server: makes what has to run; None for a file.
     :ivar lease: seconds of a leadership.
     :ivar kills: of leaders, in a short and in a long run.
-    :ivar pauses: the same, of leaders that are stopped and go on.
+    :ivar pauses: the same, of leaders that are stopped and go on. A short run with none is none.
     """
 
     server: Callable[[Path], Server] | None
@@ -59,6 +59,8 @@ class Backend:
 BACKENDS = {
     "sqlite": Backend(None, 1.0, (4, 50)),
     "etcd": Backend(Etcd, 2.0, (2, 50)),
+    "zookeeper": Backend(ZooKeeper, 3.0, (1, 5), (0, 5)),
+    "consul": Backend(Consul, 10.0, (0, 5), (0, 5)),
 }
 
 
@@ -83,7 +85,7 @@ class Arena:
     """Contenders for one leadership, in the order of their start, and what they wrote."""
 
     def __init__(self, url: str, kind: str, lease: float, log: Path) -> None:
-        self.limit = lease + 1.0 + open_registry(url).limits.expiry_bound
+        self.limit = lease + 1.0 + open_registry(url).limits.gone_after(lease)
         self._arguments = [url, kind, str(lease), str(log)]
         self._loops = cycle(LOOPS)
         self._log = log
@@ -172,12 +174,17 @@ def report(capsys: pytest.CaptureFixture[str], what: str, seconds: list[float]) 
         print(f"\n{what}: {len(seconds)} times, median {middle:.2f} s, longest {longest:.2f} s")
 
 
-@pytest.fixture(
-    params=[
+def on_those_with(times: Callable[[Backend], tuple[int, int]]) -> pytest.MarkDecorator:
+    """A test on every backend that has time for it."""
+    params = [
         pytest.param(name, marks=[pytest.mark.external] if backend.server else [])
         for name, backend in BACKENDS.items()
+        if times(backend)[SOAK]
     ]
-)
+    return pytest.mark.parametrize("backend", params, indirect=True)
+
+
+@pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Backend:
     return BACKENDS[request.param]
 
@@ -208,6 +215,7 @@ def arena(
         arena.end()
 
 
+@on_those_with(lambda backend: backend.kills)
 @pytest.mark.timeout(1200 if SOAK else 120)
 def test_leaders_that_are_killed(
     backend: Backend, arena: Arena, request: pytest.FixtureRequest, capsys: Any
@@ -229,6 +237,7 @@ def test_leaders_that_are_killed(
     report(capsys, f"{request.node.name}: handed on", handed_on)
 
 
+@on_those_with(lambda backend: backend.pauses)
 @pytest.mark.timeout(600 if SOAK else 120)
 def test_a_leader_that_was_stopped_knows_it(
     backend: Backend, arena: Arena, request: pytest.FixtureRequest, capsys: Any

@@ -208,6 +208,8 @@ BACKENDS: dict[str, Callable[[pytest.FixtureRequest, Path], Backend]] = {
 }
 
 
+pytestmark = pytest.mark.contract
+
 EXTERNAL = {name: [pytest.mark.external] for name in ("etcd", "zookeeper", "consul")}
 
 

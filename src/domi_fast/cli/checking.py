@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import click
 
+from ..config import NodeConfig
 from ..registry import Put, Registry, Reset, Watch
 from .cluster import Where
 from .options import command, registry_options, timeout_option
@@ -51,9 +52,11 @@ async def check(timeout: float, where: Where, out: Output) -> None:
             ) from None
         limits = opened.limits
         url = opened.url
+    # Seconds from its end by which the keys of a node's lease are gone.
+    gone = limits.gone_after(max(NodeConfig.lease_ttl, limits.min_ttl))
     found = {
         "min_ttl": limits.min_ttl,
-        "expiry_bound": limits.expiry_bound,
+        "expiry_bound": gone,
         "max_value": limits.max_value,
     }
     if out.json:
@@ -66,7 +69,7 @@ async def check(timeout: float, where: Where, out: Output) -> None:
         ("LIMIT", "VALUE"),
         [
             ("shortest lease", f"{limits.min_ttl:g} s"),
-            ("a dead holder's keys are gone", f"its lease and {limits.expiry_bound:g} s later"),
+            ("a dead holder's keys are gone", f"its lease and {gone:g} s later"),
             ("largest value", f"{limits.max_value:,} bytes"),
         ],
     )
