@@ -99,7 +99,7 @@ async def holder(node: Node, name: str = "post", kind: str = "elect") -> AsyncIt
 async def end_its_lease(node: Node, held: Leadership) -> None:
     """As when the registry has taken it for dead: the next renewal finds nothing."""
     registry: Any = node._mesh._registry
-    await registry._revoke(held._lease.number)  # type: ignore[attr-defined]
+    await registry._revoke(held._lease)
 
 
 def stop_renewals(node: Node) -> None:
@@ -459,7 +459,7 @@ async def test_a_lease_that_is_lost_in_the_queue_is_replaced(
         second = Holder(b)
         await until(lambda: set(registry._leases) - before)
         (number,) = set(registry._leases) - before
-        await registry._revoke(number)
+        await registry._revoke(registry._leases[number])
         await until(lambda: "cannot wait for the leadership of 'post'" in caplog.text, 10.0)
         await until(lambda: set(registry._leases) - before - {number}, 10.0)
         assert second.held is None
