@@ -26,9 +26,15 @@ from domi_fast import (
     RemoteError,
 )
 from tests.servers import Etcd
-from tests.support import nodes, until
+from tests.support import forget_records, nodes, until
 
 LEASES = {"memory": 0.5, "sqlite": 0.5, "etcd": 2.0}
+
+
+@pytest.fixture(autouse=True)
+def no_records_kept(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    forget_records(caplog)
 
 
 @pytest.fixture(scope="module")
