@@ -585,7 +585,7 @@ async def test_a_node_that_closes_at_any_moment_of_a_wait(registry_url: str, mom
         with pytest.raises(DomiError, match="the node was closed"):
             await it.ends()
         assert await b.cluster.leader("post") is None
-        assert not a.cluster._tasks
+        await until(lambda: not a.cluster._tasks)
 
 
 async def test_a_block_may_take_its_time_to_end_when_its_node_closes(registry_url: str) -> None:
