@@ -305,6 +305,10 @@ cdef class Session:
         readonly int peer       # machine id; -1 for a guest or before the handshake
         uint32_t relayed        # requests in flight through this node that it waits for
         uint32_t owed           # requests whose handlers have returned without an answer
+        Breaker breaker         # None for guests, loop-back, and where there is none
+        Limiter limiter         # of what is sent to this peer; or None
+        bint looking            # a timer is to call look_for_room()
+        bint limited            # `limiter` or the router's has a say
         readonly Candidate candidate    # None for guests, and before the handshake is complete
         readonly int state_of_peer  # STATE_*: whether it takes new work
         readonly uint32_t unheard   # times that it was told of this node's state, and has not said
@@ -345,6 +349,7 @@ cdef class Session:
     cdef int beat(self) except -1
     cdef int fail(self, object reason, bint protocol=*) except -1
     cdef int wake_drained(self) except -1
+    cdef int look_again(self, double wait) except -1
     cdef object lost_error(self)
 
 
@@ -495,6 +500,32 @@ cdef class UserPolicy(CorePolicy):
     cdef object policy
 
 
+cdef class Breaker:
+    cdef:
+        int state               # CIRCUIT_*
+        Py_ssize_t most         # failures that open it
+        uint64_t* times         # owned (calloc): nanoseconds, when the latest of them were; NULL
+                                # before the first
+        Py_ssize_t at           # where the next is noted, over the oldest
+        uint64_t count          # failures since it was closed
+        object timer            # of the next probe, while it is not closed
+
+    cdef bint fails(self, uint64_t now, uint64_t window) except -1
+    cdef int forget(self) except -1
+
+
+cdef class Limiter:
+    cdef:
+        double rate             # bytes a nanosecond
+        double size             # bytes
+        double tokens           # bytes that may pass; below 0 when a frame took more than there was
+        uint64_t filled         # nanoseconds: when it was filled the last time
+        uint64_t moment         # of moment_passed()
+
+    cdef int fill(self) except -1
+    cdef double wait(self) except -1.0
+
+
 cdef class Verbs:
     cdef int send_notify(self, int channel, object data, object to) except -1
     cdef int send_publish(self, int channel, object data, object to) except -1
@@ -524,6 +555,11 @@ cdef class Router(Verbs):
         dict guests             # token -> Session
         uint32_t next_token
         object mesh             # what decides about handshakes and hears of losses
+        Py_ssize_t breaker_failures     # that open a circuit; 0: none does
+        uint64_t breaker_window     # nanoseconds
+        uint64_t breaker_pause      # nanoseconds before a probe
+        Limiter limiter         # of what is sent to all peers; or None
+        double peer_rate, peer_size     # bytes: of each peer's limiter; 0: it has none
         bint balanced           # `policy` is set, or one of `policies`
         bint measures           # latencies are of use: somebody has named a policy
         dict policies           # channel -> CorePolicy

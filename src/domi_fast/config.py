@@ -13,7 +13,9 @@ from typing import Any, ClassVar
 
 from packaging.version import InvalidVersion, Version
 
+from .breaker import Breaker
 from .errors import DomiError
+from .limiter import RateLimit
 
 MIB = 1024 * 1024
 _CLUSTER = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -200,6 +202,11 @@ class NodeConfig(EndpointConfig):
         where a weighted policy chooses; above 0.
     :ivar balance: the policy of every channel that has none of its own: a name, or an object
         (:mod:`domi_fast.balance`).
+    :ivar breaker: when a peer that does not answer is left alone
+        (:class:`~domi_fast.breaker.Breaker`); None for never.
+    :ivar rate_limit: of what is sent to all peers together
+        (:class:`~domi_fast.limiter.RateLimit`); None for no limit.
+    :ivar peer_rate_limit: of what is sent to each peer; None for no limit.
     :ivar memory_interval: seconds between two looks at how much memory this machine (or this
         cgroup) uses, which the peers are told, for ``least_memory``.
     :ivar lease_ttl: seconds after which the registry forgets a node that has died.
@@ -232,6 +239,9 @@ class NodeConfig(EndpointConfig):
     weight: float = 1.0
     balance: Any = "round_robin"
     memory_interval: float = 1.0
+    breaker: Breaker | None = dataclasses.field(default_factory=Breaker)
+    rate_limit: RateLimit | None = None
+    peer_rate_limit: RateLimit | None = None
     lease_ttl: float = 3.0
     queue_limit: int = 16 * MIB
     frame_limit: int = 16 * MIB
@@ -274,6 +284,11 @@ class NodeConfig(EndpointConfig):
         self._check_range("start_timeout", 0, 3600)
         self._check_range("drain_timeout", 0, 3600)
         self._check_range("weight", 1e-6, 1e6)
+        if self.breaker is not None:
+            self._check_type("breaker", Breaker)
+        for limit in ("rate_limit", "peer_rate_limit"):
+            if getattr(self, limit) is not None:
+                self._check_type(limit, RateLimit)
         self._check_range("memory_interval", 0.01, 3600)
         if self.roll_deadline is not None:
             self._check_range("roll_deadline", 0, 3600)

@@ -15,6 +15,7 @@ from .cluster import Cluster
 from .config import NodeConfig
 from .endpoint import Endpoint
 from .errors import DomiError
+from .limiter import RateLimit
 from .mesh import Mesh
 from .peer import STATES, Peer
 from .registry import default_url, open_registry
@@ -75,6 +76,10 @@ class Node(Endpoint):
         self.subscribers = router.subscribers
         self.balance = router.balance
         self.choose = router.choose
+        breaker = config.breaker
+        if breaker is not None:
+            router.protect(breaker.failures, breaker.window, breaker.pause)
+        router.limit(_bucket(config.rate_limit), _bucket(config.peer_rate_limit))
         router.own_address = config.host.encode()
         router.balance(None, None if config.balance == "round_robin" else config.balance)
 
@@ -328,3 +333,7 @@ class Node(Endpoint):
     async def wait_peers(self, count: int, timeout: float | None = None) -> None:
         """Wait until exactly ``count`` peers are connected. ``timeout`` as above."""
         await self._mesh.wait_for(lambda: len(self.peers) == count, timeout)
+
+
+def _bucket(limit: RateLimit | None) -> tuple[float, float] | None:
+    return None if limit is None else (limit.rate, limit.size)

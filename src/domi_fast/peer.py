@@ -54,6 +54,11 @@ class Peer:
         return self._session.queued
 
     @property
+    def circuit(self) -> str:
+        """``closed``; ``open`` or ``half-open`` while its circuit breaker has it left alone."""
+        return self._session.circuit
+
+    @property
     def weight(self) -> float:
         """How much it is to get, beside others, where a weighted policy chooses."""
         return self._session.candidate.weight

@@ -8,8 +8,10 @@ cdef bint handle_library(Router router, Session session, RawFrame* frame) except
         session.beats_in += 1
     if channel == CH_HEARTBEAT:
         session.control(CH_HEARTBEAT_REPLY, b"")
-    elif channel == CH_HEARTBEAT_REPLY or channel == CH_PONG:
+    elif channel == CH_HEARTBEAT_REPLY:
         pass
+    elif channel == CH_PONG:
+        heard_pong(router, session)
     elif channel == CH_PING:
         session.control(CH_PONG, b"pong")
     elif channel == CH_EXIT:

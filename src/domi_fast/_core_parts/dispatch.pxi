@@ -618,6 +618,8 @@ cdef class Request:
         cdef Router router = self.router
         if self.state != REQUEST_PENDING:
             return 0
+        if state == REQUEST_FAILED and isinstance(value, errors.DeadlineExceeded):
+            request_failed(router, self.session)
         self.release(state == REQUEST_DONE)
         self.state = state
         self.result_value = value

@@ -210,6 +210,22 @@ cdef class Router:
             core = policy_of(policy)
         return choose_session(self, channel, core, key).peer
 
+    def protect(self, failures, double window, double pause):
+        """Leave a peer alone that has left requests without an answer, until it answers a ping.
+
+        :param failures: how many within ``window`` seconds; 0 switches it off.
+        :param pause: seconds before a ping, and between two.
+        """
+        self.breaker_failures = failures
+        self.breaker_window = <uint64_t>(window * 1e9)
+        self.breaker_pause = <uint64_t>(pause * 1e9)
+
+    def limit(self, node, peer):
+        """Send no more than that: pairs (bytes a second, bytes at once) for all peers together and
+        for each; None for no limit. Before the start."""
+        self.limiter = None if node is None else Limiter(*node)
+        self.peer_rate, self.peer_size = (0.0, 0.0) if peer is None else peer
+
     def choose(self, channel, *, key=None, policy=None):
         """The machine id of the subscriber to which a message on the channel would go now.
 
@@ -466,7 +482,9 @@ cdef class Router:
                 return self.loopback    # it takes no new work, and nobody else has this channel
             raise no_subscriber(self, number)
         session = self.session_to(to)
-        if session.state_of_peer != STATE_SERVING:
+        if not takes_work(session):
+            if session.state_of_peer == STATE_SERVING:
+                raise circuit_open(number, session)
             raise errors.NoSubscriber(
                 f"node {to} is paused or drains, and takes no new work", channel=number, peer=to)
         if session.extended and number not in session.channels and not (
@@ -905,6 +923,11 @@ cdef class Router:
             announce_to(self, session, SUBSCRIBED_ALL, local_channels(self))
         else:
             session.candidate = Candidate(session.peer)
+            if self.breaker_failures:
+                session.breaker = Breaker(self.breaker_failures)
+            if self.peer_rate:
+                session.limiter = Limiter(self.peer_rate, self.peer_size)
+            session.limited = session.limiter is not None or self.limiter is not None
             if self.peers[session.peer] is not NULL:
                 older = <Session><object>self.peers[session.peer]      # the slot may hold the last
                 older.fail("replaced by a newer session")

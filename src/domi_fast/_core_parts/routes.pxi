@@ -184,7 +184,7 @@ cdef int handle_subscriptions(Router router, Session session, RawFrame* frame) e
                     fresh.append(channel)
             else:
                 session.channels.add(channel)
-                if session.state_of_peer == STATE_SERVING:
+                if takes_work(session):
                     route_add(&router.channels[<int>channel].route, session)
     session.announced = True
     if fresh:
@@ -212,6 +212,22 @@ cdef int drop_routes(Router router, Session session, set channels) except -1:
             route_remove(&router.channels[<int>channel].route, session)
     if gone:
         announce(router, SUBSCRIBED_REMOVE, gone)
+    return 0
+
+
+cdef bint takes_work(Session session) noexcept:
+    return session.state_of_peer == STATE_SERVING and (
+        session.breaker is None or session.breaker.state == CIRCUIT_CLOSED)
+
+
+cdef int reroute(Router router, Session session) except -1:
+    # Whether the peer takes work has changed.
+    for channel in session.channels:
+        if takes_work(session):
+            route_add(&router.channels[<int>channel].route, session)
+        else:
+            route_remove(&router.channels[<int>channel].route, session)
+    router.mesh.routes_changed()
     return 0
 
 
@@ -270,14 +286,11 @@ cdef int handle_state(Router router, Session session, RawFrame* frame) except -1
         session.unheard -= 1
     else:
         session.state_of_peer = frame.data[0]
-        for channel in session.channels:
-            if session.state_of_peer == STATE_SERVING:
-                route_add(&router.channels[<int>channel].route, session)
-            else:
-                route_remove(&router.channels[<int>channel].route, session)
+        reroute(router, session)
         # Behind all that was sent to the peer before.
         append_frame(session.queue, CH_STATE, frame.data, 1, &heard, 1, NULL)
         router.engine.mark_dirty(session)
+        return 0
     router.mesh.routes_changed()
     return 0
 
@@ -285,8 +298,13 @@ cdef int handle_state(Router router, Session session, RawFrame* frame) except -1
 cdef object no_subscriber(Router router, int channel):
     # Why nobody takes a message on this channel now: an exception.
     cdef Session session
-    idle = [session.peer for session in router.sessions()
-            if session.state_of_peer != STATE_SERVING and channel in session.channels]
+    cdef list away = [session for session in router.sessions()
+                      if not takes_work(session) and channel in session.channels]
+    idle = []
+    for session in away:
+        if session.state_of_peer == STATE_SERVING:
+            return circuit_open(channel, session)
+        idle.append(session.peer)
     if router.state != STATE_SERVING and is_local(router, channel):
         idle.append(router.id)
     if idle:

@@ -34,6 +34,11 @@ cdef inline int write_frame(Session session, uint16_t channel, const uint8_t* da
     if (session.state == SESSION_CLOSED or length > session.router.frame_limit
             or session.queue.queued >= session.router.queue_limit):
         return session.refuse_frame(channel, length)
+    if session.limited and channel <= USER_LAST:
+        if not (may_pass(session.limiter) and may_pass(session.router.limiter)):
+            return refuse_for_rate(session, channel)
+        pass_through(session.limiter, length)
+        pass_through(session.router.limiter, length)
     append_frame(session.queue, channel, data, size, extend, extend_size, owner)
     session.frames_out += 1
     if not session.dirty:
@@ -175,16 +180,19 @@ cdef class Session:
         return -1 if self.driver is None else self.driver.fd
 
     def drained(self, *, bint everything=False):
-        """A future that is done once the queue is below the low water mark (or empty).
+        """A future that is done once the queue is below the low water mark (or empty), and the
+        limits let something pass.
 
         It fails with PeerLost when the session goes first.
         """
+        cdef double wait
         future = self.engine.loop.create_future()
         if self.state == SESSION_CLOSED:
             future.set_exception(self.lost_error())
             return future
         limit = 0 if everything else self.router.low_water
-        if self.queue.queued <= limit:
+        wait = seconds_to_wait(self) if self.limited and limit else 0.0
+        if self.queue.queued <= limit and wait <= 0.0:
             future.set_result(None)
         else:
             self.draining = True
@@ -192,21 +200,49 @@ cdef class Session:
                 self.room_waiters = [waiter for waiter in self.room_waiters
                                      if not waiter[1].done()]
             self.room_waiters.append((limit, future))
+            self.look_again(wait)
         return future
+
+    cdef int look_again(self, double wait) except -1:
+        # For who waits for the limits, whom no flush will wake.
+        if wait > 0.0 and not self.looking:
+            self.looking = True
+            self.router.call_later(wait, self.look_for_room)
+        return 0
+
+    def look_for_room(self):
+        """Tell those who wait that there is room, if there is."""
+        self.looking = False
+        if self.state != SESSION_CLOSED:
+            self.wake_drained()
+
+    def probe(self):
+        """Ask the peer whose circuit is open whether it is there."""
+        probe_peer(self.router, self)
+
+    @property
+    def circuit(self):
+        """``closed``, ``open`` or ``half-open``: whether the peer is left alone."""
+        return CIRCUITS[CIRCUIT_CLOSED if self.breaker is None else self.breaker.state]
 
     cdef int wake_drained(self) except -1:
         cdef list waiting = self.room_waiters
+        cdef double wait = 0.0
+        if self.limited and waiting and self.state != SESSION_CLOSED:
+            wait = seconds_to_wait(self)
         self.room_waiters = []
         for limit, future in waiting:
             if future.done():
                 continue
             if self.state == SESSION_CLOSED:
                 future.set_exception(self.lost_error())
-            elif self.queue.queued <= limit:
+            elif self.queue.queued <= limit and (limit == 0 or wait <= 0.0):
                 future.set_result(None)
             else:
                 self.room_waiters.append((limit, future))
         self.draining = bool(self.room_waiters)
+        if self.draining:
+            self.look_again(wait)
         return 0
 
     cdef object lost_error(self):
@@ -621,6 +657,9 @@ cdef class Session:
         unsent = self.queue.unsent() if self.queue.queued else []
         self.queue.clear()
         self.engine.spare = None        # it may lead here
+        if self.breaker is not None and self.breaker.timer is not None:
+            self.breaker.timer.cancel()
+            self.breaker.timer = None
         self.on_readable = self.on_writable = None
         if self.room_waiters:
             self.wake_drained()
