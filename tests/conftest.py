@@ -9,7 +9,9 @@ import asyncio
 import gc
 import inspect
 import os
+import re
 import uuid
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="both",
         help="the event loop that coroutine tests run on; both unless given",
     )
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many tests of the registries' contract have run, for each backend."""
+    ran: Counter[str] = Counter()
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            found = re.search(r"test_registry_contract\.py::\w+\[(\w+)", report.nodeid)
+            if found and report.when == "call":
+                ran[found[1]] += 1
+    if ran:
+        counts = ", ".join(f"{name} {count}" for name, count in ran.items())
+        terminalreporter.write_line(f"tests of the registries' contract: {counts}")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

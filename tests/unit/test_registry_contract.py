@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from domi_fast import ClusterFull, Node
 from domi_fast.registry import (
     CompareFailed,
     Delete,
@@ -56,6 +57,7 @@ class Backend(ABC):
     ttl = 0.5
     short_ttl = 0.25
     replays = True
+    url: str
 
     @abstractmethod
     def make(self) -> Registry:
@@ -572,6 +574,28 @@ def test_a_watch_ends_by_aclose_and_with_its_registry(backend: Backend) -> None:
                 assert await soon(reading) == []
                 with pytest.raises(StopAsyncIteration):
                     await watch.__anext__()
+
+    run(main)
+
+
+def test_a_node_is_refused_when_every_id_is_held(backend: Backend) -> None:
+    """Until one of them is free."""
+
+    async def main() -> None:
+        async with backend.open() as registry:
+            lease = await registry.grant(backend.ttl)
+            keys = [f"domi/default/nodes/{machine:04d}" for machine in range(1024)]
+            for begin in range(0, 1024, 64):
+                some = keys[begin : begin + 64]
+                await asyncio.gather(*[registry.create(key, b"{}", lease=lease) for key in some])
+            node = Node("late", registry=backend.url)
+            with pytest.raises(ClusterFull, match="all machine ids of cluster 'default'") as caught:
+                await node.start()
+            assert caught.value.limit == 1024
+            assert node.id == -1
+            await registry.delete(keys[517])
+            async with Node("later", registry=backend.url) as node:
+                assert node.id == 517
 
     run(main)
 
