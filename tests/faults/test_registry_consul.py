@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
@@ -19,14 +16,13 @@ from typing import Any, TypeVar
 
 import pytest
 
-from domi_fast import Context, Node
-from domi_fast.registry import Delete, NoKeyFree, Put, RegistryError, Reset, open_registry
+from domi_fast import Node
+from domi_fast.registry import Delete, Put, RegistryError, Reset, open_registry
 from domi_fast.registry.consul import LIMITS, ConsulRegistry
 from domi_fast.registry.consul_agent import WAIT
 from domi_fast.registry.link import PATIENCE, TIMEOUT
 from tests.proxy import Proxy
 from tests.servers import Consul, free_ports
-from tests.support import ROOT, until
 
 T = TypeVar("T")
 
@@ -327,122 +323,3 @@ async def test_the_default_lease_is_as_long_as_consul_wants_it(
         claim = a._mesh._members._claim
         assert claim is not None
         assert claim.lease.ttl == 10.0
-
-
-async def test_a_cluster_goes_on_while_its_consul_is_away(consul: Consul, url: str) -> None:
-    """Until its leases are over and beyond; no request between live nodes fails."""
-    async with (
-        Node("a", registry=url, lease_ttl=TTL) as a,
-        Node("b", registry=url, lease_ttl=TTL) as b,
-        busy(a, b) as answered,
-        opened(url) as registry,
-    ):
-        before = (await registry.list("")).entries
-        await asyncio.to_thread(consul.kill)
-        await until(lambda: not is_valid(a) and not is_valid(b), TTL + 1.0)
-        count = answered()
-        await until(lambda: answered() > count + 50)
-        await asyncio.to_thread(consul.start)
-        await until(lambda: is_valid(a) and is_valid(b), TTL + 1.0)
-        after = (await registry.list("")).entries
-        assert [entry.key for entry in after] == [entry.key for entry in before]
-        assert [entry.value for entry in after] == [entry.value for entry in before]
-        async with Node("c", registry=url, lease_ttl=TTL) as c:
-            c.subscribe(51, _ok)
-            await a.wait_subscribed(51, timeout=10)
-            assert await a.request(51, b"") == b"ok"
-            assert [a.id, b.id, c.id] == [0, 1, 2]
-
-
-async def test_a_node_that_was_cut_off_beyond_its_lease(consul: Consul, url: str) -> None:
-    """When another gets its id it does not hold it any more, and it comes back with a new one."""
-    async with (
-        Proxy(consul.port) as proxy,
-        opened(url) as registry,
-        Node("a", registry=by_way_of(proxy, url), lease_ttl=TTL) as a,
-        Node("b", registry=url, lease_ttl=TTL) as b,
-    ):
-        before = await registry.get("domi/default/nodes/0000")
-        async with busy(a, b):
-            proxy.cut()
-            await until(lambda: ids_in_view(b) == {1}, LIMITS.gone_after(TTL) + TTL)
-        assert not is_valid(a)
-        async with Node("c", registry=url, lease_ttl=TTL) as c:
-            assert (c.id, b.id) == (0, 1)
-            assert not is_valid(a)
-            c.subscribe(51, _ok)
-            proxy.mend()
-            await until(lambda: is_valid(a), 10.0)
-            assert (a.id, b.id, c.id) == (2, 1, 0)
-            await a.wait_subscribed(51, timeout=10)
-            assert await a.request(51, b"") == b"ok"
-            entries = (await registry.list("domi/default/nodes/")).entries
-            assert [int(entry.key[-4:]) for entry in entries] == [0, 1, 2]
-            assert before is not None
-            assert entries[0].epoch > before.epoch
-
-
-def _ok(ctx: Context) -> None:
-    ctx.reply(b"ok")
-
-
-_VICTIM = """
-import asyncio, sys
-from dataclasses import replace
-from domi_fast import Node
-from domi_fast.registry import consul
-
-consul.LIMITS = replace(consul.LIMITS, min_ttl=float(sys.argv[2]))
-
-async def main():
-    async with Node("victim", registry=sys.argv[1], lease_ttl=consul.LIMITS.min_ttl) as node:
-        print(node.id, flush=True)
-        await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
-
-
-async def kill_a_node(url: str, ttl: float) -> None:
-    key = "domi/default/nodes/0002"
-    async with (
-        Node("a", registry=url, lease_ttl=ttl) as a,
-        Node("b", registry=url, lease_ttl=ttl) as b,
-        opened(url) as registry,
-    ):
-        lease = await registry.grant(ttl)
-        with subprocess.Popen(
-            [sys.executable, "-c", _VICTIM, url, str(ttl)], stdout=subprocess.PIPE, cwd=ROOT
-        ) as victim:
-            assert victim.stdout is not None
-            assert int(await asyncio.to_thread(victim.stdout.readline)) == 2
-            await until(lambda: ids_in_view(a) == ids_in_view(b) == {0, 1, 2})
-            before = await registry.get(key)
-            victim.kill()
-            killed = time.monotonic()
-        with pytest.raises(NoKeyFree):
-            await registry.claim([key], b"", lease)
-        await until(
-            lambda: ids_in_view(a) == ids_in_view(b) == {0, 1}, ttl + LIMITS.gone_after(ttl)
-        )
-        # Its last renewal was at most a third of its lease before.
-        assert time.monotonic() > killed + ttl * 2 / 3
-        async with Node("heir", registry=url, lease_ttl=ttl) as heir:
-            assert heir.id == 2
-            after = await registry.get(key)
-            assert before is not None
-            assert after is not None
-            assert after.epoch > before.epoch
-
-
-def test_the_id_of_a_killed_node_is_free_after_its_lease(url: str) -> None:
-    asyncio.run(kill_a_node(url, 1.5 * TTL))
-
-
-@pytest.mark.soak
-@pytest.mark.skipif(os.environ.get("DOMI_SOAK") != "1", reason="20 s; DOMI_SOAK=1 runs it")
-def test_the_id_of_a_killed_node_is_free_after_the_default_lease(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("domi_fast.registry.consul.LIMITS", LIMITS)
-    asyncio.run(kill_a_node(url, LIMITS.min_ttl))

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import pytest
 
-from domi_fast import Context, Node
 from domi_fast.registry import Delete, Put, RegistryError, Reset, open_registry
 from domi_fast.registry.etcd import EtcdRegistry
 from domi_fast.registry.etcd_link import Channel
@@ -208,43 +207,6 @@ async def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 await open_registry(url).open()
     finally:
         server.kill()
-
-
-async def test_a_cluster_goes_on_while_its_etcd_is_away(etcd: Etcd, url: str) -> None:
-    """No request between live nodes fails, and they are registered again afterwards."""
-    async with Node("a", registry=url) as a, Node("b", registry=url) as b:
-        b.subscribe(50, lambda ctx: ctx.reply(ctx.data))
-        await a.wait_subscribed(50, timeout=10)
-        answered = 0
-        over = asyncio.Event()
-
-        async def load() -> None:
-            nonlocal answered
-            while not over.is_set():
-                assert await a.request(50, b"x") == b"x"
-                answered += 1
-                await asyncio.sleep(0.001)
-
-        loading = asyncio.ensure_future(load())
-        for _ in range(3):
-            etcd.kill()
-            before = answered
-            await until(lambda before=before: answered > before + 50)  # type: ignore[misc]
-            etcd.start()
-        over.set()
-        await loading
-        # Whose lease was over in between, registers again; a newcomer might be quicker.
-        for node in (a, b):
-            await until(lambda node=node: node._mesh._members.valid, 10.0)  # type: ignore[misc]
-        async with Node("c", registry=url) as c:
-            c.subscribe(51, _ok)
-            await a.wait_subscribed(51, timeout=10)
-            assert await a.request(51, b"") == b"ok"
-            assert [a.id, b.id, c.id] == [0, 1, 2]
-
-
-def _ok(ctx: Context) -> None:
-    ctx.reply(b"ok")
 
 
 @pytest.mark.parametrize("version", ["3.20.3", "4.21.12", "newest"])

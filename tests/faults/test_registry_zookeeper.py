@@ -16,12 +16,11 @@ from typing import Any, TypeVar
 
 import pytest
 
-from domi_fast import Context, Node
-from domi_fast.registry import Claim, Delete, Entry, Put, RegistryError, Reset, Watch, open_registry
+from domi_fast.registry import Claim, Entry, Put, RegistryError, Reset, Watch, open_registry
 from domi_fast.registry.zookeeper import ZooKeeperRegistry
 from tests.proxy import Proxy
 from tests.servers import ZooKeeper, free_ports
-from tests.support import until, workers
+from tests.support import until
 
 T = TypeVar("T")
 
@@ -259,78 +258,6 @@ async def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         server.kill()
 
 
-async def test_a_cluster_goes_on_while_its_zookeeper_is_away(
-    zookeeper: ZooKeeper, url: str
-) -> None:
-    """No request between live nodes fails, and they are registered again afterwards."""
-    settings = {"registry": url, "lease_ttl": 1.0}
-    async with Node("a", **settings) as a, Node("b", **settings) as b:
-        b.subscribe(50, lambda ctx: ctx.reply(ctx.data))
-        await a.wait_subscribed(50, timeout=10)
-        answered = 0
-        over = asyncio.Event()
-
-        async def load() -> None:
-            nonlocal answered
-            while not over.is_set():
-                assert await a.request(50, b"x") == b"x"
-                answered += 1
-                await asyncio.sleep(0.001)
-
-        loading = asyncio.ensure_future(load())
-        nodes = [node._mesh._members for node in (a, b)]
-        for away_for_long in (False, True):
-            zookeeper.kill()
-            before = answered
-            await until(lambda before=before: answered > before + 50)  # type: ignore[misc]
-            if away_for_long:
-                await until(lambda: not any(node.valid for node in nodes))
-            zookeeper.start()
-            await until(lambda: all(node.valid for node in nodes), 2.0)
-        over.set()
-        await loading
-        async with Node("c", **settings) as c:
-            c.subscribe(51, _ok)
-            await a.wait_subscribed(51, timeout=10)
-            assert await a.request(51, b"") == b"ok"
-            assert [a.id, b.id, c.id] == [0, 1, 2]
-            await until(lambda: sorted(a._mesh._members.view) == [0, 1, 2])
-
-
-def _ok(ctx: Context) -> None:
-    ctx.reply(b"ok")
-
-
-async def test_an_id_has_one_owner_while_a_node_is_cut_off(
-    zookeeper: ZooKeeper, tmp_path: Path
-) -> None:
-    root = tmp_path.name
-    async with Proxy(zookeeper.port) as proxy, opened(f"{zookeeper.url}/{root}") as registry:
-        there = {"registry": f"zookeeper://127.0.0.1:{proxy.port}/{root}", "lease_ttl": 1.0}
-        here = {"registry": f"{zookeeper.url}/{root}", "lease_ttl": 1.0}
-        async with Node("a", **there) as a, Node("b", **here) as b:
-            b.subscribe(50, _ok)
-            await a.wait_subscribed(50, timeout=10)
-            assert (a.id, b.id) == (0, 1)
-            proxy.cut()
-            watch = registry.watch("", since=None)
-            async for event in watch:
-                if isinstance(event, Delete):
-                    assert event.key.endswith("0000")
-                    break
-            # The owner stopped before the registry gave its key away.
-            assert not a._mesh._members.valid
-            async with Node("c", **here) as c:
-                assert c.id == 0
-                proxy.mend()
-                await until(lambda: a._mesh._members.valid and a.id == 2, 10.0)
-                await until(lambda: sorted(b._mesh._members.view) == [0, 1, 2], 5.0)
-                await a.wait_subscribed(50, timeout=10)
-                assert await a.request(50, b"") == b"ok"
-                names = {i: info.name for i, info in b._mesh._members.view.items()}
-                assert names == {0: "c", 1: "b", 2: "a"}
-
-
 async def test_a_revoke_that_is_cut_off_is_done_in_the_end(
     zookeeper: ZooKeeper, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -399,22 +326,3 @@ def test_a_lock_has_one_holder_while_the_ways_are_cut_at_random(url: str) -> Non
     asyncio.run(main())
     assert epochs == sorted(set(epochs))
     assert len(epochs) > 3
-
-
-async def test_a_killed_process_is_forgotten_after_its_lease(url: str) -> None:
-    with workers("asyncio") as (worker,):
-        assert await worker.ask_later("start", registry=url, lease_ttl=1.0) == [0]
-        async with Node("b", registry=url, lease_ttl=1.0) as b, opened(url) as registry:
-            await until(lambda: sorted(b._mesh._members.view) == [0, 1])
-            key = (await registry.list("")).entries[0].key
-            lease = await registry.grant(1.0)
-            worker.kill()
-            killed = time.monotonic()
-            # Its last renewal was half a second old at the most.
-            while time.monotonic() < killed + 0.5:
-                with pytest.raises(RegistryError):
-                    await registry.claim([key], b"", lease)
-            end = killed + 1.0 + registry.limits.expiry_bound
-            await until(lambda: sorted(b._mesh._members.view) == [1], end - time.monotonic())
-            async with Node("c", registry=url, lease_ttl=1.0) as c:
-                assert c.id == 0
