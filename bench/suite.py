@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import latency_suite, serial_suite
+from bench import balance_suite, latency_suite, serial_suite
 from bench.figures import Figure, Target
 from bench.peers import c_echo, raw_stream
 from bench.settings import Settings, Skip, in_turn
@@ -346,6 +346,10 @@ BENCHMARKS = [
     Benchmark(
         "serial-thread", "a node's p99 while its serial thread is held up", serial_suite.thread
     ),
+    Benchmark(
+        "balance", "a policy beside round robin when one node is slow", balance_suite.slow_node
+    ),
+    Benchmark("limits", "what limits of bytes a second cost a message", balance_suite.limits),
     Benchmark("dispatch", "a frame's way to its handler, one process", dispatch),
     Benchmark("one-process", "two nodes in one process, over a socket", one_process),
     Benchmark("micro", "single operations, by pytest-benchmark", micro),

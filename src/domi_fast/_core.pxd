@@ -308,6 +308,7 @@ cdef class Session:
         Breaker breaker         # None for guests, loop-back, and where there is none
         Limiter limiter         # of what is sent to this peer; or None
         bint looking            # a timer is to call look_for_room()
+        uint64_t limits_moment  # of moment_passed()
         bint limited            # `limiter` or the router's has a say
         readonly Candidate candidate    # None for guests, and before the handshake is complete
         readonly int state_of_peer  # STATE_*: whether it takes new work
@@ -520,7 +521,6 @@ cdef class Limiter:
         double size             # bytes
         double tokens           # bytes that may pass; below 0 when a frame took more than there was
         uint64_t filled         # nanoseconds: when it was filled the last time
-        uint64_t moment         # of moment_passed()
 
     cdef int fill(self) except -1
     cdef double wait(self) except -1.0

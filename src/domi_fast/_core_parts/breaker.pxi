@@ -10,6 +10,9 @@ cdef enum:
     CIRCUIT_OPEN = 1
     CIRCUIT_HALF_OPEN = 2       # a ping is on its way
 
+cdef enum:
+    LIMITS_MOMENT = 16384       # cycles between two looks at the clock: some microseconds
+
 CIRCUITS = {CIRCUIT_CLOSED: "closed", CIRCUIT_OPEN: "open", CIRCUIT_HALF_OPEN: "half-open"}
 
 
@@ -114,18 +117,33 @@ cdef class Limiter:
         return 0.0 if self.tokens > 0.0 else (1.0 - self.tokens) / self.rate * 1e-9
 
 
-cdef inline bint may_pass(Limiter limiter) except -1:
-    # The clock is asked when some microseconds may have gone by, and before anything is refused.
-    if limiter is None:
-        return True
-    if moment_passed(&limiter.moment) or limiter.tokens <= 0.0:
-        limiter.fill()
-    return limiter.tokens > 0.0
+cdef inline bint is_overdrawn(Limiter limiter) noexcept:
+    return limiter is not None and limiter.tokens <= 0.0
 
 
-cdef inline void pass_through(Limiter limiter, size_t length) noexcept:
-    if limiter is not None:
-        limiter.tokens -= <double>length
+cdef int fill_limiters(Session session) except -1:
+    if session.limiter is not None:
+        session.limiter.fill()
+    if session.router.limiter is not None:
+        session.router.limiter.fill()
+    return 0
+
+
+cdef inline bint let_pass(Session session, size_t length) except -1:
+    # Whether the limits let a frame pass; if they do, it is paid for. The clock is asked when some
+    # microseconds may have gone by, and before anything is refused.
+    cdef Limiter own = session.limiter
+    cdef Limiter shared = session.router.limiter
+    if (moment_passed(&session.limits_moment, LIMITS_MOMENT) or is_overdrawn(own)
+            or is_overdrawn(shared)):
+        fill_limiters(session)
+        if is_overdrawn(own) or is_overdrawn(shared):
+            return False
+    if own is not None:
+        own.tokens -= <double>length
+    if shared is not None:
+        shared.tokens -= <double>length
+    return True
 
 
 cdef double seconds_to_wait(Session session) except -1.0:

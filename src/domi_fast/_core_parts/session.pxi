@@ -34,11 +34,8 @@ cdef inline int write_frame(Session session, uint16_t channel, const uint8_t* da
     if (session.state == SESSION_CLOSED or length > session.router.frame_limit
             or session.queue.queued >= session.router.queue_limit):
         return session.refuse_frame(channel, length)
-    if session.limited and channel <= USER_LAST:
-        if not (may_pass(session.limiter) and may_pass(session.router.limiter)):
-            return refuse_for_rate(session, channel)
-        pass_through(session.limiter, length)
-        pass_through(session.router.limiter, length)
+    if session.limited and channel <= USER_LAST and not let_pass(session, length):
+        return refuse_for_rate(session, channel)
     append_frame(session.queue, channel, data, size, extend, extend_size, owner)
     session.frames_out += 1
     if not session.dirty:
