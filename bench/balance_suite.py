@@ -49,11 +49,13 @@ def limits(settings: Settings) -> list[Figure]:
         target=Target("value", LIMITS_COST, at_most=True),
     )
     count = settings.few(1_000_000)
+    cost.detail = {"count": count, "ns_limited": [], "ns_without": []}
     for _ in range(settings.rounds):
         with Worker("bench.one_process.balancing", "--cpu", settings.cpus[0]) as nodes:
             taken: dict[bool, list[float]] = {False: [], True: []}
             for limited in (False, True, True, False):
                 taken[limited].append(nodes.ask("sending", limited=limited, count=count)["ns"])
         cost.values.append((min(taken[True]) - min(taken[False])) * 1e-9)
-    cost.detail = {"count": count, "ns_limited": taken[True], "ns_without": taken[False]}
+        cost.detail["ns_limited"] += taken[True]
+        cost.detail["ns_without"] += taken[False]
     return [cost]

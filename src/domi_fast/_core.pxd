@@ -308,7 +308,6 @@ cdef class Session:
         Breaker breaker         # None for guests, loop-back, and where there is none
         Limiter limiter         # of what is sent to this peer; or None
         bint looking            # a timer is to call look_for_room()
-        uint64_t limits_moment  # of moment_passed()
         bint limited            # `limiter` or the router's has a say
         readonly Candidate candidate    # None for guests, and before the handshake is complete
         readonly int state_of_peer  # STATE_*: whether it takes new work
@@ -450,6 +449,7 @@ cdef struct ChannelEntry:
     Route* route                # owned, or NULL
     Route* guests               # owned, or NULL: guests of this node that subscribe to it
     bint takes                  # the handler is a Taker
+    bint direct                 # the handler, a plain callable, is the only one to get its messages
 
 
 cdef class Candidate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
@@ -50,6 +51,11 @@ async def test_a_peer_gets_no_more_than_its_limit(registry_url: str) -> None:
             a.notify(SINK, DATA, to=a.id)
         # 40 kB more than the bucket holds, at 100 kB a second.
         assert await send_all(a, 40, b.id) >= 0.38
+        # It has been full for a while: what was not used is not saved up beyond that.
+        await asyncio.sleep(0.3)
+        send_some(a, 10, b.id)
+        with pytest.raises(Overloaded):
+            send_some(a, 10, b.id)
 
 
 async def test_a_node_sends_no_more_than_its_limit(registry_url: str) -> None:

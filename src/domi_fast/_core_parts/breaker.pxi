@@ -1,17 +1,14 @@
 # When a peer is not to be sent to for now: its circuit breaker, and the limits of bytes a second.
 #
 # Invariants: a session whose circuit is not closed stands in no route; a probe's timer runs while
-# the circuit is not closed and the session lives. A bucket that was overdrawn lets nothing pass until
-# it has filled up again, so that a frame may be larger than the bucket and the rate is kept all the
-# same. Owned by the loop thread.
+# the circuit is not closed and the session lives. A bucket that was overdrawn lets nothing pass
+# until it has filled up again, so that a frame may be larger than the bucket and the rate is kept
+# all the same. Owned by the loop thread.
 
 cdef enum:
     CIRCUIT_CLOSED = 0
     CIRCUIT_OPEN = 1
     CIRCUIT_HALF_OPEN = 2       # a ping is on its way
-
-cdef enum:
-    LIMITS_MOMENT = 16384       # cycles between two looks at the clock: some microseconds
 
 CIRCUITS = {CIRCUIT_CLOSED: "closed", CIRCUIT_OPEN: "open", CIRCUIT_HALF_OPEN: "half-open"}
 
@@ -130,12 +127,11 @@ cdef int fill_limiters(Session session) except -1:
 
 
 cdef inline bint let_pass(Session session, size_t length) except -1:
-    # Whether the limits let a frame pass; if they do, it is paid for. The clock is asked when some
-    # microseconds may have gone by, and before anything is refused.
+    # Whether the limits let a frame pass; if they do, it is paid for. The clock is asked for the
+    # first frame of those that are flushed together, and before anything is refused.
     cdef Limiter own = session.limiter
     cdef Limiter shared = session.router.limiter
-    if (moment_passed(&session.limits_moment, LIMITS_MOMENT) or is_overdrawn(own)
-            or is_overdrawn(shared)):
+    if not session.dirty or is_overdrawn(own) or is_overdrawn(shared):
         fill_limiters(session)
         if is_overdrawn(own) or is_overdrawn(shared):
             return False

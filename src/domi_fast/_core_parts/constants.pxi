@@ -59,18 +59,17 @@ cdef extern from *:
         return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
     }
 
-    /* Whether so many cycles, some thousand a microsecond, may have passed since it last said so:
-       where the processor counts them, that is asked at half the price of the clock. */
-    static inline int domi_moment_passed(uint64_t *then, uint64_t cycles)
+    /* Whether a microsecond or so may have passed since it last said so: where the processor counts
+       cycles, that is asked at half the price of the clock. */
+    static inline int domi_moment_passed(uint64_t *then)
     {
     #if defined(__x86_64__)
         uint64_t now = __builtin_ia32_rdtsc();
-        if (now - *then < cycles)
+        if (now - *then < 2048)
             return 0;
         *then = now;
     #else
         (void)then;
-        (void)cycles;
     #endif
         return 1;
     }
@@ -96,7 +95,7 @@ cdef extern from *:
     void store64 "domi_store64"(uint8_t* p, uint64_t v) noexcept
     void copy "domi_copy"(void* to, const void* source, size_t n) noexcept
     uint64_t monotonic_ns "domi_monotonic"() noexcept nogil
-    bint moment_passed "domi_moment_passed"(uint64_t* then, uint64_t cycles) noexcept nogil
+    bint moment_passed "domi_moment_passed"(uint64_t* then) noexcept nogil
     enum:
         LIVE_SESSION
         LIVE_SEGMENT

@@ -335,6 +335,28 @@ cdef inline bint is_spare(Context context) noexcept:
     return Py_REFCNT(<PyObject*>context) == 2
 
 
+cdef inline bint fits_context(RawFrame* frame) noexcept:
+    return frame.owner is NULL and frame.size + frame.extend_size <= CONTEXT_WIRE
+
+
+cdef inline void begin_context(Context context, Session session, RawFrame* frame) noexcept:
+    # `context` is new or has been let go of.
+    if context.session is not session:
+        context.session = session
+    context.channel = frame.channel
+    context.answered = False
+    context.posted = False
+    context.origin = -1
+    context.expires = 0
+
+
+cdef inline void fill_within(Context context, RawFrame* frame) noexcept:
+    # A message that fits_context(): without an owner, the extend follows upon the data.
+    copy(context.wire, frame.data, frame.size + frame.extend_size)
+    context.size = frame.size
+    context.extend_at = <uint8_t>frame.size
+
+
 cdef int fill_apart(Context context, RawFrame* frame) except -1:
     # A message that is too large for the context itself, or has an owner.
     context.held = True
@@ -347,27 +369,10 @@ cdef int fill_apart(Context context, RawFrame* frame) except -1:
     return 0
 
 
-cdef inline int fill_context(Context context, Session session, RawFrame* frame,
-                             uint64_t now) except -1:
-    # `context` is new or has been let go of; `now` is when the frame came.
-    cdef uint16_t size = frame.extend_size
-    cdef const uint8_t* p
+cdef inline void classify(Context context, Session session, const uint8_t* p, uint16_t size,
+                          uint64_t now) noexcept:
+    # By its extend, at `p`; `now` is when it came.
     cdef uint32_t milliseconds
-    if context.session is not session:
-        context.session = session
-    context.channel = frame.channel
-    context.answered = False
-    context.posted = False
-    context.origin = -1
-    context.expires = 0
-    if frame.owner is NULL and frame.size + size <= CONTEXT_WIRE:
-        # Without an owner, the extend follows upon the data.
-        copy(context.wire, frame.data, frame.size + size)
-        context.size = frame.size
-        context.extend_at = <uint8_t>frame.size
-    else:
-        fill_apart(context, frame)
-    p = context.extend_bytes()
     if session.role == ROLE_UPLINK and size >= 2:
         # A node tells its guest who sent the frame before the extend itself.
         context.origin = load16(p)
@@ -394,6 +399,17 @@ cdef inline int fill_context(Context context, Session session, RawFrame* frame,
         context.kind = KIND_GUEST_CALL
     else:
         context.kind = KIND_UNFIT
+
+
+cdef inline int fill_context(Context context, Session session, RawFrame* frame,
+                             uint64_t now) except -1:
+    begin_context(context, session, frame)
+    if fits_context(frame):
+        fill_within(context, frame)
+        classify(context, session, context.wire + frame.size, frame.extend_size, now)
+    else:
+        fill_apart(context, frame)
+        classify(context, session, context.extend_bytes(), frame.extend_size, now)
     return 0
 
 

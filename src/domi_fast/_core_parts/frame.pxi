@@ -327,6 +327,30 @@ cdef class FrameReader:
         self.big_have = 0
 
 
+cdef inline bint next_whole(FrameReader reader, RawFrame* frame) noexcept:
+    # Like next() right after a frame that next() gave, when there is neither a magic nor a fault
+    # nor a large frame to think of; 0: next() is to look at what comes.
+    cdef const uint8_t* p = reader.window + reader.position
+    cdef size_t available = reader.end - reader.position
+    cdef uint32_t body
+    cdef uint16_t extend_size
+    if available < HEADER:
+        return False
+    body = load32(p) - HEADER       # a length below a header's is beyond all that is available
+    extend_size = load16(p + 4)
+    if (body > available - HEADER or extend_size > body
+            or body > reader.limit - HEADER):
+        return False
+    frame.channel = load16(p + 6)
+    frame.extend_size = extend_size
+    frame.size = body - extend_size
+    frame.data = p + HEADER
+    frame.extend = frame.data + frame.size
+    frame.owner = NULL
+    reader.position += HEADER + <size_t>body
+    return True
+
+
 cdef void free_tail(FrameReader reader) noexcept:
     if reader.tail is not NULL:
         live(LIVE_TAIL, -1)

@@ -55,18 +55,6 @@ cdef inline Session pick(Router router, int number, object to):
     return router.pick_named(number, to)
 
 
-cdef inline int call_handler(Router router, PyObject* handler, Context context,
-                             bint to_its_end) except -1:
-    cdef PyObject* result
-    Py_INCREF(<object>handler)      # it may unsubscribe itself
-    result = call_one(handler, <PyObject*>context)
-    Py_DECREF(<object>handler)
-    if result is <PyObject*>None and not context.is_owed():
-        Py_DECREF(None)
-        return 0
-    return router.handler_ended(handler, result, context, to_its_end)
-
-
 @cython.final
 cdef class Router:
     """Channels, peers and verbs of one node (or of a guest, which has a node for an uplink).
@@ -306,6 +294,7 @@ cdef class Router:
         for channel in range(MAX_CHANNELS):
             handler = self.channels[channel].handler
             self.channels[channel].handler = NULL
+            settle_entry(self, channel)
             Py_XDECREF(handler)
         return 0
 
@@ -424,6 +413,7 @@ cdef class Router:
         Py_INCREF(handler)
         entry.handler = <PyObject*>handler
         entry.takes = isinstance(handler, Taker)
+        settle_entry(self, number)
         now_local(self, number)
         return 0
 
@@ -440,6 +430,7 @@ cdef class Router:
         if handler is NULL:
             raise errors.DomiError(f"channel {number} has no handler", channel=number)
         entry.handler = NULL
+        settle_entry(self, number)
         maybe_not_local(self, number)
         Py_DECREF(<object>handler)
 
@@ -717,17 +708,10 @@ cdef class Router:
         cdef Context context
         if entry.takes:
             return (<Taker><object>entry.handler).accept(session, frame)
-        context = session.engine.spare
-        if context is None or context.held or not is_spare(context):
-            context = session.engine.spare = Context.__new__(Context)
+        context = take_context(session.engine)
         fill_context(context, session, frame, session.engine.now)
         call_handler(self, entry.handler, context, False)
-        if session.engine.spare is context:
-            if not is_spare(context):
-                session.engine.spare = None
-            elif context.held:
-                context.let_go()
-        return 0
+        return put_context(session.engine, context)
 
     cdef int handler_ended(self, PyObject* handler, PyObject* result, Context context,
                            bint to_its_end) except -1:

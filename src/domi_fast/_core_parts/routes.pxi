@@ -72,6 +72,13 @@ cdef void free_route(Route* route) noexcept:
         free(route)
 
 
+cdef void settle_entry(Router router, int channel) noexcept:
+    # Its handler or its guests have changed.
+    cdef ChannelEntry* entry = &router.channels[channel]
+    entry.direct = (channel <= USER_LAST and entry.handler is not NULL and not entry.takes
+                    and entry.guests is NULL)
+
+
 cdef bint is_local(Router router, int channel) noexcept:
     cdef ChannelEntry* entry = &router.channels[channel]
     return entry.handler is not NULL or entry.guests is not NULL
@@ -178,6 +185,7 @@ cdef int handle_subscriptions(Router router, Session session, RawFrame* frame) e
                 if channel < USER_FIRST:
                     continue
                 route_add(&router.channels[<int>channel].guests, session)
+                settle_entry(router, channel)
                 session.channels.add(channel)
                 if not routed_here(router, channel):
                     route_here(router, channel)
@@ -204,6 +212,7 @@ cdef int drop_routes(Router router, Session session, set channels) except -1:
         session.channels.discard(channel)
         if session.role == ROLE_GUEST:
             route_remove(&router.channels[<int>channel].guests, session)
+            settle_entry(router, channel)
             if not is_local(router, channel):
                 if router.loopback is not None:
                     route_remove(&router.channels[<int>channel].route, router.loopback)

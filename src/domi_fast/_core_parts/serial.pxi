@@ -34,10 +34,6 @@ cdef extern from "unistd.h" nogil:
     Py_ssize_t c_read "read"(int fd, void* where, size_t size) noexcept
 
 
-cdef enum:
-    MOMENT = 2048               # cycles between two looks at the clock: a microsecond or so
-
-
 @cython.final
 cdef class JoinContext:
     """One message of each channel of a join, in the order in which the channels were given.
@@ -588,7 +584,7 @@ cdef class Scheduler:
             left -= 1
             if self.called or left == 0:
                 if self.state == SERIAL_CLOSED or (
-                        moment_passed(&self.moment, MOMENT) and monotonic_ns() > until):
+                        moment_passed(&self.moment) and monotonic_ns() > until):
                     return 0
                 self.called = False
                 left = CLOCK_EVERY
@@ -688,7 +684,7 @@ cdef inline int run_now(LoopScheduler scheduler, object handler, Session session
 cdef inline int handler_called(LoopScheduler scheduler) except -1:
     # Before the batch's end, and its tick.
     scheduler.begun = True
-    if moment_passed(&scheduler.moment, MOMENT) and monotonic_ns() > scheduler.until:
+    if moment_passed(&scheduler.moment) and monotonic_ns() > scheduler.until:
         scheduler.take_turn()
         scheduler.resume_soon()
     return 0

@@ -490,8 +490,9 @@ cdef class Session:
 
     cdef int parse(self, uint64_t until) except -1:
         # Deliver the whole frames of the open window, until the time is up.
-        cdef RawFrame frame
+        cdef RawFrame frame, whole
         cdef FrameReader reader = self.reader
+        cdef Router router = self.router
         cdef uint64_t before = 0, now
         cdef int left = CLOCK_EVERY, stride = CLOCK_EVERY
         self.sliced = True
@@ -500,15 +501,19 @@ cdef class Session:
                 self.frames_in += 1
                 try:
                     if self.state == SESSION_UP:
-                        self.router.deliver(self, &frame)
+                        router.deliver(self, &frame)
                     else:
                         self.handshake_frame(&frame)
                 finally:
                     Py_XDECREF(frame.owner)
+                left -= 1
+                while left > 0 and self.state == SESSION_UP and next_whole(reader, &whole):
+                    self.frames_in += 1
+                    deliver_whole(router, self, &whole)
+                    left -= 1
                 if self.state == SESSION_CLOSED:
                     break
-                left -= 1
-                if left == 0:
+                if left <= 0:
                     now = monotonic_ns()
                     if now > until:
                         return 0
