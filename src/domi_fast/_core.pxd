@@ -449,7 +449,7 @@ cdef struct ChannelEntry:
     Route* route                # owned, or NULL
     Route* guests               # owned, or NULL: guests of this node that subscribe to it
     bint takes                  # the handler is a Taker
-    bint direct                 # the handler, a plain callable, is the only one to get its messages
+    bint direct                 # a user's channel whose messages go to the handler and nobody else
 
 
 cdef class Candidate:

@@ -39,10 +39,13 @@ cdef inline int deliver_whole(Router router, Session session, RawFrame* frame) e
     cdef ChannelEntry* entry = &router.channels[frame.channel]
     cdef RawFrame other
     cdef Context context
-    if not (entry.direct and session.role <= ROLE_ACCEPTOR and fits_context(frame)
+    if not (entry.direct and session.role <= ROLE_ACCEPTOR
             and frame.extend_size != GUEST_REPLY_EXTEND):
         other = frame[0]
         return router.deliver(session, &other)
+    if entry.takes or not fits_context(frame):
+        other = frame[0]
+        return router.run_handler(entry, session, &other)
     context = take_context(session.engine)
     begin_context(context, session, frame)
     fill_within(context, frame)

@@ -75,8 +75,7 @@ cdef void free_route(Route* route) noexcept:
 cdef void settle_entry(Router router, int channel) noexcept:
     # Its handler or its guests have changed.
     cdef ChannelEntry* entry = &router.channels[channel]
-    entry.direct = (channel <= USER_LAST and entry.handler is not NULL and not entry.takes
-                    and entry.guests is NULL)
+    entry.direct = (channel <= USER_LAST and entry.handler is not NULL and entry.guests is NULL)
 
 
 cdef bint is_local(Router router, int channel) noexcept:
