@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -106,22 +106,35 @@ class Server:
 
 
 class Etcd(Server):
-    """One etcd, whose data outlives its process.
+    """One etcd, or one member of a cluster, whose data outlives its process.
 
     :param tls: it takes only clients with its own certificate, ``cert`` with ``key``.
+    :param members: the ports of a cluster's members for each other, by name.
+    :param name: its own among them.
     """
 
-    def __init__(self, folder: Path, *, tls: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        tls: bool = False,
+        members: Mapping[str, int] | None = None,
+        name: str = "test",
+    ) -> None:
         missing("etcd", "etcd-server")
+        folder.mkdir(exist_ok=True)
         self.port, peer, self._health = free_ports(3)
+        members = members or {name: peer}
         self.url = f"etcd://127.0.0.1:{self.port}"
         self.cert, self.key = folder / "cert.pem", folder / "key.pem"
-        client, member = f"http{'s' * tls}://127.0.0.1:{self.port}", f"http://127.0.0.1:{peer}"
+        client = f"http{'s' * tls}://127.0.0.1:{self.port}"
+        addresses = {each: f"http://127.0.0.1:{port}" for each, port in members.items()}
         command = [
-            "etcd", "--data-dir", str(folder / "etcd"), "--name", "test",
+            "etcd", "--data-dir", str(folder / "etcd"), "--name", name,
             "--listen-client-urls", client, "--advertise-client-urls", client,
-            "--listen-peer-urls", member, "--initial-advertise-peer-urls", member,
-            "--initial-cluster", f"test={member}", "--unsafe-no-fsync", "--log-level", "error",
+            "--listen-peer-urls", addresses[name], "--initial-advertise-peer-urls", addresses[name],
+            "--initial-cluster", ",".join(f"{each}={url}" for each, url in addresses.items()),
+            "--unsafe-no-fsync", "--log-level", "error",
             "--listen-metrics-urls", f"http://127.0.0.1:{self._health}",
         ]  # fmt: skip
         if tls:
@@ -139,6 +152,17 @@ class Etcd(Server):
                 return b'"true"' in connection.makefile("rb").read()
         except OSError:
             return False
+
+
+def etcd_cluster(folder: Path, count: int) -> list[Etcd]:
+    """The members of a cluster of etcds, started."""
+    members = {f"member{number}": port for number, port in enumerate(free_ports(count))}
+    servers = [Etcd(folder / name, members=members, name=name) for name in members]
+    for server in servers:
+        server.launch()
+    for server in servers:
+        server.wait()
+    return servers
 
 
 class ZooKeeper(Server):

@@ -71,6 +71,30 @@ async def nodes(url: str, *names: str, **settings: Any) -> AsyncIterator[list[No
         await asyncio.gather(*(node.close() for node in made))
 
 
+@asynccontextmanager
+async def busy(client: Node, server: Node) -> AsyncIterator[Callable[[], int]]:
+    """With requests under way, none of which fails; how many were answered."""
+    if 50 not in server.channels:
+        server.subscribe(50, lambda ctx: ctx.reply(ctx.data))
+    await client.wait_subscribed(50, timeout=10)
+    answered = 0
+    over = asyncio.Event()
+
+    async def load() -> None:
+        nonlocal answered
+        while not over.is_set():
+            assert await client.request(50, b"x") == b"x"
+            answered += 1
+            await asyncio.sleep(0.001)
+
+    loading = asyncio.ensure_future(load())
+    try:
+        yield lambda: answered
+    finally:
+        over.set()
+        await loading
+
+
 def forget_records(caplog: pytest.LogCaptureFixture) -> None:
     """Let go of what was logged: a record keeps the traceback, and that the message handled."""
     for phase in ("setup", "call"):

@@ -20,7 +20,7 @@ from domi_fast.registry import NoKeyFree, Registry, open_registry
 from tests.conftest import SOAK
 from tests.proxy import Proxy
 from tests.servers import Consul, Etcd, ZooKeeper
-from tests.support import ROOT, until
+from tests.support import ROOT, busy, until
 
 pytestmark = pytest.mark.external
 
@@ -89,30 +89,6 @@ async def opened(url: str) -> AsyncIterator[Registry]:
         yield registry
     finally:
         await registry.close()
-
-
-@asynccontextmanager
-async def busy(client: Node, server: Node) -> AsyncIterator[Callable[[], int]]:
-    """With requests under way, none of which fails; how many were answered."""
-    if 50 not in server.channels:
-        server.subscribe(50, lambda ctx: ctx.reply(ctx.data))
-    await client.wait_subscribed(50, timeout=10)
-    answered = 0
-    over = asyncio.Event()
-
-    async def load() -> None:
-        nonlocal answered
-        while not over.is_set():
-            assert await client.request(50, b"x") == b"x"
-            answered += 1
-            await asyncio.sleep(0.001)
-
-    loading = asyncio.ensure_future(load())
-    try:
-        yield lambda: answered
-    finally:
-        over.set()
-        await loading
 
 
 def is_registered(*nodes: Node) -> bool:

@@ -14,11 +14,12 @@ from typing import Any, TypeVar
 
 import pytest
 
+from domi_fast import Node
 from domi_fast.registry import Delete, Put, RegistryError, Reset, open_registry
 from domi_fast.registry.etcd import EtcdRegistry
 from domi_fast.registry.etcd_link import Channel
-from tests.servers import Etcd, free_ports
-from tests.support import ROOT, until
+from tests.servers import Etcd, etcd_cluster, free_ports
+from tests.support import ROOT, busy, until
 
 T = TypeVar("T")
 
@@ -151,6 +152,32 @@ async def test_a_member_that_is_away_is_passed_over(etcd: Etcd, tmp_path: Path) 
         entry = await registry.get("k")
         assert entry is not None
         assert entry.value == b"x"
+
+
+async def test_a_cluster_of_etcds_loses_its_members_by_turns(tmp_path: Path) -> None:
+    """Whichever of three is killed, its leader too: no request fails, and others may join.
+
+    A lease may be over before the rest have a new leader, but not for long.
+    """
+    lease = 3.0
+    members = await asyncio.to_thread(etcd_cluster, tmp_path, 3)
+    addresses = ",".join(member.url.removeprefix("etcd://") for member in members)
+    settings: dict[str, Any] = {"registry": f"etcd://{addresses}", "lease_ttl": lease}
+    try:
+        async with Node("a", **settings) as a, Node("b", **settings) as b, busy(a, b):
+            for member in members:
+                await asyncio.to_thread(member.kill)
+                async with Node("c", **settings) as c:
+                    assert c.id == 2
+                    await c.wait_subscribed(50, timeout=10)
+                    assert await c.request(50, b"x") == b"x"
+                await until(lambda: set(a.peers) == {1}, 10.0)
+                await asyncio.to_thread(member.start)
+                await until(lambda: a.registered and b.registered, lease + 1.0)
+            assert (a.id, b.id) == (0, 1)
+    finally:
+        for member in members:
+            member.kill()
 
 
 async def test_nobody_is_there() -> None:

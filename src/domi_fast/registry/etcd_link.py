@@ -56,6 +56,7 @@ class Channel:
             grpc.StatusCode.CANCELLED,
             grpc.StatusCode.UNAUTHENTICATED,  # a token that has expired; the next channel asks anew
         )
+        self._unknown = grpc.StatusCode.UNKNOWN
         self._not_found = grpc.StatusCode.NOT_FOUND
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
         with self.errors():
@@ -83,7 +84,8 @@ class Channel:
     def translated(self, error: Exception) -> RegistryError:
         code, details = error.code(), error.details() or ""  # type: ignore[attr-defined]
         text = f"etcd at {self.address}: {details or code}"
-        if code in self._away:
+        # A member that gives up on one that is gone says so in Go's words, without a code.
+        if code in self._away or (code is self._unknown and details.startswith("context ")):
             # gRPC's words for a connection that was never there.
             return Away(text, sent="failed to connect to all addresses" not in details)
         if code is self._not_found and "lease not found" in details:
