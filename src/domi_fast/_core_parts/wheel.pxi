@@ -236,7 +236,8 @@ cdef class TimeWheel:
         self.advancing = True
         try:
             fired = self.fire_due(0, until_ns)
-            while self.tick < target and self.due.next is &self.due:
+            while self.tick < target and self.due.next is &self.due and not (
+                    fired and is_past(until_ns)):
                 next_stop = self.next_tick()
                 if next_stop > target:
                     self.tick = target
@@ -270,9 +271,13 @@ cdef class TimeWheel:
             self.pending -= 1
             fired += 1
             fire(node)
-            if until_ns != NEVER and monotonic_ns() > until_ns:
+            if is_past(until_ns):
                 break
         return fired
+
+
+cdef inline bint is_past(uint64_t when) noexcept:
+    return when != NEVER and monotonic_ns() > when
 
 
 cdef inline PyObject* timer_at(TimerNode* node) noexcept:
