@@ -563,9 +563,10 @@ cdef class Router(Verbs):
         bint balanced           # `policy` is set, or one of `policies`
         bint measures           # latencies are of use: somebody has named a policy
         dict policies           # channel -> CorePolicy
-        CorePolicy policy       # of all other channels; None: round robin
+        object policy           # of all other channels, as it was given; None: round robin
+        dict default_policies   # channel -> CorePolicy: `policy` at the channels where it was used
         KeyHash by_key          # for a key on a channel without a policy
-        dict named_policies     # name -> CorePolicy: those that single messages have named
+        dict named_policies     # (channel, name) -> CorePolicy: what single messages have named
         public bytes own_address  # the key of ip_hash; or None
         int own_memory          # thousandths that are used of this node's memory; -1: not said
         public object on_error  # callable(exc, frame) or None
@@ -686,6 +687,7 @@ cdef class SerialChannel(Taker):
         int place               # of the channel in the group
 
     cdef int put_frame(self, Session session, RawFrame* frame) except -1
+    cdef int put_again(self, Session session, RawFrame* frame) except -1
     cdef bint put_context(self, Context context) except -1
     cdef int run(self, Context context) except -1
 
@@ -717,6 +719,7 @@ cdef class Scheduler(Turn):
         object emptied          # a future of stop_taking(), until there is nothing left; or None
         bint ready              # stands in the engine's list
         bint ticking
+        bint asking             # the ring has just been asked for room
         bint at_once            # who brings a message runs it, if nothing waits before it: not
                                 # while the loop is to call resume()
         bint called             # a handler, since the clock was looked at

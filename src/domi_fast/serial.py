@@ -18,9 +18,10 @@ class Serial(Endpoint):
     :class:`~domi_fast.config.SerialConfig`, which says what is allowed.
 
     Messages wait in a ring; a tick takes them out for at most ``drain_budget`` seconds, then fires
-    the timers that are due for at most ``timer_budget``. A message for which the ring has no room
-    is refused: a request gets Overloaded, the sender's ``on_error`` hears of anything else, and
-    ``ring_full`` of the node's counters counts it.
+    the timers that are due for at most ``timer_budget``. While the ring is full the node reads no
+    more from its peers. With ``thread=True`` it does so as long as the thread goes on taking; a
+    message for which one that waits leaves no room is refused: a request gets Overloaded, the
+    sender's ``on_error`` hears of anything else, and ``ring_full`` of the counters counts it.
 
     Handlers, timers and ``on_error`` run on the node's loop, or with ``thread=True`` on a thread of
     their own, from which the verbs go by way of a second ring of ``ring_size`` to the loop. These

@@ -110,16 +110,12 @@ cdef class SerialChannel(Taker):
             # Too large for the ring, or will be kept in a context of its own anyway.
             context = Context.__new__(Context)
             fill_context(context, session, frame, session.engine.now)
-            if not self.put_context(context) and not (
-                    scheduler.make_room() and self.put_context(context)):
-                return scheduler.refuse(session, frame)
+            if not self.put_context(context):
+                return self.put_again(session, frame)
             return scheduler.awaken()
         payload = ring_claim_alone(scheduler.ring, <uint32_t>(sizeof(Arrival) + size))
         if payload is NULL:
-            if scheduler.make_room():
-                payload = ring_claim_alone(scheduler.ring, <uint32_t>(sizeof(Arrival) + size))
-            if payload is NULL:
-                return scheduler.refuse(session, frame)
+            return self.put_again(session, frame)
         Py_INCREF(session)
         Py_INCREF(self)
         arrival.parcel.origin = <PyObject*>session
@@ -134,6 +130,19 @@ cdef class SerialChannel(Taker):
         ring_publish_alone(
             scheduler.ring, payload, <uint32_t>(sizeof(Arrival) + size), RING_FRAME)
         return scheduler.awaken()
+
+    cdef int put_again(self, Session session, RawFrame* frame) except -1:
+        # The ring is full: it is asked for room once for each frame.
+        cdef Scheduler scheduler = self.scheduler
+        if scheduler.asking or not scheduler.make_room():
+            return scheduler.refuse(session, frame)
+        if session.state == SESSION_CLOSED:
+            return 0        # handlers have run, and the frame may be gone with its session
+        scheduler.asking = True
+        try:
+            return self.put_frame(session, frame)
+        finally:
+            scheduler.asking = False
 
     cdef int run(self, Context context) except -1:
         cdef SerialGroup group      # which its handler may take off
@@ -792,6 +801,15 @@ cdef class LoopScheduler(Scheduler):
         finally:
             self.ticking = False
         return handler_called(self) if self.called else 0
+
+    cdef bint make_room(self) except -1:
+        # The thread that puts is the one that takes: what is full has its turn at once, and the
+        # peers' messages wait in their sockets.
+        if self.ticking:
+            return False
+        self.until = monotonic_ns() + self.drain_ns
+        self.take_turn()
+        return True
 
     cdef int tick(self) except -1:
         self.ready = False
