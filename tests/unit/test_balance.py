@@ -343,7 +343,7 @@ async def test_the_share_of_memory_that_a_node_uses(
     registry_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used = 0.25
-    monkeypatch.setattr("domi_fast.mesh.used_share", lambda: used)
+    monkeypatch.setattr("domi_fast.memory.used_share", lambda: used)
     async with nodes(registry_url, "a", "b", memory_interval=0.01) as (a, b):
         name_on(b)
         await a.wait_subscribed(WORK, timeout=5)
@@ -361,6 +361,74 @@ async def test_the_share_of_memory_that_a_node_uses(
         async with Node("late", registry=registry_url) as late:
             await late.wait_peers(2, 5)
             await until(lambda: late.peers[b.id].memory == pytest.approx(0.5))
+
+
+async def test_the_ninety_percent_are_told_exactly(
+    registry_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Small changes are not told, but this one is; a reading that fails is tried again."""
+    used: list[float | OSError] = [0.899]
+
+    def reading() -> float:
+        if isinstance(used[0], OSError):
+            raise used[0]
+        return used[0]
+
+    monkeypatch.setattr("domi_fast.memory.used_share", reading)
+    async with nodes(registry_url, "a", "b", memory_interval=0.01) as (a, b):
+        name_on(b)
+        await a.wait_subscribed(WORK, timeout=5)
+        a.balance(WORK, "least_memory")
+        for share, full in ((0.899, False), (0.9003, True), (0.9, False), (0.904, True)):
+            used[0] = share
+
+            def is_told(full: bool = full) -> bool:
+                told = a.peers[b.id].memory
+                return told is not None and (told > 0.9) is full
+
+            await until(is_told)
+            if full:
+                with pytest.raises(Overloaded):
+                    a.request(WORK, b"")
+            else:
+                assert await answers(a, 1) == {b.id: 1}
+        used[0] = OSError("too many open files")
+        await until(lambda: "too many open files" in caplog.text)
+        used[0] = 0.25
+        await until(lambda: a.peers[b.id].memory == pytest.approx(0.25))
+        assert caplog.text.count("cannot tell how much memory is used") == 2  # one a node
+
+
+@pytest.mark.parametrize("name", ["round_robin", "weighted_round_robin", "least_connections"])
+async def test_each_channel_has_turns_of_its_own(registry_url: str, name: str) -> None:
+    """Messages on several channels by turns are spread on each of them."""
+    channels = (WORK, WORK + 1)
+
+    def send(node: Node, **settings: Any) -> None:
+        for _ in range(100):
+            for channel in channels:
+                node.notify(channel, b"", **settings)
+
+    heard: Counter[tuple[int, int]] = Counter()
+    async with (
+        nodes(registry_url, "a", "b", "c") as (a, *others),
+        Node("d", registry=registry_url, balance=name) as d,
+    ):
+        for node in others:
+            for channel in channels:
+                node.subscribe(
+                    channel,
+                    lambda ctx, node=node: heard.update([(ctx.channel, node.id)]),  # type: ignore[misc]
+                )
+        for sender, settings in ((d, {}), (a, {"policy": name})):
+            for channel in channels:
+                await sender.wait_subscribed(channel, 2, timeout=5)
+            heard.clear()
+            send(sender, **settings)
+            await until(lambda: sum(heard.values()) == 200)
+            for channel in channels:
+                for node in others:
+                    assert abs(heard[channel, node.id] - 50) <= 1, heard
 
 
 class Alternate:

@@ -1,14 +1,20 @@
 # Which of several gets a message: the policies, and what they know of those that they choose from.
 #
 # Pure: nothing here sends. Invariants: a policy is asked to choose among one at least, and the
-# compiled ones run no Python code while they do, so that what they choose from stays as it is. A
-# policy that stands at two channels has one state for both. Owned by the thread that chooses.
+# compiled ones run no Python code while they do, so that what they choose from stays as it is. An
+# object that stands at two channels has one state for both; of a name each channel has its own.
+# Owned by the thread that chooses.
 
 cdef enum:
     MEMORY_STEP = 10                # thousandths by which a share changes before the peers are told
 
 cdef double EWMA_SPAN = 10e9        # ns in which what was seen of a latency loses two thirds
 cdef double MEMORY_FULL = 0.9       # the share of its memory from which on a node gets no more
+
+
+cdef inline bint is_full(int used) noexcept:
+    # So many thousandths of a memory.
+    return used * 0.001 > MEMORY_FULL
 
 
 cdef inline uint64_t mixed(uint64_t x) noexcept:
@@ -381,6 +387,16 @@ def policy_of(policy):
 
 # ------------------------------------------------------------------------------------- at a router
 
+cdef CorePolicy policy_at(Router router, int channel):
+    # The channel's, or the node's; None for turns.
+    cdef CorePolicy policy = router.policies.get(channel)
+    if policy is None and router.policy is not None:
+        policy = router.default_policies.get(channel)
+        if policy is None:
+            policy = router.default_policies[channel] = policy_of(router.policy)
+    return policy
+
+
 cdef Session choose_session(Router router, int channel, CorePolicy policy, object key):
     # The subscriber that a message goes to by this policy, or the channel's, or the node's.
     cdef Route* route = router.channels[channel].route
@@ -389,7 +405,7 @@ cdef Session choose_session(Router router, int channel, CorePolicy policy, objec
     if route is NULL:
         return router.pick_named(channel, None)
     if policy is None:
-        policy = router.policies.get(channel, router.policy)
+        policy = policy_at(router, channel)
     if policy is None:
         if key is None:
             return route_next(route)
@@ -397,7 +413,7 @@ cdef Session choose_session(Router router, int channel, CorePolicy policy, objec
     if type(policy) is UserPolicy:
         # It runs Python code, which may change the route.
         sessions = [<object>route.members[i] for i in range(route.count)]
-        candidates = [(<Session>session).candidate for session in sessions]
+        candidates = tuple([(<Session>session).candidate for session in sessions])
         return sessions[candidates.index(policy.choose(candidates, key))]
     if key is not None:
         key = key_bytes(key)

@@ -84,6 +84,7 @@ cdef class Router:
         self.guests = {}
         self.policies = {}
         self.named_policies = {}
+        self.default_policies = {}
         self.by_key = KeyHash()
         self.own_memory = -1
         self.totals = {}
@@ -133,6 +134,8 @@ cdef class Router:
         self.id = machine
         self.loopback = Session(self, -1, ROLE_LOOPBACK, "itself", peer=machine)
         self.loopback.candidate = Candidate(machine)
+        if self.own_memory >= 0:
+            self.loopback.candidate.memory = self.own_memory * 0.001
         self.peers_set(machine, self.loopback)
         for channel in range(MAX_CHANNELS):
             if is_local(self, channel):
@@ -163,11 +166,13 @@ cdef class Router:
         """Choose by this policy from now on whom the messages on a channel go to.
 
         :param channel: an int; None for every channel that has no policy of its own.
-        :param policy: as :func:`policy_of` takes it; None takes the policy off.
+        :param policy: as :func:`policy_of` takes it; None takes the policy off. Each channel has
+            its own state of one that goes by a name; an object is the same for all.
         """
         cdef CorePolicy core = None if policy is None else policy_of(policy)
         if channel is None:
-            self.policy = core
+            self.policy = policy
+            self.default_policies.clear()
         elif core is None:
             self.policies.pop(channel_number(channel), None)
         else:
@@ -191,9 +196,9 @@ cdef class Router:
                 channel=channel)
         self.measures = True
         if isinstance(policy, str):
-            core = self.named_policies.get(policy)
+            core = self.named_policies.get((channel, policy))
             if core is None:
-                core = self.named_policies[policy] = policy_of(policy)
+                core = self.named_policies[channel, policy] = policy_of(policy)
         elif policy is not None:
             core = policy_of(policy)
         return choose_session(self, channel, core, key).peer
@@ -225,9 +230,12 @@ cdef class Router:
         """This node uses that share of its memory, 0-1; the peers are told when it has changed."""
         cdef Session session
         cdef int used = <int>(min(max(share, 0.0), 1.0) * 1000.0 + 0.5)
+        if share > MEMORY_FULL and not is_full(used):
+            used += 1
         if self.loopback is not None:
             self.loopback.candidate.memory = used * 0.001
-        if self.own_memory >= 0 and abs(used - self.own_memory) < MEMORY_STEP:
+        if (self.own_memory >= 0 and abs(used - self.own_memory) < MEMORY_STEP
+                and is_full(used) == is_full(self.own_memory)):
             return
         self.own_memory = used
         for session in self.sessions():
