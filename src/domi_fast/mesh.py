@@ -17,14 +17,14 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from . import transport
+from . import memory, transport
 from ._core import ROLE_ACCEPTOR, ROLE_DIALLER, Router, Session
 from .channels import LibraryChannel
+from .conditions import Conditions
 from .config import NodeConfig, is_loopback, parse_version
 from .errors import AuthError, DomiError, FrameError, PeerLost, TryAgain
 from .handshake import Offer, decode_welcome, encode_welcome
 from .membership import Membership, NodeInfo
-from .memory import used_share
 from .peer import Peer
 from .registry.base import Registry
 
@@ -41,6 +41,7 @@ class Mesh:
 
     :param newer_came: called with a peer of the node's own name and a newer version, once its
         channels are known.
+    :ivar conditions: of peers and subscriptions, for which tasks wait.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Mesh:
         self._sessions: set[Session] = set()
         self._diallers: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._waiters: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+        self.conditions = Conditions(router)
         self._closing = False
         self.peers: Mapping[int, Peer] = MappingProxyType(self._peers)
 
@@ -112,7 +113,7 @@ class Mesh:
         for machine in expected:
             self._want(machine)
         try:
-            await self.wait_for(
+            await self.conditions.wait_for(
                 lambda: all(m in self._peers or m not in self._members.view for m in expected),
                 self._config.start_timeout,
             )
@@ -129,12 +130,15 @@ class Mesh:
             )
 
     async def _watch_memory(self) -> None:
+        failing = False
         while True:
             try:
-                self._router.use_memory(used_share())
-            except OSError as error:
-                log.warning("cannot tell how much memory is used: %s", error)
-                return
+                self._router.use_memory(memory.used_share())
+                failing = False
+            except (OSError, ValueError) as error:
+                if not failing:
+                    log.warning("cannot tell how much memory is used: %s", error)
+                failing = True
             await asyncio.sleep(self._config.memory_interval)
 
     async def enter_state(self, state: int) -> None:
@@ -144,7 +148,7 @@ class Mesh:
         """
         if self._router.state != state:
             self._router.enter_state(state)
-        await self.wait_for(
+        await self.conditions.wait_for(
             lambda: not any(session.unheard for session in self._router.sessions()), None
         )
 
@@ -157,6 +161,7 @@ class Mesh:
     async def close(self) -> None:
         """Leave the registry, stop listening, say goodbye to every peer."""
         self._closing = True
+        self.conditions.close()
         for listener in self._listeners:
             listener.close()
         for task in [*self._diallers.values(), *self._tasks]:
@@ -169,9 +174,7 @@ class Mesh:
             for session in list(self._sessions):
                 session.close("the node is closing")
             self._router.stop("the node is closing")
-            for _, future in self._waiters:
-                if not future.done():
-                    future.set_exception(DomiError("the node was closed"))
+            self.conditions.fail()
             await self._registry.close()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -223,7 +226,7 @@ class Mesh:
     def members_changed(self, joined: set[int]) -> None:
         for machine in joined:
             self._want(machine, grace=NEWCOMER_GRACE)
-        self._changed()
+        self.conditions.changed()
 
     # ------------------------------------------------------------------------------------- dialling
 
@@ -264,7 +267,7 @@ class Mesh:
     async def _pause(self, machine: int, seconds: float) -> None:
         """Sleep, but no longer than until the machine has a session or is not registered."""
         with contextlib.suppress(asyncio.TimeoutError, DomiError):
-            await self.wait_for(
+            await self.conditions.wait_for(
                 lambda: (
                     machine not in self._members.view or self._router.session(machine) is not None
                 ),
@@ -426,19 +429,19 @@ class Mesh:
         welcome = self._dialled.get(session)
         if welcome is not None and not welcome.done():
             welcome.set_result(None)
-        self._changed()
+        self.conditions.changed()
 
     def listed(self, session: Session) -> None:
         """The channels of this session's peer are known."""
         peer = self._peers[session.peer] = Peer(session)
-        self._changed()
+        self.conditions.changed()
         config = self._config
         if peer.name == config.name and parse_version(peer.version) > parse_version(config.version):
             self._newer_came(peer)
 
     def routes_changed(self) -> None:
         """Subscriptions of a peer or of this node have changed."""
-        self._changed()
+        self.conditions.changed()
 
     def lost(self, session: Session, was_up: bool) -> None:
         """The session is closed; it stands in no routing table any more."""
@@ -458,45 +461,7 @@ class Mesh:
             log.info("node %d: lost node %d: %s", self.id, session.peer, session.reason)
             if session.peer in self._members.view:
                 self._want(session.peer, grace=DIAL_BACKOFF[0])
-        self._changed()
-
-    # ------------------------------------------------------------------------------------- waiting
-
-    def _changed(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for condition, future in waiters:
-            if future.done():
-                continue
-            if condition():
-                future.set_result(None)
-            else:
-                self._waiters.append((condition, future))
-
-    async def wait_for(self, condition: Callable[[], bool], timeout: float | None) -> None:
-        """Wait until the condition of peers and subscriptions holds.
-
-        Raises asyncio.TimeoutError, and DomiError when the node closes.
-        """
-        if self._closing:
-            raise DomiError("the node was closed")
-        if condition():
-            return
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        timer = None
-        if timeout is not None:
-            timer = self._router.call_later(timeout, lambda: _expire(future))
-        self._waiters.append((condition, future))
-        try:
-            await future
-        finally:
-            if timer is not None:
-                timer.cancel()
-            self._waiters = [waiter for waiter in self._waiters if waiter[1] is not future]
-
-
-def _expire(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_exception(asyncio.TimeoutError())
+        self.conditions.changed()
 
 
 async def drain(sessions: Iterable[Session], timeout: float) -> None:

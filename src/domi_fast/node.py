@@ -328,11 +328,13 @@ class Node(Endpoint):
         :param timeout: seconds; None waits for as long as it takes.
         :raises asyncio.TimeoutError: there were not enough in time.
         """
-        await self._mesh.wait_for(lambda: len(self._router.subscribers(channel)) >= count, timeout)
+        await self._mesh.conditions.wait_for(
+            lambda: len(self._router.subscribers(channel)) >= count, timeout
+        )
 
     async def wait_peers(self, count: int, timeout: float | None = None) -> None:
         """Wait until exactly ``count`` peers are connected. ``timeout`` as above."""
-        await self._mesh.wait_for(lambda: len(self.peers) == count, timeout)
+        await self._mesh.conditions.wait_for(lambda: len(self.peers) == count, timeout)
 
 
 def _bucket(limit: RateLimit | None) -> tuple[float, float] | None:

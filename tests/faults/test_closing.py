@@ -207,7 +207,7 @@ async def test_waits_end_when_the_node_closes(registry_url: str) -> None:
             asyncio.ensure_future(a.wait_subscribed(60)),
             asyncio.ensure_future(a.wait_peers(5)),
         ]
-        await until(lambda: len(a._mesh._waiters) == 2)
+        await until(lambda: a._mesh.conditions.waiting == 2)
         await a.close()
         for wait in waits:
             with pytest.raises(DomiError, match="closed"):

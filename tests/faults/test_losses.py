@@ -268,7 +268,7 @@ async def test_waits_that_cannot_begin_leave_nothing(registry_url: str) -> None:
         await asyncio.sleep(0)
         node.subscribe(60, print)
         await asyncio.gather(*tasks)
-        assert not node._mesh._waiters
+        assert not node._mesh.conditions.waiting
 
 
 # ------------------------------------------------------------------------------------- the registry

@@ -148,7 +148,7 @@ async def extended(
         frame = await peer.hear()
         assert (frame.channel, frame.extend) == (reference.SUBSCRIPTIONS, b"\0")
         assert frame.data == reference.channels(sorted(node._router.handlers()))
-        await node._mesh.wait_for(lambda: machine in node.peers, SECONDS)
+        await node._mesh.conditions.wait_for(lambda: machine in node.peers, SECONDS)
         assert node.peers[machine].channels == frozenset(channels)
         yield peer
 
@@ -830,7 +830,7 @@ async def test_a_peer_that_cannot_be_told_of_subscriptions_is_closed(
                 node.unsubscribe(61)
                 told += 1
             assert told > 500
-            await node._mesh.wait_for(lambda: 7 not in node.peers, SECONDS)
+            await node._mesh.conditions.wait_for(lambda: 7 not in node.peers, SECONDS)
             assert "cannot be told of a change of subscriptions" in str(session.reason)
 
 
