@@ -295,6 +295,7 @@ class Cluster:
                 if time.monotonic() < lease.valid_until:
                     return claim
                 log.warning("%s: %s came too late to be used", self._config.name, what)
+                self._spawn(_revoke(lease))
             except BaseException as error:
                 if lease is not None:
                     self._spawn(_revoke(lease))

@@ -228,8 +228,10 @@ class Membership:
         """Keep the view up to date, for ever; a watch that failed begins anew with a list."""
         while True:
             try:
-                async for event in self._registry.watch(self._prefix, since=snapshot.cursor):
-                    self._changed(event)
+                watch = self._registry.watch(self._prefix, since=snapshot.cursor)
+                async with contextlib.aclosing(watch):
+                    async for event in watch:
+                        self._changed(event)
             except (RegistryError, OSError) as error:
                 log.warning("%s: cannot watch the registry: %s", self._config.name, error)
             await asyncio.sleep(REGISTER_PAUSE * random.uniform(0.5, 1.5))

@@ -18,6 +18,7 @@ from domi_fast import Node
 from domi_fast.registry import Delete, Put, RegistryError, Reset, open_registry
 from domi_fast.registry.etcd import EtcdRegistry
 from domi_fast.registry.etcd_link import Channel
+from domi_fast.registry.link import Away
 from tests.servers import Etcd, etcd_cluster, free_ports
 from tests.support import ROOT, busy, until
 
@@ -98,6 +99,39 @@ async def test_one_that_hangs_is_noticed(etcd: Etcd, url: str) -> None:
         event = await asyncio.wait_for(waiting, 10)
         assert isinstance(event, Put)
         assert event.entry == entry
+
+
+async def test_closing_ends_what_waits_for_one_that_hangs(etcd: Etcd, url: str) -> None:
+    async with opened(url) as registry:
+        # More than there are threads.
+        waiting = [asyncio.ensure_future(registry.get("k")) for _ in range(24)]
+        etcd.signal(signal.SIGSTOP)
+        try:
+            waiting += [asyncio.ensure_future(registry.get("k")) for _ in range(24)]
+            await asyncio.sleep(0)
+            await registry.close()
+            outcomes = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10)
+        finally:
+            etcd.signal(signal.SIGCONT)
+        assert {type(outcome) for outcome in outcomes} <= {RegistryError, Away, type(None)}
+        assert RegistryError in {type(outcome) for outcome in outcomes}
+
+
+async def test_a_foreign_key_that_is_no_text_ends_no_watch(url: str) -> None:
+    async with opened(url) as registry:
+        watch = registry.watch("", since=(await registry.list("")).cursor)
+        first = asyncio.ensure_future(watch.__anext__())
+
+        def intrude(channel: Channel) -> None:
+            channel._client.put(registry.keys + b"\xff", b"x")
+            channel._client.delete(registry.keys + b"\xff")
+
+        await registry.link.call(intrude, again=False)
+        await registry.put("k", b"x")
+        seen = [await asyncio.wait_for(first, 10)]
+        while not (isinstance(seen[-1], Put) and seen[-1].entry.key == "k"):
+            seen.append(await asyncio.wait_for(watch.__anext__(), 10))
+        assert not any(isinstance(event, Reset) for event in seen)
 
 
 async def test_a_watch_behind_compaction_resyncs(url: str) -> None:

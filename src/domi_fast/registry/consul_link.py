@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from ..errors import RegistryError
 from .consul_agent import Agent, load_consul
-from .link import Calls
+from .link import CLOSED, Calls
 from .server_url import Endpoints
 
 T = TypeVar("T")
-_CLOSED: Final = "the registry was closed before Consul had answered"
 
 Work: TypeAlias = Callable[[Agent], Coroutine[Any, Any, T]]
 
@@ -37,7 +36,7 @@ class AgentLink(Calls):
     def agent(self) -> Agent:
         """Raises RegistryError once it is closed, and when the files of TLS are of no use."""
         if self._abandoned:
-            raise RegistryError(_CLOSED)
+            raise RegistryError(CLOSED)
         if self._agent is None:
             self._agent = Agent(self._endpoints)
         return self._agent
@@ -93,5 +92,5 @@ class AgentLink(Calls):
         except asyncio.CancelledError:
             if self._abandoned:
                 # Who waits for it was not cancelled.
-                raise RegistryError(_CLOSED) from None
+                raise RegistryError(CLOSED) from None
             raise

@@ -81,7 +81,7 @@ class EtcdRegistry(RemoteRegistry):
     def entry(self, kv: Any) -> Entry:
         """What etcd has, as the protocol has it."""
         return Entry(
-            bytes(kv.key)[len(self.keys) :].decode(),
+            bytes(kv.key)[len(self.keys) :].decode(errors="replace"),  # anybody may write there
             bytes(kv.value),
             int(kv.mod_revision),
             int(kv.create_revision),

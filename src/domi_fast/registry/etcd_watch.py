@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,6 +15,8 @@ from .etcd_link import Channel, prefix_end
 from .link import Away, Link
 from .remote import Ending
 from .watching import OpenedWatch, Watched
+
+log = logging.getLogger("domi_fast")
 
 _PAUSE: Final = 0.1
 
@@ -91,9 +94,13 @@ class EtcdWatch(OpenedWatch):
 
     def _run(self) -> None:
         while not self._stopped.is_set():
-            # Away or compacted: what comes next finds out from which revision on.
-            with suppress(RegistryError):
+            try:
                 self._follow()
+            except RegistryError:
+                pass  # away or compacted: what comes next finds out from which revision on
+            except Exception:
+                log.exception("a watch of etcd failed, and begins anew")
+                self._revision = -1
             self._stopped.wait(_PAUSE)
 
     def _follow(self) -> None:

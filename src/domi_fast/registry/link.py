@@ -28,6 +28,8 @@ PATIENCE: Final = 5.0
 PAUSE: Final = 0.1
 """Seconds between two tries."""
 
+CLOSED: Final = "the registry was closed before it had answered"
+
 _THREADS: Final = 8
 
 T = TypeVar("T")
@@ -90,6 +92,9 @@ class Calls(ABC):
                         raise
                 await asyncio.sleep(PAUSE)
         except (Away, asyncio.CancelledError):
+            if self._closed and job is not None and job.cancelled():
+                # Who waits for it was not cancelled.
+                raise RegistryError(CLOSED) from None
             if job is not None:
                 if undo is None:
                     job.cancel()
@@ -170,7 +175,10 @@ class Link(Calls, Generic[C]):
         self.drop(None)
 
     def _begin(self, work: Callable[[C], T]) -> asyncio.Future[T]:
-        return asyncio.wrap_future(self._pool.submit(self._attempt, work))
+        try:
+            return asyncio.wrap_future(self._pool.submit(self._attempt, work))
+        except RuntimeError:
+            raise RegistryError(CLOSED) from None
 
     # ------------------------------------------------------------------ from any thread
 
