@@ -285,27 +285,6 @@ async def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------------------- clusters
 
 
-@asynccontextmanager
-async def busy(a: Node, b: Node) -> AsyncIterator[Callable[[], int]]:
-    """Requests without a pause, of which none may fail; says how many were answered so far."""
-    b.subscribe(50, lambda ctx: ctx.reply(ctx.data))
-    await a.wait_subscribed(50, timeout=10)
-    answered = 0
-    over = asyncio.Event()
-
-    async def load() -> None:
-        nonlocal answered
-        while not over.is_set():
-            assert await a.request(50, b"x") == b"x"
-            answered += 1
-            await asyncio.sleep(0.001)
-
-    loading = asyncio.ensure_future(load())
-    yield lambda: answered
-    over.set()
-    await loading
-
-
 def is_valid(node: Node) -> bool:
     """Whether it holds its machine id at this moment."""
     return node._mesh._members.valid
