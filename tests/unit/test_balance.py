@@ -368,9 +368,12 @@ async def test_the_ninety_percent_are_told_exactly(
 ) -> None:
     """Small changes are not told, but this one is; a reading that fails is tried again."""
     used: list[float | OSError] = [0.899]
+    failed = 0
 
     def reading() -> float:
+        nonlocal failed
         if isinstance(used[0], OSError):
+            failed += 1
             raise used[0]
         return used[0]
 
@@ -393,10 +396,12 @@ async def test_the_ninety_percent_are_told_exactly(
             else:
                 assert await answers(a, 1) == {b.id: 1}
         used[0] = OSError("too many open files")
-        await until(lambda: "too many open files" in caplog.text)
+        warning = "cannot tell how much memory is used: too many open files"
+        await until(lambda: failed >= 20 and caplog.text.count(warning) >= 2)
         used[0] = 0.25
         await until(lambda: a.peers[b.id].memory == pytest.approx(0.25))
-        assert caplog.text.count("cannot tell how much memory is used") == 2  # one a node
+        # Once for each of the two nodes, however often it failed.
+        assert caplog.text.count(warning) == 2
 
 
 @pytest.mark.parametrize("name", ["round_robin", "weighted_round_robin", "least_connections"])
