@@ -137,6 +137,7 @@ cdef class TimeWheel:
         readonly size_t pending
         bint advancing
 
+    cdef int put_off(self, Timer timer, uint64_t when_ns) except -1
     cdef Timer start(self, uint64_t when_ns, object callback, uint16_t kind)
     cdef uint64_t ticks_at(self, uint64_t when_ns) noexcept
     cdef void add(self, TimerNode* node, uint64_t expiry) noexcept
@@ -275,6 +276,7 @@ cdef class SocketDriver:
     cdef Py_ssize_t recv(self, uint8_t* where, size_t size) noexcept
     cdef Py_ssize_t send(self, WriteQueue queue) noexcept
     cdef int want_read(self, object callback) except -1
+    cdef int stop_read(self) except -1
     cdef int want_write(self, object callback) except -1
     cdef int stop_write(self) except -1
     cdef int close(self) except -1
@@ -296,7 +298,9 @@ cdef class Session:
         bint counted            # among the live objects of a debug build
         bint dirty              # stands in the engine's chain of sessions to flush
         Session next_dirty
-        bint continuing         # a call_soon continuation of reading is under way
+        bint continuing         # a call_soon continuation of reading is under way; or `holding`
+        bint holding            # nothing is read or parsed until go_on_reading()
+        size_t unparsed         # bytes of the open window that hold_reading() has hidden
         bint sliced             # the reader's tail holds whole frames: the time was up
         int broken              # errno of a failed send, until the stream has been read to its end
         uint64_t beat_due       # nanoseconds: when the next heartbeat goes out
@@ -344,9 +348,12 @@ cdef class Session:
     cdef int send_failed(self, int error) except -1
     cdef int goodbye(self, str reason) except -1
     cdef int go_on(self) except -1
+    cdef int hold_reading(self) except -1
+    cdef int go_on_reading(self) except -1
     cdef int rise(self) except -1
     cdef int schedule_beat(self, uint64_t now) except -1
     cdef int beat(self) except -1
+    cdef int say_beat(self, uint64_t now) except -1
     cdef int fail(self, object reason, bint protocol=*) except -1
     cdef int wake_drained(self) except -1
     cdef int look_again(self, double wait) except -1
@@ -587,6 +594,7 @@ cdef class Router(Verbs):
 
     cdef int forget_handlers(self) except -1
     cdef int install(self, int number, object handler) except -1
+    cdef int uninstall(self, int number) except -1
     cdef object choose_peer(self, int channel, object to, object key, object policy)
     cdef int check_open(self) except -1
     cdef int require_engine(self) except -1
@@ -644,9 +652,15 @@ cdef class TaskCompletion:
 # ----------------------------------------------------------------------------------------- serial
 
 cdef struct Parcel:
-    # A record of a scheduler's ring, of kind RING_REFERENCE, or the beginning of one.
+    # What every record of a scheduler's ring begins with.
     PyObject* origin            # strong: the whole context; of an Arrival, the session
     PyObject* intake            # strong: the SerialChannel that took it
+
+
+cdef struct Reference:
+    # A record of kind RING_REFERENCE.
+    Parcel parcel
+    uint64_t size               # bytes of its message, which the ring counts as owned
 
 
 cdef struct Arrival:
@@ -687,8 +701,7 @@ cdef class SerialChannel(Taker):
         int place               # of the channel in the group
 
     cdef int put_frame(self, Session session, RawFrame* frame) except -1
-    cdef int put_again(self, Session session, RawFrame* frame) except -1
-    cdef bint put_context(self, Context context) except -1
+    cdef bint put_context(self, Context context, size_t size) except -1
     cdef int run(self, Context context) except -1
 
 
@@ -701,6 +714,7 @@ cdef class Scheduler(Turn):
         Router router
         Engine engine           # None before the start
         Ring* ring              # owned (ring_new)
+        uint64_t ring_bytes     # its capacity
         dict intakes            # channel -> SerialChannel
         uint64_t most           # bytes of data and extend that are copied into the ring
         readonly TimeWheel wheel
@@ -719,18 +733,21 @@ cdef class Scheduler(Turn):
         object emptied          # a future of stop_taking(), until there is nothing left; or None
         bint ready              # stands in the engine's list
         bint ticking
-        bint asking             # the ring has just been asked for room
+        bint spilled            # what comes waits beside the ring: written by the loop thread
         bint at_once            # who brings a message runs it, if nothing waits before it: not
                                 # while the loop is to call resume()
         bint called             # a handler, since the clock was looked at
         bint begun              # a handler has run in this batch before the tick at its end
+        list early              # (timer, nanoseconds) that were set before the start, from which
+                                # on their time runs
         uint64_t moment         # of moment_passed()
 
     cdef int check_caller(self) except -1
     cdef int on_loop(self, object function, tuple arguments) except -1
     cdef int arm(self) except -1
     cdef int abandon(self, list contexts) except -1
-    cdef bint make_room(self) except -1
+    cdef int overflow(self, SerialChannel intake, Session session, RawFrame* frame) except -1
+    cdef int drain_spill(self, uint64_t until) except -1
     cdef int check_new(self, str verb) except -1
     cdef int check_not_closed(self) except -1
     cdef int add_group(self, tuple channels, object handler, bint all_of_them,
@@ -742,6 +759,7 @@ cdef class Scheduler(Turn):
     cdef int take_no_more(self) except -1
     cdef int end(self) except -1
     cdef int check_timers(self) except -1
+    cdef Timer begun_timer(self, Timer timer, double delay)
     cdef int awaken(self) except -1
     cdef bint has_work(self) noexcept
     cdef int run_tick(self, uint64_t until) except -1
@@ -756,6 +774,7 @@ cdef class Scheduler(Turn):
 
 cdef class LoopScheduler(Scheduler):
     cdef:
+        bint asking             # the ring has just been asked for room
         int timer_fd            # owned: the kernel's timer; -1 unless it runs
         uint64_t armed          # nanoseconds: when it expires; NEVER when it does not
         bint resuming           # the loop is to call resume()
@@ -773,7 +792,8 @@ cdef struct Departure:
     # A record of an Outbound's ring, of kind RING_FRAME; data of `size` bytes follows. The other
     # kind, RING_REFERENCE, is a strong reference to a tuple (function, arguments).
     PyObject* context           # strong: the message that this answers; or NULL
-    PyObject* whole             # strong: the bytes object that is the data; or NULL
+    PyObject* whole             # strong: the bytes object that is the data; or NULL. Its bytes are
+                                # counted as owned
     uint32_t size
     int to                      # machine id; -1 when it is for any subscriber
     uint16_t channel
@@ -797,7 +817,8 @@ cdef class Outbound(Verbs):
     cdef bint check_node(self) except -1
     cdef int check_route(self, int channel, object to) except -1
     cdef int check_size(self, int channel, size_t size) except -1
-    cdef uint8_t* claim(self, uint32_t size) except? NULL
+    cdef uint8_t* claim(self, uint32_t size, size_t owned) except? NULL
+    cdef uint8_t* try_to_claim(self, uint32_t size, size_t owned) except? NULL
     cdef object full(self, int channel)
     cdef bint put_call(self, object function, tuple arguments) except -1
     cdef int ask_loop(self, int channel, object function, tuple arguments) except -1
@@ -822,13 +843,25 @@ cdef class ThreadScheduler(Scheduler):
         int wake_fd             # owned: an eventfd by which the serial thread is woken; or -1
         uint64_t traffic        # nanoseconds: when there was something to run the last time
         bint was_left           # nobody waits for its end: what it holds goes with it
-        uint64_t slow_until     # records taken out before make_room() waits again
+        object spill            # a deque of (SerialChannel, Context): what came while the ring was
+                                # full, one message of each session that is held
+        list held               # sessions that read no more until there is room: the loop's
+        Timer patience          # looks whether the thread keeps going, while any is held; or None
+        uint64_t seen_gets      # records it had taken out, and nanoseconds it had computed, at the
+        uint64_t seen_cpu       # last look
+        int cpu_clock           # the clock of what it computes, or -1 before it has begun
+        bint asked              # the loop is to call make_way()
+        uint64_t slow_until     # records taken out before a session is held again
         bint has_ended          # the thread has called its last handler
 
     cdef bint is_here(self) noexcept
     cdef int wake(self) except -1
     cdef int stop_reporting(self) except -1
     cdef int raised(self, object error) except -1
+    cdef int hold(self, Session session) except -1
+    cdef int ask_for_way(self) except -1
+    cdef int release(self) except -1
+    cdef bint has_room(self) noexcept
     cdef int run_posts(self) except -1
     cdef int wait(self) except -1
     cdef bint spin(self, uint64_t due) except -1

@@ -15,7 +15,7 @@ import threading
 import warnings
 import weakref
 from asyncio import CancelledError, InvalidStateError
-from collections import deque
+from collections import Counter, deque
 
 cimport cython
 from cpython.buffer cimport (

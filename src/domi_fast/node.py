@@ -125,6 +125,8 @@ class Node(Endpoint):
     async def close(self) -> None:
         """Leave the cluster: finish the handlers that run, send what is queued, say goodbye.
 
+        A :class:`~domi_fast.serial.Serial` of this node is closed first, and runs what it holds.
+
         Who waits for a leadership or a lock gets a DomiError at once. Once the handlers are
         finished, the blocks of those that are held end with LeadershipLost.
 
@@ -148,6 +150,7 @@ class Node(Endpoint):
         self._end_watches()
         self._cluster.stop()
         try:
+            await self._close_serials()
             await self._mesh.drain_itself()
             await self._end_handlers(self.config.drain_timeout)
             await self._cluster.close(self._closers)
@@ -160,6 +163,21 @@ class Node(Endpoint):
         # What arrived meanwhile may have started more; nobody can be answered any more.
         await self._end_handlers(0.0)
         self._closed.set()
+
+    async def _close_serials(self) -> None:
+        closings = [serial._begin_closing() for serial in self._serials]
+        if not closings:
+            return
+        done, pending = await asyncio.wait(closings, timeout=self.config.drain_timeout)
+        for closing in done:
+            if not closing.cancelled() and closing.exception() is not None:
+                log.error("a Serial failed to close", exc_info=closing.exception())
+        if pending:
+            log.warning(
+                "%s: a handler of serial mode still runs after %g s: the node closes without it",
+                self.config.name,
+                self.config.drain_timeout,
+            )
 
     async def wait_closed(self) -> None:
         """Wait until the node is closed, by whomever; it need not have started."""

@@ -19,9 +19,10 @@ class Serial(Endpoint):
 
     Messages wait in a ring; a tick takes them out for at most ``drain_budget`` seconds, then fires
     the timers that are due for at most ``timer_budget``. While the ring is full the node reads no
-    more from its peers. With ``thread=True`` it does so as long as the thread goes on taking; a
-    message for which one that waits leaves no room is refused: a request gets Overloaded, the
-    sender's ``on_error`` hears of anything else, and ``ring_full`` of the counters counts it.
+    more from its peers; with ``thread=True``, from those that send to it, as long as the thread
+    keeps going. A message for which a thread that waits leaves no room is refused: a request gets
+    Overloaded, the sender's ``on_error`` hears of anything else, and ``ring_full`` of the counters
+    counts it.
 
     Handlers, timers and ``on_error`` run on the node's loop, or with ``thread=True`` on a thread of
     their own, from which the verbs go by way of a second ring of ``ring_size`` to the loop. These
@@ -65,8 +66,8 @@ class Serial(Endpoint):
     async def start(self) -> None:
         """Subscribe the channels at the node, which has started, and run.
 
-        :raises DomiError: it has started before, the node has not started, or a channel has a
-            handler at the node.
+        :raises DomiError: it has started before, the node has not started or runs on another
+            loop, or a channel has a handler at the node.
         """
         self._scheduler.start()
         self._loop = asyncio.get_running_loop()

@@ -1,15 +1,26 @@
-"""A ring that is full: on the node's loop it is emptied, of a thread that waits it refuses."""
+"""A ring that is full: on the node's loop it is emptied, for a thread that keeps going its senders
+wait, and of a thread that waits it refuses.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from typing import Any
 
 import pytest
 
-from domi_fast import Context, Overloaded, Serial
-from tests.serial.modes import make_serial
+from domi_fast import Context, Overloaded, RingFull, Serial
+from tests.serial.modes import make_serial, pair, within
 from tests.support import echo, nodes, session, until
+
+
+def compute(seconds: float) -> None:
+    """Keep this thread busy for so long, as its own clock counts."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
 
 
 async def test_a_full_ring_is_emptied_by_who_fills_it(registry_url: str) -> None:
@@ -80,7 +91,7 @@ async def test_a_full_ring_of_a_thread_that_waits_refuses(registry_url: str) -> 
         def slow(ctx: Context) -> None:
             ran.append(ctx.data)
             if ctx.data == b"0":
-                time.sleep(0.05)
+                time.sleep(0.5)
 
         serial.subscribe(50, slow)
         serial.subscribe(51, echo)
@@ -101,3 +112,194 @@ async def test_a_full_ring_of_a_thread_that_waits_refuses(registry_url: str) -> 
             assert overloaded + outcomes.count(b"") == 10
             assert ran == sorted(ran, key=int)
             assert await a.request(51, b"after") == b"after"
+
+
+@pytest.mark.usefixtures("threaded")
+@pytest.mark.parametrize(("ring_size", "size"), [(4096, 1000), (65536, 10_000), (262_144, 60_000)])
+async def test_frames_of_a_large_part_of_the_ring_are_waited_for(
+    registry_url: str, ring_size: int, size: int
+) -> None:
+    """Both ways: a ring that holds a few of them, and none is refused."""
+    async with pair(registry_url, ring_size=ring_size) as (a, b, serial):
+        count = 200
+        arrived: list[bytes] = []
+        came_back: list[bytes] = []
+        serial.subscribe(50, lambda ctx: arrived.append(ctx.data))
+        a.subscribe(60, lambda ctx: came_back.append(ctx.data))
+        await serial.start()
+        await asyncio.gather(a.wait_subscribed(50, timeout=5), b.wait_subscribed(60, timeout=5))
+        messages = [number.to_bytes(2, "little") * (size // 2) for number in range(count)]
+        a.notify_many(50, messages)
+        await within(serial, lambda: serial.notify_many(60, messages))
+        await until(lambda: len(arrived) == len(came_back) == count)
+        assert arrived == came_back == messages
+        assert b.counters()["ring_full"] == b.counters()["outbound_full"] == 0
+
+
+@pytest.mark.usefixtures("threaded")
+async def test_a_thread_that_computes_holds_only_who_sends_to_it(registry_url: str) -> None:
+    """Its sender waits, however slow it is, and the loop goes on with all others meanwhile."""
+    settings = {"heartbeat_interval": 0.1, "heartbeat_timeout": 0.3}
+    async with nodes(registry_url, "a", "b", "c", **settings) as (a, b, c):
+        serial = make_serial(b, ring_size=4096)
+        ran: list[int] = []
+
+        def slow(ctx: Context) -> None:
+            compute(0.001)
+            ran.append(int(ctx.data))
+
+        serial.subscribe(50, slow)
+        b.subscribe(60, echo)
+        sessions = [session(b, a.id), session(a, b.id)]
+        async with serial:
+            await asyncio.gather(*[each.wait_subscribed(60, timeout=5) for each in (a, c)])
+            await a.wait_subscribed(50, timeout=5)
+            a.notify_many(50, [b"%d" % number for number in range(1000)])
+            await until(lambda: serial.backlog > 50)
+            behind = a.request(60, b"behind", timeout=None)
+            answered = 0
+            while len(ran) < 500:
+                assert await c.request(60, b"x") == b"x"
+                answered += 1
+            # The loop has turned all the time, and has read no more from the one that waits.
+            assert answered > 20
+            assert not behind.done()
+            await until(lambda: len(ran) == 1000, 30)
+            assert await behind == b"behind"
+            assert ran == [*range(1000)]
+            assert b.counters()["ring_full"] == 0
+        # Nobody has taken the other's silence for its death.
+        assert sessions == [session(b, a.id), session(a, b.id)]
+
+
+@pytest.mark.usefixtures("threaded")
+async def test_what_the_node_sends_itself_waits_too(registry_url: str) -> None:
+    async with pair(registry_url, ring_size=4096) as (_, b, serial):
+        ran: list[bytes] = []
+
+        def slow(ctx: Context) -> None:
+            compute(0.0005)
+            ran.append(ctx.data)
+
+        serial.subscribe(50, slow)
+        await serial.start()
+        messages = [b"%d" % number for number in range(500)]
+        b.notify_many(50, messages)
+        await until(lambda: len(ran) == 500, 20)
+        assert ran == messages
+        assert b.counters()["ring_full"] == 0
+
+
+@pytest.mark.usefixtures("threaded")
+async def test_a_sender_that_waits_may_go(registry_url: str) -> None:
+    """What it had sent before is run, and its end is seen once there is room again."""
+    async with pair(registry_url, ring_size=4096) as (a, b, serial):
+        ran = 0
+
+        def slow(_: Context) -> None:
+            nonlocal ran
+            compute(0.001)
+            ran += 1
+
+        serial.subscribe(50, slow)
+        await serial.start()
+        await a.wait_subscribed(50, timeout=5)
+        a.notify_many(50, [b"x"] * 300)
+        await until(lambda: serial.backlog > 50)
+        await a.close()
+        await until(lambda: ran == 300 and not b.peers, 20)
+
+
+@pytest.mark.usefixtures("threaded")
+async def test_closing_while_a_sender_waits_runs_what_was_taken(registry_url: str) -> None:
+    async with pair(registry_url, ring_size=4096) as (a, b, serial):
+        ran: list[int] = []
+
+        def slow(ctx: Context) -> None:
+            compute(0.001)
+            ran.append(int(ctx.data))
+
+        serial.subscribe(50, slow)
+        b.subscribe(60, echo)
+        await serial.start()
+        await a.wait_subscribed(60, timeout=5)
+        a.notify_many(50, [b"%d" % number for number in range(1000)])
+        await until(lambda: serial.backlog > 50)
+        taken = serial.backlog + len(ran)
+        await serial.close()
+        assert len(ran) >= taken
+        assert ran == [*range(len(ran))]
+        assert serial.backlog == 0
+        assert await a.request(60, b"on") == b"on"
+
+
+@pytest.mark.usefixtures("threaded")
+@pytest.mark.parametrize("batch", [False, True])
+async def test_large_messages_wait_in_bounded_memory(registry_url: str, batch: bool) -> None:
+    """They pass by reference: their bytes are counted, up to the node's queue_limit."""
+    size, limit = 300_000, 1 << 20
+    async with pair(registry_url, node={"queue_limit": limit}) as (a, b, serial):
+        gate = threading.Event()
+        ran = 0
+
+        def wait(given: Any) -> None:
+            nonlocal ran
+            assert gate.wait(10)
+            ran += len(given) if batch else 1
+
+        serial.subscribe(50, wait, batch=batch)
+        await serial.start()
+        await a.wait_subscribed(50, timeout=5)
+        refused: list[object] = []
+        a.on_error = lambda error, frame: refused.append(error)
+        sent = 40
+        for _ in range(sent):
+            await a.drained(b.id)
+            a.notify(50, bytes(size))
+        await until(lambda: len(refused) > 25)
+        # One more of the one session may be in hand.
+        assert serial.backlog * size <= limit + size
+        gate.set()
+        await until(lambda: ran + len(refused) == sent)
+        assert b.counters()["ring_full"] == len(refused)
+        # When they have been run, there is room again.
+        a.notify(50, bytes(size))
+        await until(lambda: ran + len(refused) == sent + 1)
+        assert b.counters()["ring_full"] == len(refused) < sent
+
+
+@pytest.mark.usefixtures("threaded")
+async def test_what_a_thread_sends_waits_in_bounded_memory(registry_url: str) -> None:
+    size, limit = 300_000, 1 << 20
+    async with pair(registry_url, node={"queue_limit": limit}) as (a, b, serial):
+        seen = 0
+
+        def see(_: Context) -> None:
+            nonlocal seen
+            seen += 1
+
+        a.subscribe(60, see)
+        await serial.start()
+        await b.wait_subscribed(60, timeout=5)
+        ended = threading.Event()
+        full: list[RingFull] = []
+        sent = 0
+
+        def send() -> None:
+            nonlocal sent
+            try:
+                for _ in range(20):
+                    serial.notify(60, bytes(size))
+                    sent += 1
+            except RingFull as error:
+                full.append(error)
+            ended.set()
+
+        serial.call_later(0.0, send)
+        assert ended.wait(10)  # the loop takes nothing meanwhile
+        assert len(full) == 1
+        assert sent * size <= limit
+        assert b.counters()["outbound_full"] == 1
+        await until(lambda: seen == sent)
+        await within(serial, lambda: serial.notify(60, bytes(size)))
+        await until(lambda: seen == sent + 1)

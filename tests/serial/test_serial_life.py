@@ -235,6 +235,49 @@ async def test_its_node_closes_first(registry_url: str) -> None:
         assert kept[0].data == b"kept"
 
 
+async def test_a_node_closes_its_serials_first(registry_url: str) -> None:
+    """What runs there finishes, and is answered; no timer fires afterwards."""
+    async with nodes(registry_url, "a", "b") as (a, b):
+        serial = make_serial(b)
+        began: list[int] = []
+
+        def slow(ctx: Context) -> None:
+            began.append(1)
+            time.sleep(0.1)
+            ctx.reply(ctx.data)
+
+        serial.subscribe(50, slow)
+        await serial.start()
+        await a.wait_subscribed(50, timeout=5)
+        asked = [a.request(50, b"%d" % number) for number in range(3)]
+        await until(lambda: began)
+        beat = serial.every(0.001, lambda: None)
+        await b.close()
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        assert outcomes[0] == b"0"
+        assert sum(isinstance(outcome, bytes) for outcome in outcomes) == len(began)
+        assert not beat.active
+        with pytest.raises(DomiError, match="closed"):
+            serial.call_later(0.0, print)
+        assert serial.backlog == 0
+
+
+async def test_it_starts_on_the_loop_of_its_node(registry_url: str) -> None:
+    async with nodes(registry_url, "a") as (a,):
+        serial = make_serial(a)
+        other = asyncio.new_event_loop()
+        running = asyncio.events._get_running_loop()
+        asyncio.events._set_running_loop(None)
+        try:
+            with pytest.raises(DomiError, match="another event loop than its node"):
+                other.run_until_complete(serial.start())
+        finally:
+            asyncio.events._set_running_loop(running)
+            other.close()
+        async with serial:
+            pass
+
+
 async def test_two_serials_of_one_node(registry_url: str) -> None:
     async with pair(registry_url) as (a, b, one):
         other = make_serial(b)

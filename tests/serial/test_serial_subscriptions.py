@@ -212,10 +212,11 @@ async def test_a_subscription_while_it_runs(registry_url: str) -> None:
         ([60, 60], print, ValueError, "there twice"),
         ([49], print, ValueError, "50-65499"),
         (["60"], print, TypeError, "a channel is an int"),
-        (60, print, TypeError, "an iterable of channels is wanted"),
+        (60, print, TypeError, "a sequence of channels is wanted"),
         ([60], 5, TypeError, "not callable"),
-        ([59, 60], print, DomiError, "channel 59 has a handler already"),
-        ([60, 58], print, DomiError, "channel 58 has a handler already"),
+        ([59, 60], print, DomiError, r"59 has a handler already: unsubscribe\(59\) of its Serial"),
+        ([60, 58], print, DomiError, r"58 has a handler already: unsubscribe\(58\) first"),
+        ([60, 57], print, DomiError, r"already: unsubscribe_group\(\[56, 57\]\) of its Serial"),
     ],
 )
 async def test_subscriptions_that_cannot_be(
@@ -224,11 +225,40 @@ async def test_subscriptions_that_cannot_be(
     async with pair(registry_url) as (_, b, serial):
         b.subscribe(58, print)
         serial.subscribe(59, print)
+        serial.subscribe_race([56, 57], print)
         for subscribe in (serial.subscribe_race, serial.subscribe_all):
             with pytest.raises(error, match=text):
                 subscribe(channels, handler)
         await serial.start()
-        assert set(b._router.handlers()) == {58, 59}
+        assert set(b._router.handlers()) == {56, 57, 58, 59}
+
+
+async def test_a_join_has_an_order(registry_url: str) -> None:
+    async with pair(registry_url) as (_, _b, serial):
+        for unordered in ({60, 61}, frozenset({60, 61})):
+            with pytest.raises(TypeError, match="a set has no order"):
+                serial.subscribe_all(unordered, print)
+            serial.subscribe_race(unordered, print)
+            serial.unsubscribe_group(unordered)
+
+
+async def test_the_node_leaves_the_channels_of_serial_mode_alone(registry_url: str) -> None:
+    """A join that had lost one of its channels would wait for ever."""
+    async with pair(registry_url) as (a, b, serial):
+        joins: list[list[bytes]] = []
+        serial.subscribe_all([60, 61], lambda joined: joins.append(data(joined)))
+        await serial.start()
+        with pytest.raises(DomiError, match="61 was subscribed by a Serial: unsubscribe it there"):
+            b.unsubscribe(61)
+        with pytest.raises(DomiError, match=r"unsubscribe_group\(\[60, 61\]\) of its Serial"):
+            b.subscribe(61, print)
+        await a.wait_subscribed(61, timeout=5)
+        a.notify(60, b"x")
+        a.notify(61, b"y")
+        await until(lambda: joins == [[b"x", b"y"]])
+        serial.unsubscribe_group([60, 61])
+        await until(lambda: not b._router.handlers())
+        b.subscribe(61, print)
 
 
 async def test_a_handler_that_would_not_end_before_the_next_begins() -> None:

@@ -238,7 +238,7 @@ async def test_a_third_thread_may_not(registry_url: str) -> None:
         ):
             with pytest.raises(DomiError, match="another thread"):
                 await asyncio.get_running_loop().run_in_executor(None, work)
-        with pytest.raises(DomiError, match="another thread"):
+        with pytest.raises(DomiError, match="thread of a Serial, which sends by the Serial's own"):
             await within(serial, lambda: b.notify(60, b""))
 
 
@@ -329,6 +329,21 @@ async def test_close_waits_for_the_handler_that_runs(registry_url: str) -> None:
         # What it has answered last went out, too.
         assert await asyncio.gather(*requests) == ran
         assert not [each for each in threading.enumerate() if each.name == "serial-b"]
+
+
+async def test_a_handler_that_never_ends_does_not_keep_its_node(registry_url: str) -> None:
+    async with pair(registry_url, node={"drain_timeout": 0.1}) as (a, b, serial):
+        gate = threading.Event()
+        serial.subscribe(50, lambda ctx: gate.wait(10) and None)
+        await serial.start()
+        await a.wait_subscribed(50, timeout=5)
+        a.notify(50, b"")
+        a.notify(50, b"")
+        await until(lambda: serial.backlog == 1)
+        await b.close()
+        assert b.state == "closed"
+        gate.set()
+        await serial.close()
 
 
 async def test_after_the_close(registry_url: str) -> None:

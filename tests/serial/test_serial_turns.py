@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import time
 from typing import Any
@@ -274,6 +275,40 @@ async def test_a_timer_may_be_finer_than_a_millisecond(registry_url: str) -> Non
         # Beats are never early, and when the machine is free most of them are not missed.
         assert len(done) + sum(done) <= taken / 0.00025 + 1
         assert taken >= 0.0999
+
+
+async def test_the_time_of_timers_begins_with_the_start(registry_url: str) -> None:
+    """Those that were set before it fire as long after it, and their beats miss nothing."""
+    async with pair(registry_url) as (_, _b, serial):
+        fired: list[float] = []
+        missed: list[int] = []
+        cancelled = serial.call_later(0.0, lambda: fired.append(0.0))
+        once = serial.call_later(0.05, lambda: fired.append(time.monotonic()))
+        beat = serial.every(0.05, lambda: missed.append(beat.missed))
+        assert cancelled.cancel()
+        await asyncio.sleep(0.2)  # so long does something else take
+        assert once.active
+        began = time.monotonic()
+        await serial.start()
+        await until(lambda: fired and missed)
+        assert fired[0] - began >= 0.05
+        # Had it counted from when it was set, it would have left out three.
+        assert missed[0] < 3 or fired[0] - began > 0.15
+        assert beat.active
+
+
+async def test_a_timer_that_would_not_run_is_refused(registry_url: str) -> None:
+    async with pair(registry_url) as (_, b, serial):
+
+        async def later() -> None:
+            pass
+
+        for add in (serial.call_later, serial.every):
+            with pytest.raises(TypeError, match="async def or a generator"):
+                add(0.01, later)
+        await serial.start()
+        serial.call_later(0.0, functools.partial(later))
+        await until(lambda: b.counters()["timer_errors"] == 1)
 
 
 async def test_a_timer_that_raises_is_reported_and_others_fire(registry_url: str) -> None:

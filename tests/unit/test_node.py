@@ -189,6 +189,8 @@ async def test_counters(registry_url: str) -> None:
         assert after["frames_in"] - before["frames_in"] >= 10
         assert after["bytes_out"] - before["bytes_out"] == 10 * (8 + 100 + 13)
         assert after["in_flight"] == 0
+        # What has not happened yet has happened 0 times.
+        assert after["ring_full"] == after["handler_errors"] == 0
 
 
 # ------------------------------------------------------------------------------------------- errors

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import sys
 import tracemalloc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -403,6 +404,38 @@ def test_a_time_beyond_the_wheel_of_a_fine_resolution() -> None:
     with pytest.raises(ValueError, match=r"2\.81475e\+09 s"):
         wheel.advance(1e10)
     assert wheel.advance(2.8e9) == 1
+
+
+def test_a_callback_that_would_not_run_when_it_is_called() -> None:
+    async def later() -> None:
+        pass
+
+    def generator() -> Iterator[None]:
+        yield
+
+    class Holder:
+        async def method(self) -> None:
+            pass
+
+    wheel = TimeWheel(0.001)
+    for callback in (later, generator, Holder().method):
+        for add in (wheel.call_at, wheel.call_later, wheel.every):
+            with pytest.raises(TypeError, match="is an async def or a generator"):
+                add(1.0, callback)
+    assert wheel.pending == 0
+    # What hides it is found when it has run.
+    wheel.call_at(1.0, functools.partial(later))
+    with pytest.raises(TypeError, match="has returned a coroutine"):
+        wheel.advance(2.0)
+
+
+def test_timers_of_one_tick_fire_in_the_order_in_which_they_were_set() -> None:
+    fired: list[str] = []
+    wheel = TimeWheel(1.0)
+    wheel.call_at(0.9, lambda: fired.append("first"))
+    wheel.call_at(0.2, lambda: fired.append("second"))
+    wheel.advance(1.0)
+    assert fired == ["first", "second"]
 
 
 def test_a_callback_that_cannot_be_called() -> None:

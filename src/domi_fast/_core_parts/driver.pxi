@@ -57,6 +57,12 @@ cdef class SocketDriver:
         self.reading = True
         return 0
 
+    cdef int stop_read(self) except -1:
+        if self.reading:
+            self.reading = False
+            self.engine.loop.remove_reader(self.fd)
+        return 0
+
     cdef int want_write(self, object callback) except -1:
         if not self.writer:
             self.engine.loop.add_writer(self.fd, callback)
@@ -76,8 +82,7 @@ cdef class SocketDriver:
             return 0
         try:
             if not self.engine.loop.is_closed():
-                if self.reading:
-                    self.engine.loop.remove_reader(fd)
+                self.stop_read()
                 self.stop_write()
         finally:
             self.reading = False

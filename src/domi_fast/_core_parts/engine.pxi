@@ -62,6 +62,10 @@ cdef class Engine:
         if self.thread == 0:
             raise errors.DomiError(
                 "this belongs to the process that was forked: make a node of the child's own")
+        if outbound_here() is not None:
+            raise errors.DomiError(
+                "called from the thread of a Serial, which sends by the Serial's own verbs; "
+                "drained() and the node are the event loop's")
         if PyThread_get_thread_ident() != self.thread:
             raise errors.DomiError(
                 "called from another thread than the event loop's: use "

@@ -31,6 +31,8 @@
    tail, store: release, with the producers' acquire above. Only the consumer writes it.
    puts, gets: relaxed. Numbers for people; nothing is reached through them. A put is counted before
        its record is published, so that the consumer never counts more gets than puts.
+   owned: relaxed, by read-modify-write on both sides. A number that limits; nothing is reached
+       through it. It is added to before the record is published, and so never goes below 0.
    sleeping, exchange on both sides: acquire and release. Read-modify-writes of one variable have
        one order. If the producer's comes after the consumer's, it reads what the consumer wrote and
        the producer wakes the consumer. If it comes before, the consumer's reads what the producer's
@@ -64,6 +66,7 @@ typedef struct {
     _Atomic uint64_t gets;
     /* Written by both, seldom. */
     _Alignas(RING_LINE) _Atomic uint32_t sleeping;
+    _Atomic uint64_t owned;         /* bytes of the objects that its records refer to */
     /* Never written once it is made. */
     _Alignas(RING_LINE) uint64_t capacity;
     uint8_t *memory;                /* owned (calloc) */
@@ -80,6 +83,7 @@ static inline domi_ring *domi_ring_new(uint64_t capacity)
     atomic_init(&ring->tail, 0);
     atomic_init(&ring->gets, 0);
     atomic_init(&ring->sleeping, 0);
+    atomic_init(&ring->owned, 0);
     ring->capacity = capacity;
     ring->memory = calloc(1, capacity);
     if (ring->memory == NULL) {
@@ -124,6 +128,15 @@ static inline uint8_t *domi_ring_place(domi_ring *ring, uint64_t head, uint64_t 
         head += rest;
     }
     return ring->memory + (head & (ring->capacity - 1)) + RING_HEADER;
+}
+
+/* What the next claim of the only producer takes of the ring, with the pad that it may need. */
+static inline uint64_t domi_ring_takes(domi_ring *ring, uint32_t size)
+{
+    const uint64_t need = domi_ring_room(size);
+    const uint64_t head = atomic_load_explicit(&ring->head, memory_order_relaxed);
+    const uint64_t rest = ring->capacity - (head & (ring->capacity - 1));
+    return need <= rest ? need : rest + need;
 }
 
 /* Room for a payload of `size` bytes, at most domi_ring_most(); NULL when the ring is full. What is
@@ -180,6 +193,25 @@ static inline void domi_ring_publish(domi_ring *ring, uint8_t *payload, uint32_t
     atomic_fetch_add_explicit(&ring->puts, 1, memory_order_relaxed);
     atomic_store_explicit((_Atomic uint32_t *)(payload - RING_HEADER),
                           size << 2 | (uint32_t)kind, memory_order_release);
+}
+
+/* Before a record that refers to an object of so many bytes is published. */
+static inline void domi_ring_own(domi_ring *ring, uint64_t bytes)
+{
+    atomic_fetch_add_explicit(&ring->owned, bytes, memory_order_relaxed);
+}
+
+/* After it was taken out. */
+static inline void domi_ring_disown(domi_ring *ring, uint64_t bytes)
+{
+    atomic_fetch_sub_explicit(&ring->owned, bytes, memory_order_relaxed);
+}
+
+/* Whether an object of so many bytes may come to those that records refer to: one always may. */
+static inline int domi_ring_may_own(domi_ring *ring, uint64_t bytes, uint64_t most)
+{
+    const uint64_t owned = atomic_load_explicit(&ring->owned, memory_order_relaxed);
+    return owned == 0 || owned + bytes <= most;
 }
 
 /* After publishing: whether the consumer sleeps and must be woken by the caller. One that spins

@@ -29,6 +29,9 @@ cdef extern from "ring.h":
     uint64_t ring_gets "domi_ring_gets"(Ring* ring) noexcept
     uint64_t ring_count "domi_ring_count"(Ring* ring) noexcept
     bint ring_is_empty "domi_ring_is_empty"(Ring* ring) noexcept
+    void ring_own "domi_ring_own"(Ring* ring, uint64_t bytes) noexcept
+    void ring_disown "domi_ring_disown"(Ring* ring, uint64_t bytes) noexcept
+    bint ring_may_own "domi_ring_may_own"(Ring* ring, uint64_t bytes, uint64_t most) noexcept
     uint64_t ring_used "domi_ring_used"(Ring* ring) noexcept
 
 cdef enum:

@@ -341,9 +341,9 @@ cdef class Router:
         return [(<Session><object>route.members[i]).peer for i in range(route.count)]
 
     def counters(self):
-        """Totals since the start, by name."""
+        """Totals since the start, by name; what has not happened yet is 0."""
         cdef Session session
-        cdef dict found = dict(self.totals)
+        found = Counter(self.totals)
         cdef uint64_t frames_in = self.frames_in, frames_out = self.frames_out
         cdef uint64_t bytes_in = self.bytes_in, bytes_out = self.bytes_out
         for session in self.sessions() + ([] if self.loopback is None else [self.loopback]):
@@ -415,9 +415,7 @@ cdef class Router:
         cdef ChannelEntry* entry = &self.channels[number]
         self.check_open()
         if entry.handler is not NULL:
-            raise errors.DomiError(
-                f"channel {number} has a handler already: unsubscribe({number}) first",
-                channel=number)
+            raise is_taken(self, number, None)
         Py_INCREF(handler)
         entry.handler = <PyObject*>handler
         entry.takes = isinstance(handler, Taker)
@@ -428,19 +426,28 @@ cdef class Router:
     def unsubscribe(self, channel):
         """Take the handler off the channel. What is under way to it is refused and counted.
 
-        :raises DomiError: the channel has no handler.
+        :raises DomiError: the channel has no handler, or that of a Serial.
         """
         cdef int number = channel_number(channel)
-        cdef ChannelEntry* entry = &self.channels[number]
-        cdef PyObject* handler = entry.handler
+        cdef PyObject* handler = self.channels[number].handler
         if self.engine is not None:
             self.engine.check_thread()
         if handler is NULL:
             raise errors.DomiError(f"channel {number} has no handler", channel=number)
+        if type(<object>handler) is SerialChannel:
+            raise errors.DomiError(
+                f"channel {number} was subscribed by a Serial: unsubscribe it there",
+                channel=number)
+        self.uninstall(number)
+
+    cdef int uninstall(self, int number) except -1:
+        cdef ChannelEntry* entry = &self.channels[number]
+        cdef PyObject* handler = entry.handler
         entry.handler = NULL
         settle_entry(self, number)
         maybe_not_local(self, number)
         Py_DECREF(<object>handler)
+        return 0
 
     # ----------------------------------------------------------------------------------- the verbs
 

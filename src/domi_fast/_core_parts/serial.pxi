@@ -106,16 +106,20 @@ cdef class SerialChannel(Taker):
         if group is None or scheduler.state == SERIAL_CLOSED:
             scheduler.router.count("dropped_no_subscriber")
             return scheduler.router.reject(session, STATUS_NO_SUBSCRIBER, frame)
+        if scheduler.spilled:
+            return scheduler.overflow(self, session, frame)
         if frame.owner is not NULL or size > scheduler.most or group.batch is not None:
             # Too large for the ring, or will be kept in a context of its own anyway.
+            if not ring_may_own(scheduler.ring, size, scheduler.router.queue_limit):
+                return scheduler.overflow(self, session, frame)
             context = Context.__new__(Context)
             fill_context(context, session, frame, session.engine.now)
-            if not self.put_context(context):
-                return self.put_again(session, frame)
+            if not self.put_context(context, size):
+                return scheduler.overflow(self, session, frame)
             return scheduler.awaken()
         payload = ring_claim_alone(scheduler.ring, <uint32_t>(sizeof(Arrival) + size))
         if payload is NULL:
-            return self.put_again(session, frame)
+            return scheduler.overflow(self, session, frame)
         Py_INCREF(session)
         Py_INCREF(self)
         arrival.parcel.origin = <PyObject*>session
@@ -130,19 +134,6 @@ cdef class SerialChannel(Taker):
         ring_publish_alone(
             scheduler.ring, payload, <uint32_t>(sizeof(Arrival) + size), RING_FRAME)
         return scheduler.awaken()
-
-    cdef int put_again(self, Session session, RawFrame* frame) except -1:
-        # The ring is full: it is asked for room once for each frame.
-        cdef Scheduler scheduler = self.scheduler
-        if scheduler.asking or not scheduler.make_room():
-            return scheduler.refuse(session, frame)
-        if session.state == SESSION_CLOSED:
-            return 0        # handlers have run, and the frame may be gone with its session
-        scheduler.asking = True
-        try:
-            return self.put_frame(session, frame)
-        finally:
-            scheduler.asking = False
 
     cdef int run(self, Context context) except -1:
         cdef SerialGroup group      # which its handler may take off
@@ -164,18 +155,20 @@ cdef class SerialChannel(Taker):
             return self.scheduler.run_batch(group)
         return 0
 
-    cdef bint put_context(self, Context context) except -1:
+    cdef bint put_context(self, Context context, size_t size) except -1:
         # Whether there was room: a message by reference.
-        cdef Parcel parcel
-        cdef uint8_t* payload = ring_claim_alone(self.scheduler.ring, sizeof(Parcel))
+        cdef Reference reference
+        cdef uint8_t* payload = ring_claim_alone(self.scheduler.ring, sizeof(Reference))
         if payload is NULL:
             return False
         Py_INCREF(context)
         Py_INCREF(self)
-        parcel.origin = <PyObject*>context
-        parcel.intake = <PyObject*>self
-        copy(payload, &parcel, sizeof(Parcel))
-        ring_publish_alone(self.scheduler.ring, payload, sizeof(Parcel), RING_REFERENCE)
+        reference.parcel.origin = <PyObject*>context
+        reference.parcel.intake = <PyObject*>self
+        reference.size = size
+        copy(payload, &reference, sizeof(Reference))
+        ring_own(self.scheduler.ring, size)
+        ring_publish_alone(self.scheduler.ring, payload, sizeof(Reference), RING_REFERENCE)
         return True
 
 
@@ -223,6 +216,8 @@ cdef class Scheduler:
         self.wheel = TimeWheel(tick)
         self.wheel.origin = self.wheel.last = monotonic_ns()
         self.intakes = {}
+        self.early = []
+        self.ring_bytes = capacity
         self.ring = ring_new(capacity)
         if self.ring is NULL:
             raise MemoryError
@@ -257,9 +252,13 @@ cdef class Scheduler:
         # Have a tick run when the wheel's next timer is due.
         raise NotImplementedError
 
-    cdef bint make_room(self) except -1:
-        # The ring is full: whether there is room after all.
-        return False
+    cdef int overflow(self, SerialChannel intake, Session session, RawFrame* frame) except -1:
+        # The ring has no room for the frame, or others wait for some.
+        raise NotImplementedError
+
+    cdef int drain_spill(self, uint64_t until) except -1:
+        # The ring is empty: what was taken while it was full has its turn.
+        return 0
 
     cdef int open(self) except -1:
         # On the loop thread, when it starts: what the ticks need.
@@ -313,6 +312,10 @@ cdef class Scheduler:
         if handler is ...:
             return lambda function: self.subscribe_all(channels, function) or function
         self.check_new("subscribe_all")
+        if isinstance(channels, (set, frozenset)):
+            raise TypeError(
+                f"channels {channels!r}: a set has no order, in which the handler gets the "
+                "messages: use a list or a tuple")
         self.add_group(channels_of(channels), handler, True, False)
 
     cdef int check_new(self, str verb) except -1:
@@ -342,9 +345,7 @@ cdef class Scheduler:
             if number in self.intakes or (
                     self.router.channels[<int>number].handler is not NULL
                     and not self.is_leaving(number)):
-                raise errors.DomiError(
-                    f"channel {number} has a handler already: unsubscribe({number}) first",
-                    channel=number)
+                raise is_taken(self.router, number, self.intakes.get(number))
         group = SerialGroup.__new__(SerialGroup)
         group.channels = tuple(numbers)
         group.handler = handler
@@ -382,12 +383,12 @@ cdef class Scheduler:
         try:
             for number in group.channels:
                 if self.is_leaving(number):
-                    self.router.unsubscribe(number)
+                    self.router.uninstall(number)
                 self.router.install(number, self.intakes[number])
                 done.append(number)
         except BaseException:
             for number in done:
-                self.router.unsubscribe(number)
+                self.router.uninstall(number)
             self.remove_group(group)
             raise
 
@@ -410,8 +411,10 @@ cdef class Scheduler:
         :raises DomiError: they were not subscribed together here.
         """
         cdef SerialGroup group = None
-        cdef list numbers = [check_channel(channel) for channel in channels]
+        cdef list numbers = [check_channel(channel) for channel in channels_of(channels)]
         self.check_caller()
+        if not numbers:
+            raise ValueError("no channels: at least one is wanted")
         for candidate in self.groups:
             if set((<SerialGroup>candidate).channels) == set(numbers):
                 group = candidate
@@ -423,8 +426,7 @@ cdef class Scheduler:
                         f"channels {numbers} are not those of a group: channel {number} was "
                         f"subscribed with {list(others)}, which go together", channel=number)
             raise errors.DomiError(
-                f"channels {numbers} have no handler here",
-                channel=numbers[0] if numbers else None)
+                f"channels {numbers} have no handler here", channel=numbers[0])
         intakes = [self.intakes[number] for number in group.channels]
         self.remove_group(group)
         if self.state != SERIAL_NEW:
@@ -438,7 +440,7 @@ cdef class Scheduler:
         cdef SerialChannel intake
         for intake in intakes:
             if self.router.channels[intake.channel].handler is <PyObject*>intake:
-                self.router.unsubscribe(intake.channel)
+                self.router.uninstall(intake.channel)
 
     cdef int remove_group(self, SerialGroup group) except -1:
         cdef SerialChannel intake
@@ -467,10 +469,18 @@ cdef class Scheduler:
         """Begin, on the loop of the node, which has started."""
         if self.state == SERIAL_RUNNING:
             raise errors.DomiError("this serial has started before")
+        cdef Timer timer
+        cdef uint64_t now
         self.check_not_closed()
         self.router.require_engine()
+        if asyncio.get_running_loop() is not self.router.engine.loop:
+            raise errors.DomiError("started on another event loop than its node")
         self.engine = self.router.engine
         self.state = SERIAL_RUNNING
+        now = monotonic_ns()
+        early, self.early = self.early, []
+        for timer, delay in early:
+            self.wheel.put_off(timer, now + <uint64_t>delay)
         try:
             for group in list(self.groups):
                 self.install(group)
@@ -525,19 +535,28 @@ cdef class Scheduler:
     # ------------------------------------------------------------------------------------- timers
 
     def call_later(self, double delay, callback):
-        """Call ``callback()`` in its turn, in ``delay`` seconds; a :class:`Timer`."""
+        """Call ``callback()`` in its turn, in ``delay`` seconds; a :class:`Timer`.
+
+        Before the start, ``delay`` seconds after it.
+        """
         cdef uint64_t now = monotonic_ns()
         self.check_timers()
         if not delay <= 1e9:
             raise ValueError(f"delay {delay} s: up to 1e9 s is allowed")
-        timer = self.wheel.call_at(<double>now * 1e-9 + max(0.0, delay), callback)
-        self.arm()
-        return timer
+        return self.begun_timer(
+            self.wheel.call_at(<double>now * 1e-9 + max(0.0, delay), callback), max(0.0, delay))
 
     def every(self, double period, callback):
-        """Call ``callback()`` in its turn, each ``period`` seconds, as :meth:`TimeWheel.every`."""
+        """Call ``callback()`` in its turn, each ``period`` seconds, as :meth:`TimeWheel.every`.
+
+        The first beat is one period from now; before the start, one period after it.
+        """
         self.check_timers()
-        timer = self.wheel.beat_from(monotonic_ns(), period, callback)
+        return self.begun_timer(self.wheel.beat_from(monotonic_ns(), period, callback), period)
+
+    cdef Timer begun_timer(self, Timer timer, double delay):
+        if self.state == SERIAL_NEW:
+            self.early.append((timer, <uint64_t>(delay * 1e9 + 0.5)))
         self.arm()
         return timer
 
@@ -598,7 +617,7 @@ cdef class Scheduler:
                 self.called = False
                 left = CLOCK_EVERY
             payload = ring_peek(self.ring, &size, &kind)
-        return 0
+        return self.drain_spill(until) if self.spilled else 0
 
     cdef int run_batches(self, uint64_t until) except -1:
         cdef SerialGroup group
@@ -623,23 +642,26 @@ cdef class Scheduler:
         return not ring_is_empty(self.ring) or len(self.batches) > 0
 
     cdef int run_arrival(self, uint8_t* payload, uint32_t size, int kind) except -1:
-        cdef Parcel parcel
+        cdef Reference reference
         cdef Arrival arrival
         cdef RawFrame frame
         cdef Context context
         cdef SerialChannel intake
         cdef Session session
-        copy(&parcel, payload, sizeof(Parcel))
-        intake = <SerialChannel><object>parcel.intake
-        Py_DECREF(intake)               # the record's
         if kind == RING_REFERENCE:
+            copy(&reference, payload, sizeof(Reference))
             ring_consume(self.ring, payload, size)
-            context = <Context><object>parcel.origin
+            ring_disown(self.ring, reference.size)
+            intake = <SerialChannel><object>reference.parcel.intake
+            Py_DECREF(intake)           # the record's
+            context = <Context><object>reference.parcel.origin
             Py_DECREF(context)          # the record's
             return intake.run(context)
         context = shown_by(self)
         copy(&arrival, payload, sizeof(Arrival))
-        session = <Session><object>parcel.origin
+        intake = <SerialChannel><object>arrival.parcel.intake
+        Py_DECREF(intake)               # the record's
+        session = <Session><object>arrival.parcel.origin
         Py_DECREF(session)              # the record's
         frame.channel = arrival.channel
         frame.size = arrival.size
@@ -661,7 +683,7 @@ cdef class Scheduler:
 
     cdef bint drop_record(self) noexcept:
         # Whether there was one; the references that it owns go.
-        cdef Parcel parcel
+        cdef Parcel parcel              # of both kinds, the first field
         cdef uint32_t size
         cdef int kind
         cdef uint8_t* payload = ring_peek(self.ring, &size, &kind)
@@ -802,14 +824,20 @@ cdef class LoopScheduler(Scheduler):
             self.ticking = False
         return handler_called(self) if self.called else 0
 
-    cdef bint make_room(self) except -1:
+    cdef int overflow(self, SerialChannel intake, Session session, RawFrame* frame) except -1:
         # The thread that puts is the one that takes: what is full has its turn at once, and the
-        # peers' messages wait in their sockets.
-        if self.ticking:
-            return False
+        # peers' messages wait in their sockets. That is done once for each frame.
+        if self.ticking or self.asking:
+            return self.refuse(session, frame)
         self.until = monotonic_ns() + self.drain_ns
         self.take_turn()
-        return True
+        if session.state == SESSION_CLOSED:
+            return 0        # handlers have run, and the frame may be gone with its session
+        self.asking = True
+        try:
+            return intake.put_frame(session, frame)
+        finally:
+            self.asking = False
 
     cdef int tick(self) except -1:
         self.ready = False
@@ -852,4 +880,19 @@ cdef tuple channels_of(object channels):
     try:
         return tuple(channels)
     except TypeError:
-        raise TypeError(f"channels {channels!r}: an iterable of channels is wanted") from None
+        raise TypeError(f"channels {channels!r}: a sequence of channels is wanted") from None
+
+
+cdef object is_taken(Router router, int number, SerialChannel intake):
+    # That a channel has a handler, and what takes it off: an exception.
+    cdef object handler = intake
+    cdef str off = f"unsubscribe({number})"
+    if handler is None and router.channels[number].handler is not NULL:
+        handler = <object>router.channels[number].handler
+    if type(handler) is SerialChannel:
+        intake = <SerialChannel>handler
+        if intake.group is not None and len(intake.group.channels) > 1:
+            off = f"unsubscribe_group({list(intake.group.channels)})"
+        off = f"{off} of its Serial"
+    return errors.DomiError(
+        f"channel {number} has a handler already: {off} first", channel=number)

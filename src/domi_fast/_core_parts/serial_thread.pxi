@@ -9,6 +9,7 @@
 cdef extern from *:
     """
     #include <poll.h>
+    #include <pthread.h>
     #include <sys/eventfd.h>
     #include <time.h>
 
@@ -35,23 +36,40 @@ cdef extern from *:
         ppoll(&polled, 1, most == UINT64_MAX ? NULL : &time, NULL);
     }
 
-    /* For a producer that found no room: wait until a sixteenth of the ring is free, for as long as
-       the consumer takes out `pace` records or more in each 20 ms. Whether there is. */
-    static int domi_wait_for_room(domi_ring *ring, uint64_t pace)
+    /* For the serial thread that found no room for a record of `size` bytes that refers to an
+       object of `owned`: wait until there is, and a sixteenth of the ring at least, for as long as
+       the consumer takes something out in each 0.1 s. */
+    static void domi_wait_for_room(domi_ring *ring, uint32_t size, uint64_t owned, uint64_t most)
     {
         const struct timespec pause = {0, 100000};
+        const uint64_t takes = domi_ring_takes(ring, size);
+        const uint64_t wanted = takes > ring->capacity / 16 ? takes : ring->capacity / 16;
         uint64_t before = domi_ring_gets(ring), after;
-        for (int looks = 0; ; looks++) {
-            if (domi_ring_used(ring) <= ring->capacity - ring->capacity / 16)
-                return 1;
-            if (looks % 200 == 199) {
-                after = domi_ring_gets(ring);
-                if (after - before < pace)
-                    return 0;
-                before = after;
-            }
+        int looks = 0;
+        while (domi_ring_used(ring) + wanted > ring->capacity
+               || (owned && !domi_ring_may_own(ring, owned, most))) {
+            after = domi_ring_gets(ring);
+            if (after != before)
+                looks = 0;
+            else if (++looks == 1000)
+                return;
+            before = after;
             nanosleep(&pause, NULL);
         }
+    }
+
+    /* Nanoseconds that the thread of this clock has computed; 0 once it has ended. */
+    static int domi_cpu_clock_here(void)
+    {
+        clockid_t clock;
+        return pthread_getcpuclockid(pthread_self(), &clock) == 0 ? (int)clock : -1;
+    }
+    static uint64_t domi_cpu_ns(int clock)
+    {
+        struct timespec time;
+        if (clock_gettime((clockid_t)clock, &time) < 0)
+            return 0;
+        return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
     }
 
     /* The Outbound of this thread, borrowed; NULL on every thread that is no serial thread. */
@@ -63,7 +81,10 @@ cdef extern from *:
     void eventfd_signal "domi_eventfd_signal"(int fd) noexcept nogil
     void eventfd_reset "domi_eventfd_reset"(int fd) noexcept nogil
     void wait_readable "domi_wait_readable"(int fd, uint64_t most) noexcept nogil
-    bint wait_for_room "domi_wait_for_room"(Ring* ring, uint64_t pace) noexcept nogil
+    void wait_for_room "domi_wait_for_room"(Ring* ring, uint32_t size, uint64_t owned,
+                                            uint64_t most) noexcept nogil
+    int cpu_clock_here "domi_cpu_clock_here"() noexcept
+    uint64_t cpu_ns "domi_cpu_ns"(int clock) noexcept
     PyObject* get_outbound_here "DOMI_OUTBOUND_HERE"() noexcept
     void set_outbound_here "DOMI_SET_OUTBOUND_HERE"(PyObject* outbound) noexcept
 
@@ -126,7 +147,7 @@ cdef class Outbound(Verbs):
                  Context context) except -1:
         cdef Departure departure
         cdef Py_buffer view
-        cdef size_t size
+        cdef size_t size, owned = 0
         cdef uint8_t* payload
         cdef PyObject* whole = NULL
         departure.to = -1 if to is None else machine_of(to)
@@ -138,8 +159,9 @@ cdef class Outbound(Verbs):
             if size > self.most:
                 data = data if PyBytes_CheckExact(data) else bytes_of(data)
                 whole = <PyObject*>data
+                owned = size
                 size = 0
-            payload = self.claim(<uint32_t>(sizeof(Departure) + size))
+            payload = self.claim(<uint32_t>(sizeof(Departure) + size), owned)
             if payload is NULL:
                 raise self.full(channel)
             departure.context = <PyObject*>context if context is not None else NULL
@@ -152,6 +174,8 @@ cdef class Outbound(Verbs):
             Py_XINCREF(departure.whole)
             copy(payload, &departure, sizeof(Departure))
             copy(payload + sizeof(Departure), view.buf, size)
+            if owned:
+                ring_own(self.ring, owned)
             ring_publish_alone(
                 self.ring, payload, <uint32_t>(sizeof(Departure) + size), RING_FRAME)
         finally:
@@ -163,14 +187,21 @@ cdef class Outbound(Verbs):
             eventfd_signal(self.wake_fd)
         return 0
 
-    cdef uint8_t* claim(self, uint32_t size) except? NULL:
+    cdef uint8_t* claim(self, uint32_t size, size_t owned) except? NULL:
         # This thread may wait, while the loop thread takes out what is there already.
-        cdef uint8_t* payload = NULL if self.late else ring_claim_alone(self.ring, size)
+        cdef uint8_t* payload = self.try_to_claim(size, owned)
+        cdef size_t most = self.router.queue_limit
         if payload is NULL:
             with nogil:
-                wait_for_room(self.ring, BUSY_PACE)
-            payload = NULL if self.late else ring_claim_alone(self.ring, size)
+                wait_for_room(self.ring, size, owned, most)
+            payload = self.try_to_claim(size, owned)
         return payload
+
+    cdef uint8_t* try_to_claim(self, uint32_t size, size_t owned) except? NULL:
+        if self.late or (
+                owned and not ring_may_own(self.ring, owned, self.router.queue_limit)):
+            return NULL
+        return ring_claim_alone(self.ring, size)
 
     cdef object full(self, int channel):
         self.router.count("outbound_full")
@@ -189,7 +220,7 @@ cdef class Outbound(Verbs):
         cdef PyObject* call
         cdef uint8_t* payload
         pair = (function, arguments)    # before the claim: to make it may run Python code
-        payload = self.claim(sizeof(PyObject*))
+        payload = self.claim(sizeof(PyObject*), 0)
         if payload is NULL:
             return False
         call = <PyObject*>pair
@@ -356,6 +387,7 @@ cdef class Outbound(Verbs):
         if departure.whole is not NULL:
             data = <bytes>departure.whole
             Py_DECREF(data)             # the record's
+            ring_disown(self.ring, len(data))
         else:
             data = PyBytes_FromStringAndSize(
                 <char*>payload + sizeof(Departure), departure.size)
@@ -488,6 +520,9 @@ cdef class ThreadScheduler(Scheduler):
     def __cinit__(self, router, ring_size, *ignored):
         self.wake_fd = -1
         self.posts = deque()
+        self.spill = deque()
+        self.held = []
+        self.cpu_clock = -1
         self.outbound = Outbound(self, ring_size)
 
     def __dealloc__(self):
@@ -503,6 +538,11 @@ cdef class ThreadScheduler(Scheduler):
 
     cdef inline bint is_here(self) noexcept:
         return get_outbound_here() is <PyObject*>self.outbound
+
+    @property
+    def backlog(self):
+        """Messages that wait in the ring, and for room in it."""
+        return ring_count(self.ring) + len(self.spill)
 
     cdef int check_caller(self) except -1:
         if self.engine is None:
@@ -540,20 +580,59 @@ cdef class ThreadScheduler(Scheduler):
         self.ready = False
         return self.wake()
 
-    cdef bint make_room(self) except -1:
-        # The two threads share the interpreter's lock: a serial thread that is busy gets it, and
-        # makes room in good time. One whose handlers wait does not, and is left alone until it has
-        # taken out a good deal more.
-        cdef uint64_t gets = ring_gets(self.ring)
-        cdef bint room
-        if gets < self.slow_until:
-            return False
-        self.wake()
-        with nogil:
-            room = wait_for_room(self.ring, BUSY_PACE)
-        if not room:
-            self.slow_until = ring_gets(self.ring) + SLOW_RECORDS
-        return room
+    cdef int overflow(self, SerialChannel intake, Session session, RawFrame* frame) except -1:
+        # The sender waits while the serial thread keeps going: its message waits beside the ring,
+        # and its session reads no more until there is room. A thread that waits itself may do so
+        # for long: then the message is refused, and those of other channels are read on.
+        cdef Context context
+        if ring_gets(self.ring) < self.slow_until:
+            return self.refuse(session, frame)
+        context = Context.__new__(Context)
+        fill_context(context, session, frame, session.engine.now)
+        self.spill.append((intake, context))
+        self.spilled = True
+        self.hold(session)
+        return self.awaken()
+
+    cdef int hold(self, Session session) except -1:
+        session.hold_reading()
+        self.held.append(session)
+        if self.patience is None:
+            self.seen_gets = ring_gets(self.ring)
+            self.seen_cpu = cpu_ns(self.cpu_clock)
+            self.patience = self.router.call_later(PATIENCE, self.lose_patience)
+        return 0
+
+    def lose_patience(self):
+        """Look whether the serial thread keeps going; if it does not, read on without it."""
+        cdef uint64_t gets = ring_gets(self.ring), cpu = cpu_ns(self.cpu_clock)
+        self.patience = None
+        if not self.held or self.router.engine is None:
+            return
+        if gets < self.seen_gets + BUSY_PACE and cpu < self.seen_cpu + BUSY_CPU:
+            self.slow_until = gets + SLOW_RECORDS
+            self.release()
+            return
+        self.seen_gets, self.seen_cpu = gets, cpu
+        self.patience = self.router.call_later(PATIENCE, self.lose_patience)
+
+    def make_way(self):
+        """The serial thread has made room: what comes goes into the ring again."""
+        self.asked = False
+        if not self.spill:
+            self.spilled = False
+            self.release()
+
+    cdef int release(self) except -1:
+        cdef list held = self.held
+        cdef Session session
+        self.held = []
+        if self.patience is not None:
+            self.patience.cancel()
+            self.patience = None
+        for session in held:
+            session.go_on_reading()
+        return 0
 
     # --------------------------------------------------------------------------- on the loop thread
 
@@ -573,6 +652,7 @@ cdef class ThreadScheduler(Scheduler):
 
     def stop_taking(self):
         self.take_no_more()
+        self.release()
         if self.thread is None or self.has_ended:
             return None
         self.emptied = self.engine.loop.create_future()
@@ -612,6 +692,7 @@ cdef class ThreadScheduler(Scheduler):
     def run(self):
         """The whole life of the thread."""
         set_outbound_here(<PyObject*>self.outbound)
+        self.cpu_clock = cpu_clock_here()
         try:
             while self.state == SERIAL_RUNNING or self.has_work() or self.posts:
                 try:
@@ -621,6 +702,8 @@ cdef class ThreadScheduler(Scheduler):
                     self.run_tick(monotonic_ns() + self.drain_ns)
                 except BaseException as error:
                     self.raised(error)
+                if self.spilled and not self.asked and self.has_room():
+                    self.ask_for_way()
                 if not self.has_work() and not self.posts:
                     self.wait()
                 else:
@@ -639,6 +722,31 @@ cdef class ThreadScheduler(Scheduler):
                 self.engine.call_soon_threadsafe(self.end_waiting)
             except RuntimeError:
                 pass            # the loop is closed
+
+    cdef bint has_room(self) noexcept:
+        # Enough for the sessions that are held to go on for a while.
+        cdef uint64_t limit = self.router.queue_limit
+        return (not self.spill and ring_used(self.ring) <= self.ring_bytes - self.ring_bytes // 16
+                and ring_may_own(self.ring, limit // 16, limit))
+
+    cdef int drain_spill(self, uint64_t until) except -1:
+        while self.spill and self.state != SERIAL_CLOSED:
+            intake, context = self.spill.popleft()
+            (<SerialChannel>intake).run(context)
+            if monotonic_ns() > until:
+                break
+        return 0
+
+    cdef bint has_work(self) noexcept:
+        return Scheduler.has_work(self) or (self.spilled and len(self.spill) > 0)
+
+    cdef int ask_for_way(self) except -1:
+        self.asked = True
+        try:
+            self.engine.call_soon_threadsafe(self.make_way)
+        except RuntimeError:
+            pass                # the loop is closed
+        return 0
 
     cdef int stop_reporting(self) except -1:
         # From now on `on_error` is called on the loop thread: this one will not get to it.

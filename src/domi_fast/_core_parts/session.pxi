@@ -380,11 +380,11 @@ cdef class Session:
         cdef RawFrame frame
         cdef size_t length
         cdef uint64_t until = self.engine.now + self.engine.slice_ns
-        if self.continuing:
+        if self.continuing or self.holding:
             return 0
         self.continuing = True
         try:
-            while self.queue.head is not NULL and self.state == SESSION_UP:
+            while self.queue.head is not NULL and self.state == SESSION_UP and not self.holding:
                 length = frame_at(self.queue.head, self.queue.head.sent, &frame)
                 try:
                     self.frames_in += 1
@@ -397,7 +397,7 @@ cdef class Session:
                     break
         finally:
             self.continuing = False
-            if self.queue.head is not NULL and self.state == SESSION_UP:
+            if self.queue.head is not NULL and self.state == SESSION_UP and not self.holding:
                 self.engine.mark_dirty(self)
         if self.draining:
             self.wake_drained()
@@ -434,6 +434,8 @@ cdef class Session:
         return 0
 
     def continue_reading(self):
+        if self.holding:
+            return              # go_on_reading() asks for another
         self.continuing = False
         self.readable()
 
@@ -441,6 +443,31 @@ cdef class Session:
         if not self.continuing:
             self.continuing = True
             self.engine.call_soon(self.continue_reading)
+        return 0
+
+    cdef int hold_reading(self) except -1:
+        # Called for a frame that is being delivered, which is the last one until go_on_reading():
+        # the next ones wait where they are. This costs the reading of others nothing.
+        if self.holding or self.state == SESSION_CLOSED:
+            return 0
+        self.holding = True
+        if self.driver is not None:
+            self.unparsed = self.reader.end - self.reader.position
+            self.reader.end = self.reader.position
+            self.driver.stop_read()
+        return 0
+
+    cdef int go_on_reading(self) except -1:
+        if not self.holding:
+            return 0
+        self.holding = False
+        if self.state == SESSION_CLOSED:
+            return 0
+        if self.driver is None:
+            self.engine.mark_dirty(self)
+            return 0
+        self.driver.want_read(self.on_readable)
+        self.engine.call_soon(self.continue_reading)
         return 0
 
     cdef int read_some(self) except -1:
@@ -484,7 +511,9 @@ cdef class Session:
                 if self.engine.now > until:
                     break
         finally:
-            if not finished and self.state != SESSION_CLOSED:
+            if self.holding:
+                self.continuing = True
+            elif not finished and self.state != SESSION_CLOSED:
                 self.go_on()
         return 0
 
@@ -523,13 +552,15 @@ cdef class Session:
                                   else CLOCK_EVERY if now - before > 2000 else 2 * CLOCK_EVERY)
                     before = now
                     left = stride
-            self.sliced = False
+            self.sliced = self.holding
         finally:
             if self.state == SESSION_CLOSED:
                 reader.position = reader.end
                 reader.close_window()
                 reader.drop()
             else:
+                reader.end += self.unparsed
+                self.unparsed = 0
                 reader.close_window()
         if reader.fault is not NULL and self.state != SESSION_CLOSED:
             self.fail(reader.fault.decode(), True)
@@ -631,16 +662,21 @@ cdef class Session:
             now = max(now, self.last_heard)
             if self.continuing:
                 # There is more to read; what it is will be known then.
+                self.say_beat(now)
                 self.engine.schedule(&self.heartbeat.node, 1000000)
                 return 0
             if now - self.last_heard >= self.router.silence_ns:
                 self.router.count("peers_silent")
                 self.fail(f"silent for {(now - self.last_heard) * 1e-9:.1f} s")
                 return 0
+        self.say_beat(now)
+        self.schedule_beat(now)
+        return 0
+
+    cdef int say_beat(self, uint64_t now) except -1:
         if now >= self.beat_due:
             self.beat_due = now + self.router.heartbeat_ns
             self.control(CH_HEARTBEAT, b"")
-        self.schedule_beat(now)
         return 0
 
     cdef int fail(self, object reason, bint protocol=False) except -1:

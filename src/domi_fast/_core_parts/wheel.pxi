@@ -18,6 +18,30 @@ cdef extern from *:
     """
     int lowest_bit "domi_lowest_bit"(uint64_t v) noexcept
 
+cdef extern from *:
+    """
+    /* Whether calling it runs nothing of it: an async def or a generator. */
+    static inline int domi_runs_later(PyObject *callback)
+    {
+        if (PyMethod_Check(callback))
+            callback = PyMethod_GET_FUNCTION(callback);
+        return PyFunction_Check(callback)
+            && (((PyCodeObject *)PyFunction_GET_CODE(callback))->co_flags
+                & (CO_COROUTINE | CO_GENERATOR | CO_ASYNC_GENERATOR));
+    }
+    """
+    bint runs_later "domi_runs_later"(object callback) noexcept
+
+
+cdef inline int check_callback(object callback) except -1:
+    if not callable(callback):
+        raise TypeError(f"callback {callback!r} is not callable")
+    if runs_later(callback):
+        raise TypeError(
+            f"callback {callback!r} is an async def or a generator, which a timer would only make "
+            "and not run: use def")
+    return 0
+
 
 cdef inline void unlink_node(TimerNode* node) noexcept:
     node.prev.next = node.next
@@ -85,8 +109,7 @@ cdef class TimeWheel:
 
         :raises ValueError: ``when`` is more than 1e10 seconds, or 2**48 ticks after the start.
         """
-        if not callable(callback):
-            raise TypeError(f"callback {callback!r} is not callable")
+        check_callback(callback)
         return self.start(wheel_time(self, when), callback, TIMER_ONCE)
 
     def every(self, double period, callback):
@@ -102,8 +125,7 @@ cdef class TimeWheel:
         return self.beat_from(self.last, period, callback)
 
     cdef Timer beat_from(self, uint64_t now_ns, double period, object callback):
-        if not callable(callback):
-            raise TypeError(f"callback {callback!r} is not callable")
+        check_callback(callback)
         if not 0.0 < period <= 1e9 or <uint64_t>(period * 1e9 + 0.5) < self.resolution:
             raise ValueError(
                 f"period {period} s: from {self.resolution * 1e-9:g} s, one tick, to 1e9 s is "
@@ -114,6 +136,16 @@ cdef class TimeWheel:
         beat.due = now_ns + beat.period
         wheel_time(self, <double>beat.due * 1e-9)
         return self.start(beat.due, beat, TIMER_PERIODIC)
+
+    cdef int put_off(self, Timer timer, uint64_t when_ns) except -1:
+        # Have a pending timer fire, or begin to beat, at another time.
+        if timer.wheel is NULL:
+            return 0
+        self.remove(&timer.node)
+        if timer.node.kind == TIMER_PERIODIC:
+            (<Beat><object>timer.callback).due = when_ns
+        self.add(&timer.node, self.ticks_at(when_ns))
+        return 0
 
     cdef Timer start(self, uint64_t when_ns, object callback, uint16_t kind):
         cdef Timer timer = Timer.__new__(Timer)
@@ -146,7 +178,8 @@ cdef class TimeWheel:
         return None if when == NEVER else <double>when * 1e-9
 
     def advance(self, double now):
-        """Fire what is due at ``now`` (seconds), in the order of time; the number fired.
+        """Fire what is due at ``now`` (seconds), tick by tick; the number fired. Of one tick, what
+        was set first fires first.
 
         A time before the last one changes nothing. A callback that raises stops the round: the
         rest fires with the next call. What a callback schedules for the past fires at the
@@ -313,7 +346,17 @@ cdef int fire(TimerNode* node) except -1:
             forget(timer)
         else:
             callback = next_beat(timer)
-        callback()
+        check_made_nothing(callback, callback())
+    return 0
+
+
+cdef inline int check_made_nothing(object callback, object result) except -1:
+    # What a callback returns is of no use, but a coroutine was to be run by somebody.
+    if PyCoro_CheckExact(<PyObject*>result):
+        result.close()
+        raise TypeError(
+            f"callback {callback!r} has returned a coroutine, which nobody will await: have it "
+            "make a task")
     return 0
 
 
