@@ -121,10 +121,10 @@ find_python = $(shell for python in python$(1) \
 	"$$(pyenv root 2>/dev/null || echo "$${PYENV_ROOT:-$$HOME/.pyenv}")"/versions/$(1).*/bin/python$(1); \
 	do "$$python" -c 'import sys; print(sys.executable)' 2>/dev/null && break; done)
 
-ifneq ($(filter test-oldest .venv-$(OLDEST)/%,$(MAKECMDGOALS)),)
+ifneq ($(filter setup-others test-oldest .venv-$(OLDEST)/%,$(MAKECMDGOALS)),)
 OLDEST_PYTHON := $(call find_python,$(OLDEST))
 endif
-ifneq ($(filter test-newest .venv-$(NEWEST)/%,$(MAKECMDGOALS)),)
+ifneq ($(filter setup-others test-newest .venv-$(NEWEST)/%,$(MAKECMDGOALS)),)
 NEWEST_PYTHON := $(call find_python,$(NEWEST))
 endif
 
@@ -141,8 +141,8 @@ endif
 # ---------------------------------------------------------------------------------------------------
 # Targets
 
-.PHONY: help setup demo test consul-agent lint format test-debug test-asan test-oldest test-newest \
-	bench bench-smoke soak sdist check-sdist clean distclean
+.PHONY: help setup setup-others demo test consul-agent lint format test-debug test-asan test-oldest \
+	test-newest bench bench-smoke soak sdist check-sdist clean distclean
 
 help: ## Say what can be made
 	@echo 'domi_fast: make TARGET [ARGS="..."] [PYTHON=python3.12] [VENV=.venv-3.12]'
@@ -181,11 +181,12 @@ format: $(VENV)/.ready ## Put the Python files in form
 	$(PY) -m ruff check --fix-only --quiet .
 	$(PY) -m ruff format .
 
-# What a build of the core changes, the other servers' registries and the command, plain Python, do
-# not show; and the two builds share the loops between them, whose parts of the core are the same
-# (--loop=both: both).
+# What a build of the core changes, the other servers' registries, the command, plain Python, and
+# programs in C of their own do not show; and the two builds share the loops between them, whose
+# parts of the core are the same (--loop=both: both).
+OF_THE_CORE := not external and not command and not native
 test-debug: .venv-debug/.ready ## Run the tests with run-time checks, live-object counters, asyncio's debug mode
-	DOMI_DEBUG=1 PYTHONASYNCIODEBUG=1 .venv-debug/bin/python -X dev $(PYTEST) -m "not external and not command" \
+	DOMI_DEBUG=1 PYTHONASYNCIODEBUG=1 .venv-debug/bin/python -X dev $(PYTEST) -m "$(OF_THE_CORE)" \
 		--loop=asyncio $(ARGS)
 
 # The debug build looks for leaks; LeakSanitizer would report the interpreter's own. ASan reports to
@@ -198,9 +199,11 @@ test-asan: .venv-asan/.ready ## Run the tests under AddressSanitizer and Undefin
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
 	ASAN_OPTIONS="detect_leaks=0:log_path='$(SANITIZER_LOG)'" \
 	UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-	.venv-asan/bin/python $(PYTEST) --capture=sys -m "not external and not command" --loop=uvloop $(ARGS) || status=$$?; \
+	.venv-asan/bin/python $(PYTEST) --capture=sys -m "$(OF_THE_CORE)" --loop=uvloop $(ARGS) || status=$$?; \
 	if ls "$(SANITIZER_LOG)".* >/dev/null 2>&1; then cat "$(SANITIZER_LOG)".* >&2; exit 1; fi; \
 	exit $$status
+
+setup-others: $(if $(OLDEST_PYTHON),.venv-$(OLDEST)/.ready) $(if $(NEWEST_PYTHON),.venv-$(NEWEST)/.ready) ## Build the library for the oldest and the newest Python that are here
 
 # On other Pythons each external registry shows that it keeps the contract, and the faults of its
 # server are left to the first; so is one of the two loops.
@@ -212,7 +215,7 @@ endef
 
 ifneq ($(OLDEST_PYTHON),)
 test-oldest: servers .venv-$(OLDEST)/.ready
-	.venv-$(OLDEST)/bin/python $(PYTEST) -m "contract or not external" --loop=asyncio $(ARGS)
+	.venv-$(OLDEST)/bin/python $(PYTEST) -m "(contract or not external) and not native" --loop=asyncio $(ARGS)
 else
 test-oldest: ## Run the tests on the oldest Python
 	$(call on_other,$(OLDEST))
@@ -220,7 +223,7 @@ endif
 
 ifneq ($(NEWEST_PYTHON),)
 test-newest: servers .venv-$(NEWEST)/.ready
-	.venv-$(NEWEST)/bin/python $(PYTEST) -m "contract or not external" --loop=uvloop $(ARGS)
+	.venv-$(NEWEST)/bin/python $(PYTEST) -m "(contract or not external) and not native" --loop=uvloop $(ARGS)
 else
 test-newest: ## Run the tests on the newest Python
 	$(call on_other,$(NEWEST))

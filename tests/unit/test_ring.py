@@ -327,6 +327,7 @@ SANITIZERS = {
 RINGS = [(4, 65536, 64), (4, 4096, 2040), (1, 4096, 100)]
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
 @pytest.mark.parametrize(("producers", "capacity", "largest"), RINGS)
 def test_the_ring_in_c(
