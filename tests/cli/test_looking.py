@@ -103,6 +103,8 @@ def test_nothing_at_all_is_a_usage_error(shell: Shell) -> None:
         ("nodes --registry sqlite://relative", "sqlite:///"),
         ("nodes --registry memory://x", "inside one process"),
         ("nodes --cluster a/b", "a/b"),
+        ("nodes --cluster a/b --registry memory://x", "a/b"),
+        ("request 50 x --cluster a/b --connect tcp://localhost:1", "a/b"),
         ("request 50 x --connect http://localhost:1", "tcp://host:port"),
         ("request 50 x --connect tcp://localhost:1 --to alpha", "give an id"),
     ],

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from ..channels import USER_FIRST, USER_LAST
+from ..config import check_cluster
 from .cluster import Where
 from .outcome import explained
 from .output import Output
@@ -110,6 +111,7 @@ def registry_options(function: Function) -> Function:
         "--cluster",
         envvar="DOMI_CLUSTER",
         default="default",
+        callback=_cluster_name,
         metavar="NAME",
         help="The cluster's name. [env: DOMI_CLUSTER; default: default]",
     )
@@ -119,6 +121,14 @@ def registry_options(function: Function) -> Function:
         return function(where=Where(cluster, registry or None), **given)
 
     return with_where
+
+
+def _cluster_name(ctx: click.Context, param: click.Parameter, given: str) -> str:
+    try:
+        check_cluster(given)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return given
 
 
 def guest_options(function: Function) -> Function:
