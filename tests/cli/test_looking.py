@@ -110,10 +110,11 @@ def test_exit_codes_are_documented() -> None:
         assert f"`domi {name}" in page
 
 
-def test_nothing_at_all_is_a_usage_error(shell: Shell) -> None:
-    found = shell.run()
+@pytest.mark.parametrize("words", [[], ["registry"]])
+def test_a_group_alone_is_a_usage_error_and_shows_its_help(here: Here, words: list[str]) -> None:
+    found = here.run(*words)
     assert (found.code, found.out) == (2, b"")
-    assert "Commands:" in found.said
+    assert "\nCommands:\n" in found.said
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from importlib import metadata
 import click
 
 from . import checking, life, messages, program, views, watching
-from .options import write_lines
+from .options import show_help_alone, write_lines
 from .outcome import FAILED, INTERRUPTED, MEANINGS, OK, USAGE, Failure
 from .output import printable
 
@@ -47,9 +47,7 @@ def _version() -> str:
 @click.pass_context
 def domi(ctx: click.Context) -> None:
     """See and steer the nodes of a cluster, and talk to them."""
-    if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help(), err=True)
-        ctx.exit(USAGE)
+    show_help_alone(ctx)
 
 
 for part in (

@@ -17,7 +17,7 @@ import click
 from ..channels import USER_FIRST, USER_LAST
 from ..config import check_cluster
 from .cluster import Where
-from .outcome import explained
+from .outcome import USAGE, explained
 from .output import Output
 
 Function = Callable[..., Any]
@@ -77,6 +77,13 @@ async def _until_interrupted(work: Coroutine[Any, Any, int | None]) -> int | Non
     task = asyncio.ensure_future(work)
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, task.cancel)
     return await task
+
+
+def show_help_alone(ctx: click.Context) -> None:
+    """End a group that was given no subcommand with its help, which is an error."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(USAGE)
 
 
 def write_lines(formatter: click.HelpFormatter, title: str, text: str) -> None:
