@@ -105,12 +105,13 @@ def test_what_cannot_be_run(
     here.run("run", target).fails(code, *words)
 
 
-def test_what_goes_wrong_in_the_module_has_its_traceback(shell: Shell) -> None:
-    (shell.folder / "app.py").write_text("import no_such_module_at_all\n")
+@pytest.mark.parametrize("wrong", ["import no_such_thing_at_all", "open('no_such_thing_at_all')"])
+def test_what_goes_wrong_in_the_module_has_its_traceback(shell: Shell, wrong: str) -> None:
+    (shell.folder / "app.py").write_text(f"{wrong}\n")
     ended = shell.run("run", "app")
     assert ended.code == 1
     assert "Traceback" in ended.said
-    assert "no_such_module_at_all" in ended.said.splitlines()[-1]
+    assert "no_such_thing_at_all" in ended.said.splitlines()[-1]
 
 
 def test_a_node_that_cannot_start(shell: Shell) -> None:

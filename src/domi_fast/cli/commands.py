@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -63,6 +64,7 @@ def run_command(arguments: Sequence[str]) -> int:
     try:
         # In its standalone mode click would choose the exit codes itself.
         code = domi.main(list(arguments), prog_name="domi", standalone_mode=False)
+        sys.stdout.flush()
         return OK if code is None else int(code)
     except Failure as failure:
         return _end(failure.code, str(failure))
@@ -73,8 +75,12 @@ def run_command(arguments: Sequence[str]) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return FAILED  # whoever read the output has had enough of it
+    except OSError as error:
+        # What talks to nodes and registries has made a Failure of its own.
+        return _end(FAILED, f"reading or writing failed: {error}")
 
 
 def _end(code: int, why: str) -> int:
-    print(f"domi: {printable(' '.join(why.split()))}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the code is said in any case
+        print(f"domi: {printable(' '.join(why.split()))}", file=sys.stderr)
     return code

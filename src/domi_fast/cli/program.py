@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 from typing import Any
 
 import click
@@ -68,6 +69,9 @@ def _load(target: str) -> Component:
         raise Failure(
             USAGE, f"there is no module {name!r} in {os.getcwd()} or on Python's path"
         ) from error
+    except OSError as error:
+        traceback.print_exc()
+        raise Failure(FAILED, f"module {name!r} cannot be imported: {error}") from error
     found: Any = module
     try:
         for part in attribute.split("."):
