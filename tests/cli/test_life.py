@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import os
 import pty
 import signal
@@ -80,6 +81,28 @@ def test_run(
     assert (ended.code, ended.out) == (0, b"")
     assert "listens on" in ended.said
     assert here.run("nodes", "--json").json() == []
+
+
+def test_run_says_in_json_when_it_is_there_and_when_it_has_ended(shell: Shell, here: Here) -> None:
+    (shell.folder / "app.py").write_text(APP)
+    process = shell.start("run", "app:node", "--json")
+    try:
+        assert process.stdout is not None
+        ready = json.loads(process.stdout.readline())
+        (node,) = here.run("nodes", "--json").json()
+        assert node.pop("epoch") > 0
+        assert ready == {"event": "ready", "nodes": [node]}
+        process.send_signal(signal.SIGTERM)
+    finally:
+        ended = shell.end(process)
+    assert (ended.code, ended.lines) == (0, ['{"event": "ended"}'])
+
+
+def test_run_that_cannot_start_says_nothing_in_json(shell: Shell) -> None:
+    (shell.folder / "app.py").write_text(
+        "from domi_fast import Node\nnode = Node('a', registry='sqlite:///proc/none/there.db')\n"
+    )
+    shell.run("run", "app", "--json").fails(3, "/proc/none/there.db")
 
 
 @pytest.mark.parametrize(

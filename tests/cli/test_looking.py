@@ -117,6 +117,10 @@ def test_a_group_alone_is_a_usage_error_and_shows_its_help(here: Here, words: li
     assert "\nCommands:\n" in found.said
 
 
+def test_json_is_to_be_had_everywhere() -> None:
+    assert taking("as_json") == list(flattened(command))
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
