@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from domi_fast.cli.commands import domi as command
+from domi_fast.config import NodeConfig
 from domi_fast.membership import NodeInfo, nodes_prefix
 from domi_fast.registry import open_registry
 from tests.cli.conftest import Cluster, Here, Shell
@@ -152,6 +154,36 @@ def test_pause_and_resume(shell: Shell, server: subprocess.Popen[bytes]) -> None
     answer: Any = shell.run("resume", "0", "--json").json()
     assert answer == {"node": 0, "name": "server", "state": "serving"}
     assert shell.run("request", "50", "").out == b"pong\n"
+
+
+PEER = """\
+from domi_fast import Node
+
+node = Node("peer")
+"""
+
+
+def test_a_peer_that_hangs_holds_up_the_answer_and_not_the_pause(
+    shell: Shell, here: Here, server: subprocess.Popen[bytes]
+) -> None:
+    """It is said that the node is paused; within the default time such a peer is given up."""
+    (shell.folder / "peer.py").write_text(PEER)
+    peer = shell.start("run", "peer")
+    try:
+        until_now(lambda: len(here.run("peers", "server", "--json").json()) == 1, 20, pause=0)
+        peer.send_signal(signal.SIGSTOP)
+        found = here.run("pause", "server", "--timeout", "0.2")
+        found.fails(5, "node 0 (server) is paused", "not every peer")
+        found = here.run("resume", "server", "--timeout", "0.2")
+        found.fails(5, "node 0 (server) is serving", "not every peer")
+    finally:
+        peer.kill()
+        peer.communicate()
+    assert here.run("pause", "server").code == 0
+    for name in ("pause", "resume"):
+        default = {each.name: each.default for each in command.commands[name].params}["timeout"]
+        assert isinstance(default, float)
+        assert default > NodeConfig.heartbeat_timeout
 
 
 def test_exit(shell: Shell, here: Here, server: subprocess.Popen[bytes]) -> None:
