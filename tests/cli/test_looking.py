@@ -190,12 +190,20 @@ def test_a_registry_that_is_not_there_is_not_made(shell: Shell) -> None:
 
 
 @pytest.mark.external
-def test_a_registry_that_does_not_answer(shell: Shell) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        silent.listen()
-        port = silent.getsockname()[1]
-        found = shell.run("registry", "check", "--registry", f"etcd://127.0.0.1:{port}")
-    found.fails(3, f"127.0.0.1:{port}")
+@pytest.mark.parametrize(
+    ("words", "listens", "why"),
+    [("registry check", True, "does not answer"), ("nodes", False, "Connection refused")],
+)
+def test_a_registry_that_cannot_be_reached(
+    shell: Shell, words: str, listens: bool, why: str
+) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        if listens:
+            sock.listen()
+        port = sock.getsockname()[1]
+        found = shell.run(*words.split(), "--registry", f"etcd://127.0.0.1:{port}")
+    found.fails(3, f"etcd at 127.0.0.1:{port}", why)
 
 
 def test_a_file_that_is_no_registry(shell: Shell) -> None:
