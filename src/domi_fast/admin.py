@@ -74,15 +74,24 @@ class _Refused(Exception):
 class _Connection(web.RequestHandler):
     """Answers what is no request of ours as the pages answer, and says nothing of it to the log.
 
-    aiohttp would log and send back the words that it could not read, a token among them.
+    aiohttp would log and send back the words that it could not read, a token among them. Of some,
+    as a host that no name can be made of, it cannot even make a request: these are cut.
     """
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            super().data_received(data)
+        except Exception:
+            self.force_close()
 
     async def start(self) -> None:
         try:
             await super().start()
         except Exception:
-            # Of some requests, as that for http://xn--/, aiohttp cannot even make an object.
             self.force_close()
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """Nothing: a page that fails is logged where it is called."""
 
     def handle_error(
         self,

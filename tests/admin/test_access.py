@@ -294,7 +294,6 @@ async def test_what_is_too_large_or_no_http(registry_url: str, sent: bytes, stat
         b"GET /ping HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer TOKEN\r\nX: \x01\r\n\r\n",
         b"POST /pause HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer TOKEN\x00\r\n\r\n",
         b"POST /pause TOKEN\r\nHost: localhost\r\n\r\n",
-        b"POST http://[TOKEN/pause HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"POST /pause HTTP/1.1\r\nHost: localhost\r\nHost: TOKEN\r\n\r\n",
         b"POST /pause HTTP/1.1\r\nHost: localhost\r\nContent-Length: TOKEN\r\n\r\n",
         b"POST /pause HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nTOKEN\r\n",
@@ -327,17 +326,25 @@ async def test_what_is_refused_is_neither_logged_nor_repeated(
     assert answer.headers["Server"] == "domi_fast"
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"POST http://xn--/TOKEN HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"POST http://[TOKEN/ HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nTOKEN\r\n\r\n",
+    ],
+)
 async def test_what_is_cut_is_not_logged(
-    registry_url: str, caplog: pytest.LogCaptureFixture
+    registry_url: str, sent: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A host that no name can be made of: there is not even a request that could be answered."""
+    """What aiohttp fails on, in one version or another, before it can be answered."""
     async with nodes(registry_url, "a", http_port=0) as (a,):
         assert a.http_port is not None
         caplog.clear()
-        sent = f"POST http://xn--/{TOKEN} HTTP/1.1\r\nHost: localhost\r\n\r\n"
         begun = time.monotonic()
-        assert await exchange("127.0.0.1", a.http_port, sent.encode()) == b""
+        data = await exchange("127.0.0.1", a.http_port, sent.replace(b"TOKEN", TOKEN.encode()))
         assert time.monotonic() - begun < admin.REQUEST_TIME / 2
+        assert TOKEN.encode() not in data
         assert caplog.text == ""
         assert (await ask(a.http_port, "/ping")).status == 200
 
