@@ -71,6 +71,46 @@ class _Refused(Exception):
             self.headers["WWW-Authenticate"] = 'Bearer realm="domi"'
 
 
+class _Connection(web.RequestHandler):
+    """Answers what is no request of ours as the pages answer, and says nothing of it to the log.
+
+    aiohttp would log and send back the words that it could not read, a token among them. Of some,
+    as a host that no name can be made of, it cannot even make a request: these are cut.
+    """
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            super().data_received(data)
+        except Exception:
+            self.force_close()
+
+    async def start(self) -> None:
+        try:
+            await super().start()
+        except Exception:
+            self.force_close()
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """Nothing: a page that fails is logged where it is called."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        answer = _json(
+            {
+                "error": f"this is not understood: HTTP/1.1 is, with lines and headers of at most "
+                f"{MAX_LINE} bytes"
+            },
+            status,
+        )
+        answer.force_close()
+        return _signed(answer)
+
+
 class _Connections(web.Server):
     """Limits what connections may take: how many there are, and the time for a whole request.
 
@@ -88,6 +128,9 @@ class _Connections(web.Server):
             lingering_time=0.0,
         )
         self._timers: dict[web.RequestHandler, asyncio.TimerHandle] = {}
+
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
@@ -201,10 +244,7 @@ class AdminServer:
             answer = _json({"error": "this page failed; the node's log says why"}, 500)
         finally:
             self._connections.start_time(request.protocol)
-        answer.headers["Server"] = "domi_fast"
-        answer.headers["Cache-Control"] = "no-store"
-        answer.headers["X-Content-Type-Options"] = "nosniff"
-        return answer
+        return _signed(answer)
 
     def _route(self, request: web.BaseRequest) -> tuple[str, Callable[[Any], Awaitable[Any]]]:
         self._check_host(request)
@@ -340,6 +380,14 @@ def _json(found: object, status: int = 200, headers: dict[str, str] | None = Non
         headers=headers,
         content_type="application/json",
     )
+
+
+def _signed(answer: web.Response) -> web.Response:
+    """The answer with the headers that all answers have."""
+    answer.headers["Server"] = "domi_fast"
+    answer.headers["Cache-Control"] = "no-store"
+    answer.headers["X-Content-Type-Options"] = "nosniff"
+    return answer
 
 
 def _shows(request: web.BaseRequest, token: str) -> bool:

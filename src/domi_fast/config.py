@@ -164,7 +164,7 @@ class GuestConfig(EndpointConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.cluster != "":
-            _check_cluster(self.cluster)
+            check_cluster(self.cluster)
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ class NodeConfig(EndpointConfig):
         for field, kind in (("unix_path", str), ("registry", str), ("http_port", int)):
             if getattr(self, field) is not None:
                 self._check_type(field, kind)
-        _check_cluster(self.cluster)
+        check_cluster(self.cluster)
         parse_version(self.version)
         if len(self.version) > 255:
             raise ValueError(f"version {self.version!r}: at most 255 characters are allowed")
@@ -341,7 +341,8 @@ def _utf8_length(text: str) -> int:
         return 0
 
 
-def _check_cluster(cluster: object) -> None:
+def check_cluster(cluster: object) -> None:
+    """Raise ValueError unless it is the name of a cluster."""
     if not isinstance(cluster, str) or not _CLUSTER.fullmatch(cluster):
         raise ValueError(
             f"cluster {cluster!r}: 1 to 64 letters, digits, '.', '_' and '-' are allowed"

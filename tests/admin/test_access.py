@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import shutil
 import socket
@@ -284,6 +285,68 @@ async def test_what_is_too_large_or_no_http(registry_url: str, sent: bytes, stat
         assert parse(await exchange("127.0.0.1", a.http_port, sent)).status == status
         assert (await ask(a.http_port, "/ping")).status == 200
         assert a.state == "serving"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"POST /pause HTTP/1.1\r\nHost: localhost\r\nAuthorization : Bearer TOKEN\r\n\r\n",
+        b"GET /ping HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer TOKEN\r\nX: \x01\r\n\r\n",
+        b"POST /pause HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer TOKEN\x00\r\n\r\n",
+        b"POST /pause TOKEN\r\nHost: localhost\r\n\r\n",
+        b"POST /pause HTTP/1.1\r\nHost: localhost\r\nHost: TOKEN\r\n\r\n",
+        b"POST /pause HTTP/1.1\r\nHost: localhost\r\nContent-Length: TOKEN\r\n\r\n",
+        b"POST /pause HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nTOKEN\r\n",
+        b"POST /pause HTTP/1.1\r\nHost: localhost\r\nX: TOKEN" + b"a" * 5000 + b"\r\n\r\n",
+        b"GET /TOKEN" + b"a" * 5000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /TOKEN?TOKEN HTTP/1.1\r\nHost: TOKEN\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nTOKEN",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03TOKEN\r\n\r\n",
+        b"GET /node HTTP/1.1\r\nHost: localhost\r\n\r\nTOKEN TOKEN\r\n\r\n",
+    ],
+)
+async def test_what_is_refused_is_neither_logged_nor_repeated(
+    registry_url: str, sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever is wrong with a request, what was in it may be a secret; the error is JSON."""
+    async with nodes(registry_url, "a", http_port=0, admin_token=TOKEN) as (a,):
+        assert a.http_port is not None
+        caplog.set_level(logging.DEBUG)
+        caplog.clear()
+        data = await exchange("127.0.0.1", a.http_port, sent.replace(b"TOKEN", TOKEN.encode()))
+        assert caplog.text == ""
+        assert a.state == "serving"
+    assert TOKEN.encode() not in data
+    assert b"aiohttp" not in data
+    head, _, last = data.rpartition(b"\r\n\r\n")
+    assert json.loads(last)["error"]
+    answer = parse(head[head.rindex(b"HTTP/1.") :] + b"\r\n\r\n" + last)
+    assert 400 <= answer.status < 500
+    assert answer.headers["Content-Type"] == "application/json; charset=utf-8"
+    assert answer.headers["Server"] == "domi_fast"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"POST http://xn--/TOKEN HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"POST http://[TOKEN/ HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nTOKEN\r\n\r\n",
+    ],
+)
+async def test_what_is_cut_is_not_logged(
+    registry_url: str, sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What aiohttp fails on, in one version or another, before it can be answered."""
+    async with nodes(registry_url, "a", http_port=0) as (a,):
+        assert a.http_port is not None
+        caplog.clear()
+        begun = time.monotonic()
+        data = await exchange("127.0.0.1", a.http_port, sent.replace(b"TOKEN", TOKEN.encode()))
+        assert time.monotonic() - begun < admin.REQUEST_TIME / 2
+        assert TOKEN.encode() not in data
+        assert caplog.text == ""
+        assert (await ask(a.http_port, "/ping")).status == 200
 
 
 async def test_connections_beyond_the_limit_are_cut(

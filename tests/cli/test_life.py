@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import os
 import pty
 import signal
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from domi_fast.cli.commands import domi as command
+from domi_fast.config import NodeConfig
 from domi_fast.membership import NodeInfo, nodes_prefix
 from domi_fast.registry import open_registry
 from tests.cli.conftest import Cluster, Here, Shell
@@ -82,6 +85,28 @@ def test_run(
     assert here.run("nodes", "--json").json() == []
 
 
+def test_run_says_in_json_when_it_is_there_and_when_it_has_ended(shell: Shell, here: Here) -> None:
+    (shell.folder / "app.py").write_text(APP)
+    process = shell.start("run", "app:node", "--json")
+    try:
+        assert process.stdout is not None
+        ready = json.loads(process.stdout.readline())
+        (node,) = here.run("nodes", "--json").json()
+        assert node.pop("epoch") > 0
+        assert ready == {"event": "ready", "nodes": [node]}
+        process.send_signal(signal.SIGTERM)
+    finally:
+        ended = shell.end(process)
+    assert (ended.code, ended.lines) == (0, ['{"event": "ended"}'])
+
+
+def test_run_that_cannot_start_says_nothing_in_json(shell: Shell) -> None:
+    (shell.folder / "app.py").write_text(
+        "from domi_fast import Node\nnode = Node('a', registry='sqlite:///proc/none/there.db')\n"
+    )
+    shell.run("run", "app", "--json").fails(3, "/proc/none/there.db")
+
+
 @pytest.mark.parametrize(
     ("target", "code", "words"),
     [
@@ -105,12 +130,13 @@ def test_what_cannot_be_run(
     here.run("run", target).fails(code, *words)
 
 
-def test_what_goes_wrong_in_the_module_has_its_traceback(shell: Shell) -> None:
-    (shell.folder / "app.py").write_text("import no_such_module_at_all\n")
+@pytest.mark.parametrize("wrong", ["import no_such_thing_at_all", "open('no_such_thing_at_all')"])
+def test_what_goes_wrong_in_the_module_has_its_traceback(shell: Shell, wrong: str) -> None:
+    (shell.folder / "app.py").write_text(f"{wrong}\n")
     ended = shell.run("run", "app")
     assert ended.code == 1
     assert "Traceback" in ended.said
-    assert "no_such_module_at_all" in ended.said.splitlines()[-1]
+    assert "no_such_thing_at_all" in ended.said.splitlines()[-1]
 
 
 def test_a_node_that_cannot_start(shell: Shell) -> None:
@@ -128,6 +154,36 @@ def test_pause_and_resume(shell: Shell, server: subprocess.Popen[bytes]) -> None
     answer: Any = shell.run("resume", "0", "--json").json()
     assert answer == {"node": 0, "name": "server", "state": "serving"}
     assert shell.run("request", "50", "").out == b"pong\n"
+
+
+PEER = """\
+from domi_fast import Node
+
+node = Node("peer")
+"""
+
+
+def test_a_peer_that_hangs_holds_up_the_answer_and_not_the_pause(
+    shell: Shell, here: Here, server: subprocess.Popen[bytes]
+) -> None:
+    """It is said that the node is paused; within the default time such a peer is given up."""
+    (shell.folder / "peer.py").write_text(PEER)
+    peer = shell.start("run", "peer")
+    try:
+        until_now(lambda: len(here.run("peers", "server", "--json").json()) == 1, 20, pause=0)
+        peer.send_signal(signal.SIGSTOP)
+        found = here.run("pause", "server", "--timeout", "0.2")
+        found.fails(5, "node 0 (server) is paused", "not every peer")
+        found = here.run("resume", "server", "--timeout", "0.2")
+        found.fails(5, "node 0 (server) is serving", "not every peer")
+    finally:
+        peer.kill()
+        peer.communicate()
+    assert here.run("pause", "server").code == 0
+    for name in ("pause", "resume"):
+        default = {each.name: each.default for each in command.commands[name].params}["timeout"]
+        assert isinstance(default, float)
+        assert default > NodeConfig.heartbeat_timeout
 
 
 def test_exit(shell: Shell, here: Here, server: subprocess.Popen[bytes]) -> None:

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from domi_fast.cli import main
@@ -28,6 +29,39 @@ SUBCOMMANDS = [
     *("run", "nodes", "peers", "channels", "top", "notify", "publish", "request", "sub"),
     *("pause", "resume", "drain", "exit", "registry check"),
 ]
+
+
+ARGUMENTS = {"node": "gamma", "channel": "50", "data": "x", "targets": "app"}
+
+
+def flattened(group: click.Group) -> dict[str, click.Command]:
+    """Every command of the group, and of groups in it, by the words that call it."""
+    found: dict[str, click.Command] = {}
+    for name, part in group.commands.items():
+        if isinstance(part, click.Group):
+            found |= {f"{name} {inner}": each for inner, each in flattened(part).items()}
+        else:
+            found[name] = part
+    return found
+
+
+def taking(parameter: str) -> list[str]:
+    """The commands that have this argument or option."""
+    return [
+        name
+        for name, each in flattened(command).items()
+        if parameter in {found.name for found in each.params}
+    ]
+
+
+def words_of(name: str, **given: str) -> list[str]:
+    """A command line for it, with all of its arguments."""
+    arguments = [
+        {**ARGUMENTS, **given}[str(found.name)]
+        for found in flattened(command)[name].params
+        if isinstance(found, click.Argument)
+    ]
+    return [*name.split(), *arguments]
 
 
 def read_terminal(master: int) -> str:
@@ -57,8 +91,7 @@ def test_every_subcommand_has_help_with_examples(shell: Shell) -> None:
     assert found.code == 0
     for code, meaning in MEANINGS.items():
         assert re.search(rf"^ +{code}  {re.escape(meaning)}$", found.out.decode(), re.MULTILINE)
-    listed = {f"{name} check" if name == "registry" else name for name in command.commands}
-    assert listed == set(SUBCOMMANDS)
+    assert set(flattened(command)) == set(SUBCOMMANDS)
     for name in SUBCOMMANDS:
         from click.testing import CliRunner
 
@@ -77,10 +110,15 @@ def test_exit_codes_are_documented() -> None:
         assert f"`domi {name}" in page
 
 
-def test_nothing_at_all_is_a_usage_error(shell: Shell) -> None:
-    found = shell.run()
+@pytest.mark.parametrize("words", [[], ["registry"]])
+def test_a_group_alone_is_a_usage_error_and_shows_its_help(here: Here, words: list[str]) -> None:
+    found = here.run(*words)
     assert (found.code, found.out) == (2, b"")
-    assert "Commands:" in found.said
+    assert "\nCommands:\n" in found.said
+
+
+def test_json_is_to_be_had_everywhere() -> None:
+    assert taking("as_json") == list(flattened(command))
 
 
 @pytest.mark.parametrize(
@@ -103,12 +141,28 @@ def test_nothing_at_all_is_a_usage_error(shell: Shell) -> None:
         ("nodes --registry sqlite://relative", "sqlite:///"),
         ("nodes --registry memory://x", "inside one process"),
         ("nodes --cluster a/b", "a/b"),
+        ("nodes --cluster a/b --registry memory://x", "a/b"),
+        ("request 50 x --cluster a/b --connect tcp://localhost:1", "a/b"),
         ("request 50 x --connect http://localhost:1", "tcp://host:port"),
         ("request 50 x --connect tcp://localhost:1 --to alpha", "give an id"),
     ],
 )
 def test_a_wrong_command_line_is_told_in_one_line(here: Here, words: str, said: str) -> None:
     here.run(*words.split()).fails(2, said)
+
+
+@pytest.mark.parametrize("channel", ["49", "65500", "fifty"])
+@pytest.mark.parametrize("name", taking("channel"))
+def test_a_channel_that_users_do_not_have(here: Here, name: str, channel: str) -> None:
+    here.run(*words_of(name, channel=channel)).fails(2, channel if channel == "fifty" else "50<=x")
+
+
+@pytest.mark.parametrize("name", [name for name in taking("registry") if name != "registry check"])
+def test_without_a_registry(here: Here, name: str, tmp_path: Path) -> None:
+    missing = tmp_path / "registry.db"
+    url = f"sqlite://{missing}"
+    here.run(*words_of(name), "--registry", url).fails(3, str(missing), "start a node")
+    assert not missing.exists()
 
 
 def test_what_is_missing_is_named_with_its_extra(shell: Shell) -> None:
@@ -136,12 +190,20 @@ def test_a_registry_that_is_not_there_is_not_made(shell: Shell) -> None:
 
 
 @pytest.mark.external
-def test_a_registry_that_does_not_answer(shell: Shell) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        silent.listen()
-        port = silent.getsockname()[1]
-        found = shell.run("registry", "check", "--registry", f"etcd://127.0.0.1:{port}")
-    found.fails(3, f"127.0.0.1:{port}")
+@pytest.mark.parametrize(
+    ("words", "listens", "why"),
+    [("registry check", True, "does not answer"), ("nodes", False, "Connection refused")],
+)
+def test_a_registry_that_cannot_be_reached(
+    shell: Shell, words: str, listens: bool, why: str
+) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        if listens:
+            sock.listen()
+        port = sock.getsockname()[1]
+        found = shell.run(*words.split(), "--registry", f"etcd://127.0.0.1:{port}")
+    found.fails(3, f"etcd at 127.0.0.1:{port}", why)
 
 
 def test_a_file_that_is_no_registry(shell: Shell) -> None:
@@ -247,7 +309,7 @@ def test_channels(domi: Shell, cluster: Cluster) -> None:
     assert ["50", str(alpha), str(beta)] in [line.split() for line in shown.lines]
 
 
-@pytest.mark.parametrize("words", ["peers", "channels", "pause", "exit"])
+@pytest.mark.parametrize("words", taking("node"))
 def test_no_such_node(here: Here, words: str, cluster: Cluster) -> None:
     here.join(cluster)
     here.run(words, "gamma").fails(4, "'gamma'", "alpha")
@@ -256,7 +318,7 @@ def test_no_such_node(here: Here, words: str, cluster: Cluster) -> None:
     here.run(words, "twin").fails(4, "2 nodes are named 'twin'", ids)
 
 
-@pytest.mark.parametrize("words", ["peers", "channels", "pause", "resume", "drain", "exit"])
+@pytest.mark.parametrize("words", taking("node"))
 def test_a_node_without_admin_pages(here: Here, words: str, cluster: Cluster) -> None:
     here.join(cluster)
     here.run(words, str(cluster.ids[2])).fails(1, "no admin pages", "http_port=")

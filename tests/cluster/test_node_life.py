@@ -20,6 +20,7 @@ from domi_fast import (
     Node,
     NoSubscriber,
     PeerLost,
+    RemoteError,
     Serial,
     VersionTooOld,
     connect,
@@ -366,6 +367,25 @@ async def test_drain_ends_at_its_deadline(
             await asked
         assert b.state == "closed"
         kept.clear()
+
+
+async def test_a_handler_that_does_not_end_in_time_is_cancelled_and_says_so(
+    registry_url: str,
+) -> None:
+    async with nodes(registry_url, "a", "b", drain_timeout=0.1) as (a, b):
+        asked = asyncio.Event()
+
+        @b.subscribe(WORK)
+        async def hang(ctx: Context) -> None:
+            asked.set()
+            await asyncio.Event().wait()
+
+        await a.wait_subscribed(WORK, timeout=5)
+        request = a.request(WORK, b"")
+        await asked.wait()
+        assert await b.drain(0.1) is False
+        with pytest.raises(RemoteError, match="CancelledError: the handler was cancelled"):
+            await request
 
 
 async def test_every_call_waits_for_the_one_draining(registry_url: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
@@ -89,9 +90,13 @@ async def test_one_that_hangs_is_noticed(etcd: Etcd, url: str) -> None:
         etcd.signal(signal.SIGSTOP)
         try:
             began = time.monotonic()
-            with pytest.raises(RegistryError, match="etcd at 127"):
-                await registry.get("k")
+            # The first whose time is over takes the channel away from the others.
+            stale = registry.put("k", b"x", expect=1)
+            calls = [registry.get("k"), registry.get("k"), stale]
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
             assert time.monotonic() - began < 10.0
+            address = etcd.url.removeprefix("etcd://")
+            assert {str(each) for each in outcomes} == {f"etcd at {address} does not answer"}
             await asyncio.wait_for(lease.lost.wait(), 5)
         finally:
             etcd.signal(signal.SIGCONT)
@@ -115,6 +120,30 @@ async def test_closing_ends_what_waits_for_one_that_hangs(etcd: Etcd, url: str) 
             etcd.signal(signal.SIGCONT)
         assert {type(outcome) for outcome in outcomes} <= {RegistryError, Away, type(None)}
         assert RegistryError in {type(outcome) for outcome in outcomes}
+
+
+async def test_a_call_that_closing_ends_says_so(
+    etcd: Etcd, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not that the server is away."""
+    begun = threading.Event()
+    txn = Channel.txn
+
+    def begin(*given: Any) -> Any:
+        begun.set()
+        return txn(*given)
+
+    monkeypatch.setattr(Channel, "txn", begin)
+    async with opened(url) as registry:
+        etcd.signal(signal.SIGSTOP)
+        try:
+            put = asyncio.ensure_future(registry.put("k", b"x"))
+            assert await asyncio.to_thread(begun.wait, 10)
+            await registry.close()
+            with pytest.raises(RegistryError, match="was closed before it had answered"):
+                await put
+        finally:
+            etcd.signal(signal.SIGCONT)
 
 
 async def test_a_foreign_key_that_is_no_text_ends_no_watch(url: str) -> None:

@@ -101,3 +101,7 @@ def test_every_command_that_the_page_names_is_there(command: str) -> None:
         only = re.fullmatch(r'ARGS="--only ([a-z0-9-]+)"', words[2])
         assert only is not None
         assert only[1] in {benchmark.name for benchmark in BENCHMARKS}
+    if words[1] == "soak":
+        chosen = re.fullmatch(r'ARGS="(tests/\S+\.py) -k (\w+)"', words[2])
+        assert chosen is not None
+        assert [name for name in names_in(chosen[1]) if chosen[2] in name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import signal
@@ -115,6 +116,20 @@ def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_what_the_pages_import_is_there() -> None:
+    found = {
+        (module, name)
+        for page in PAGES
+        for module, names in re.findall(
+            r"from (domi_fast[.\w]*) import (\w+(?:, \w+)*)", page.read_text()
+        )
+        for name in names.split(", ")
+    }
+    assert {("domi_fast.breaker", "Breaker"), ("domi_fast.limiter", "RateLimit")} <= found
+    for module, name in found:
+        assert hasattr(importlib.import_module(module), name), f"from {module} import {name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -13,7 +13,7 @@ import click
 from ..config import NodeConfig
 from ..registry import Put, Registry, Reset, Watch
 from .cluster import Where
-from .options import command, registry_options, timeout_option
+from .options import command, registry_options, show_help_alone, timeout_option
 from .outcome import FAILED, TIMEOUT, Failure
 from .output import Output
 
@@ -21,9 +21,11 @@ T = TypeVar("T")
 TTL = 5.0
 
 
-@click.group("registry")
-def registry() -> None:
+@click.group("registry", invoke_without_command=True)
+@click.pass_context
+def registry(ctx: click.Context) -> None:
     """Look at the registry itself."""
+    show_help_alone(ctx)
 
 
 @command(

@@ -24,7 +24,7 @@ class Where:
 
     :ivar registry: the URL; None is the default registry of the cluster.
     :ivar connect: the URL of one node, which is then asked for nothing of the registry.
-    :ivar patience: seconds to reach the registry or a node in.
+    :ivar patience: seconds to reach a node in. Registries have a patience of their own.
     """
 
     cluster: str
@@ -53,13 +53,7 @@ class Where:
                 f"there is no registry {registry.url}: start a node of cluster {self.cluster!r}, "
                 "or name another one with --registry or --cluster",
             )
-        try:
-            await asyncio.wait_for(registry.open(), self.patience)
-        except asyncio.TimeoutError:
-            await registry.close()
-            raise Failure(
-                UNREACHABLE, f"{registry.url} did not answer within {self.patience:g} s"
-            ) from None
+        await registry.open()
         try:
             yield registry
         finally:

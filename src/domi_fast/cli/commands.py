@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -10,7 +11,7 @@ from importlib import metadata
 import click
 
 from . import checking, life, messages, program, views, watching
-from .options import write_lines
+from .options import show_help_alone, write_lines
 from .outcome import FAILED, INTERRUPTED, MEANINGS, OK, USAGE, Failure
 from .output import printable
 
@@ -47,9 +48,7 @@ def _version() -> str:
 @click.pass_context
 def domi(ctx: click.Context) -> None:
     """See and steer the nodes of a cluster, and talk to them."""
-    if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help(), err=True)
-        ctx.exit(USAGE)
+    show_help_alone(ctx)
 
 
 for part in (
@@ -65,6 +64,7 @@ def run_command(arguments: Sequence[str]) -> int:
     try:
         # In its standalone mode click would choose the exit codes itself.
         code = domi.main(list(arguments), prog_name="domi", standalone_mode=False)
+        sys.stdout.flush()
         return OK if code is None else int(code)
     except Failure as failure:
         return _end(failure.code, str(failure))
@@ -75,8 +75,12 @@ def run_command(arguments: Sequence[str]) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return FAILED  # whoever read the output has had enough of it
+    except OSError as error:
+        # What talks to nodes and registries has made a Failure of its own.
+        return _end(FAILED, f"reading or writing failed: {error}")
 
 
 def _end(code: int, why: str) -> int:
-    print(f"domi: {printable(' '.join(why.split()))}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the code is said in any case
+        print(f"domi: {printable(' '.join(why.split()))}", file=sys.stderr)
     return code

@@ -20,6 +20,8 @@ from .options import Seconds, command, registry_options, timeout_option, token_o
 from .outcome import NOT_FOUND, OK, TIMEOUT, Failure
 from .output import Output, printable
 
+HEARING = 15.0
+"""Seconds until every peer knows: one that hangs is given up after its node's 10, as a rule."""
 LEAVING = 10.0
 """Seconds that a node that is drained has to leave in."""
 
@@ -33,21 +35,21 @@ LEAVING = 10.0
 )
 @click.argument("node")
 @token_option
-@timeout_option(5.0, "Seconds to wait for the node's answer.")
+@timeout_option(HEARING, "Seconds to wait until every peer of the node knows.")
 @registry_options
 async def pause(node: str, token: str | None, timeout: float, where: Where, out: Output) -> None:
     """Have NODE take no new work until it is resumed. It keeps its place in the cluster."""
-    await _change("/pause", node, token, timeout, where, out)
+    await _change("/pause", "paused", node, token, timeout, where, out)
 
 
 @command("resume", "domi resume server")
 @click.argument("node")
 @token_option
-@timeout_option(5.0, "Seconds to wait for the node's answer.")
+@timeout_option(HEARING, "Seconds to wait until every peer of the node knows.")
 @registry_options
 async def resume(node: str, token: str | None, timeout: float, where: Where, out: Output) -> None:
     """Have NODE, which was paused, take work again."""
-    await _change("/resume", node, token, timeout, where, out)
+    await _change("/resume", "serving", node, token, timeout, where, out)
 
 
 @command(
@@ -125,11 +127,22 @@ async def _target(registry: Registry, where: Where, given: str) -> NodeInfo:
 
 
 async def _change(
-    path: str, node: str, token: str | None, timeout: float, where: Where, out: Output
+    path: str, state: str, node: str, token: str | None, timeout: float, where: Where, out: Output
 ) -> None:
     async with where.opened() as registry:
         info = await _target(registry, where, node)
-    answer = await ask(info, path, method="POST", token=token, timeout=timeout)
+    try:
+        answer = await ask(info, path, method="POST", token=token, timeout=timeout)
+    except Failure as failure:
+        if failure.code != TIMEOUT:
+            raise
+        # The node changes its state first, and answers when each of its peers knows.
+        page = await ask(info, "/node", timeout=5.0)
+        if page["state"] != state:
+            raise
+        raise Failure(
+            TIMEOUT, f"{title(info)} is {state}, and not every peer of it knows after {timeout:g} s"
+        ) from failure
     if out.json:
         out.document({"node": info.id, "name": info.name, "state": answer["state"]})
     else:

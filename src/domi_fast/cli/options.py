@@ -15,8 +15,9 @@ from typing import Any
 import click
 
 from ..channels import USER_FIRST, USER_LAST
+from ..config import check_cluster
 from .cluster import Where
-from .outcome import explained
+from .outcome import USAGE, explained
 from .output import Output
 
 Function = Callable[..., Any]
@@ -78,6 +79,13 @@ async def _until_interrupted(work: Coroutine[Any, Any, int | None]) -> int | Non
     return await task
 
 
+def show_help_alone(ctx: click.Context) -> None:
+    """End a group that was given no subcommand with its help, which is an error."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(USAGE)
+
+
 def write_lines(formatter: click.HelpFormatter, title: str, text: str) -> None:
     """A section of the help whose lines stay as they are."""
     with formatter.section(title):
@@ -110,6 +118,7 @@ def registry_options(function: Function) -> Function:
         "--cluster",
         envvar="DOMI_CLUSTER",
         default="default",
+        callback=_cluster_name,
         metavar="NAME",
         help="The cluster's name. [env: DOMI_CLUSTER; default: default]",
     )
@@ -119,6 +128,14 @@ def registry_options(function: Function) -> Function:
         return function(where=Where(cluster, registry or None), **given)
 
     return with_where
+
+
+def _cluster_name(ctx: click.Context, param: click.Parameter, given: str) -> str:
+    try:
+        check_cluster(given)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return given
 
 
 def guest_options(function: Function) -> Function:

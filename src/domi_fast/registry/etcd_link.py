@@ -50,10 +50,11 @@ class Channel:
         self.rpc = etcd3.etcdrpc
         self.address = f"{address[0]}:{address[1]}"
         self._error: type[Exception] = grpc.RpcError
+        # The time of this call is over, or that of another, by which the channel was closed.
+        self._silent = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
         self._away = (
+            *self._silent,
             grpc.StatusCode.UNAVAILABLE,
-            grpc.StatusCode.DEADLINE_EXCEEDED,
-            grpc.StatusCode.CANCELLED,
             grpc.StatusCode.UNAUTHENTICATED,  # a token that has expired; the next channel asks anew
         )
         self._unknown = grpc.StatusCode.UNKNOWN
@@ -74,6 +75,9 @@ class Channel:
         # The token alone: with a channel that is not encrypted, call credentials are refused.
         self._metadata = tuple(self._client.metadata or ())
 
+    def __str__(self) -> str:
+        return f"etcd at {self.address}"
+
     def close(self) -> None:
         self._client.close()
 
@@ -83,7 +87,9 @@ class Channel:
 
     def translated(self, error: Exception) -> RegistryError:
         code, details = error.code(), error.details() or ""  # type: ignore[attr-defined]
-        text = f"etcd at {self.address}: {details or code}"
+        text = f"{self}: {details or code}"
+        if code in self._silent:
+            text = f"{self} does not answer"
         # A member that gives up on one that is gone says so in Go's words, without a code.
         if code in self._away or (code is self._unknown and details.startswith("context ")):
             # gRPC's words for a connection that was never there.
@@ -144,4 +150,4 @@ class _Errors:
         if isinstance(error, self._channel._error):
             raise self._channel.translated(error) from error
         if isinstance(error, ValueError) and "closed" in str(error).lower():
-            raise Away(f"etcd at {self._channel.address}: {error}", sent=False) from error
+            raise Away(f"{self._channel} does not answer", sent=False) from error

@@ -91,9 +91,9 @@ class Calls(ABC):
                     if (away.sent and not again) or time.monotonic() >= end:
                         raise
                 await asyncio.sleep(PAUSE)
-        except (Away, asyncio.CancelledError):
-            if self._closed and job is not None and job.cancelled():
-                # Who waits for it was not cancelled.
+        except (Away, asyncio.CancelledError) as error:
+            if self._closed and (isinstance(error, Away) or (job is not None and job.cancelled())):
+                # Neither is the server away, nor was who waits for it cancelled.
                 raise RegistryError(CLOSED) from None
             if job is not None:
                 if undo is None:
