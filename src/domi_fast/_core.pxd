@@ -527,9 +527,10 @@ cdef class Limiter:
 
 
 cdef class Verbs:
-    cdef int send_notify(self, int channel, object data, object to) except -1
+    cdef int send_notify(self, int channel, object data, object to, bint keyless) except -1
     cdef int send_publish(self, int channel, object data, object to) except -1
-    cdef int send_call(self, int channel, object data, int reply, object to) except -1
+    cdef int send_call(self, int channel, object data, int reply, object to,
+                       bint keyless) except -1
     cdef object send_request(self, int channel, object data, object timeout, object to)
     cdef int send_stages(self, list channels, object data) except -1
     cdef object chosen(self, int channel, object to, object key, object policy)
@@ -795,7 +796,7 @@ cdef class Outbound(Verbs):
 
     cdef bint is_here(self) except -1
     cdef bint check_node(self) except -1
-    cdef int check_route(self, int channel, object to) except -1
+    cdef int check_route(self, int channel, object to, bint keyless) except -1
     cdef int check_size(self, int channel, size_t size) except -1
     cdef uint8_t* claim(self, uint32_t size) except? NULL
     cdef object full(self, int channel)

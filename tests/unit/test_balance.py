@@ -25,6 +25,7 @@ from domi_fast.balance import (
     WeightedRoundRobin,
 )
 from domi_fast.memory import used_share
+from tests.serial.modes import within
 from tests.support import nodes, until
 
 WORK = 50
@@ -473,6 +474,83 @@ async def test_a_policy_of_ones_own(registry_url: str) -> None:
             a.request(WORK, b"", policy=Wrong())
         with pytest.raises(LookupError, match="nobody is good enough"):
             a.request(WORK, b"", policy=Raises())
+
+
+@pytest.mark.parametrize("how", ["of the channel", "of the node"])
+async def test_url_hash_wants_a_key_where_one_can_be_given(registry_url: str, how: str) -> None:
+    """What has no place for a key goes by the address of the node that sends it."""
+    heard: list[tuple[bytes, int]] = []
+
+    def serve(node: Node) -> None:
+        def hear(ctx: Context) -> None:
+            heard.append((ctx.data, node.id))
+            if ctx.is_request:
+                ctx.reply(ctx.data)
+
+        node.subscribe(WORK, hear)
+
+    def pass_on(ctx: Context) -> None:
+        ctx.next(ctx.data)
+
+    policy = "url_hash" if how == "of the node" else "round_robin"
+    async with (
+        nodes(registry_url, "b", "c", "d") as others,
+        Node("a", registry=registry_url, balance=policy) as a,
+    ):
+        for node in others:
+            serve(node)
+        a.balance(WORK, "url_hash" if how == "of the channel" else None)
+        a.subscribe(WORK + 1, pass_on)
+        await a.wait_subscribed(WORK, 3, timeout=5)
+        by_address = a.choose(WORK, policy="ip_hash")
+        by_key = a.choose(WORK, key="user-7")
+
+        def send(verbs: Any) -> None:
+            for refused in (
+                lambda: verbs.notify(WORK, b""),
+                lambda: verbs.call(WORK, b"", WORK + 2),
+                lambda: verbs.request(WORK, b""),
+            ):
+                with pytest.raises(ValueError, match="goes by a key: give key="):
+                    refused()
+            verbs.notify(WORK, b"keyed", key="user-7")
+            verbs.call(WORK, b"keyed", WORK + 2, key="user-7")
+            verbs.notify_many(WORK, [b"many"] * 2)
+            verbs.call_many(WORK, [b"many"] * 2, WORK + 2)
+            verbs.ventilator([WORK], b"ventilator")
+
+        async def check(expected: Counter[tuple[bytes, int]]) -> None:
+            await until(lambda: len(heard) >= expected.total())
+            assert Counter(heard) == expected
+            heard.clear()
+
+        sent = Counter(
+            {(b"keyed", by_key): 2, (b"many", by_address): 4, (b"ventilator", by_address): 1}
+        )
+        with pytest.raises(ValueError, match="goes by a key"):
+            a.choose(WORK)
+        send(a)
+        if how == "of the channel":
+            a.ventilator([WORK + 1, WORK], b"next")
+        else:
+            others[0].ventilator([WORK + 1, WORK], b"next")
+        await check(sent + Counter({(b"next", by_address): 1}))
+        assert await a.request(WORK, b"asked", key="user-7") == b"asked"
+        await check(Counter({(b"asked", by_key): 1}))
+
+        async with Serial(a, thread=True) as serial:
+            serial.subscribe(WORK + 3, pass_on)
+            await within(serial, lambda: send(serial))
+            others[0].ventilator([WORK + 3, WORK], b"next")
+            await check(sent + Counter({(b"next", by_address): 1}))
+
+        async with await connect(f"tcp://127.0.0.1:{a.port}") as guest:
+            guest.notify(WORK, b"guest")
+            guest.call(WORK, b"guest", WORK + 2)
+            guest.notify_many(WORK, [b"guest"])
+            guest.ventilator([WORK], b"guest")
+            assert await guest.request(WORK, b"guest") == b"guest"
+            await check(Counter({(b"guest", by_address): 5}))
 
 
 async def test_what_is_no_policy(registry_url: str) -> None:

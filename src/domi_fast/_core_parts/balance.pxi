@@ -232,6 +232,10 @@ cdef class WeightedRandom(RandomPolicy):
         return count - 1
 
 
+cdef object key_is_missing():
+    return ValueError("the policy goes by a key: give key=")
+
+
 @cython.final
 cdef class KeyHash(CorePolicy):
     """The same one for the same key, in every process, as long as it is there.
@@ -239,7 +243,11 @@ cdef class KeyHash(CorePolicy):
     When one of n leaves, only its own keys move (rendezvous hashing: Thaler, Ravishankar, 1998); a
     weight makes its part of the keys larger.
 
-    :param by_address: where no key is given, the sender's own address is the key.
+    Without a key, ``notify``, ``call``, ``request`` and ``choose`` raise ValueError. What has no
+    place for a key (``notify_many``, ``call_many``, ``ventilator``, ``Context.next``, and all that
+    a guest sends) goes by the address of the node that sends it.
+
+    :param by_address: go by that address wherever no key is given, as ``ip_hash`` does.
     """
 
     def __cinit__(self, *, by_address=False):
@@ -251,7 +259,7 @@ cdef class KeyHash(CorePolicy):
         cdef double score, most = -1.0
         cdef Candidate candidate
         if key is None:
-            raise ValueError("the policy goes by a key: give key=")
+            raise key_is_missing()
         hashed = hash_of(key)
         for i in range(count):
             candidate = candidate_at(some, i)
@@ -397,7 +405,15 @@ cdef CorePolicy policy_at(Router router, int channel):
     return policy
 
 
-cdef Session choose_session(Router router, int channel, CorePolicy policy, object key):
+cdef int check_keyless(CorePolicy policy) except -1:
+    # Whether the policy can do without a key that the sender could have given.
+    if type(policy) is KeyHash and not (<KeyHash>policy).by_address:
+        raise key_is_missing()
+    return 0
+
+
+cdef Session choose_session(Router router, int channel, CorePolicy policy, object key,
+                            bint keyless):
     # The subscriber that a message goes to by this policy, or the channel's, or the node's.
     cdef Route* route = router.channels[channel].route
     cdef Py_ssize_t i
@@ -417,7 +433,7 @@ cdef Session choose_session(Router router, int channel, CorePolicy policy, objec
         return sessions[candidates.index(policy.choose(candidates, key))]
     if key is not None:
         key = key_bytes(key)
-    elif type(policy) is KeyHash and (<KeyHash>policy).by_address:
+    elif type(policy) is KeyHash and (keyless or (<KeyHash>policy).by_address):
         key = router.own_address
     route = router.channels[channel].route
     try:

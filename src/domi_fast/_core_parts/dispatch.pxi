@@ -304,7 +304,7 @@ cdef class Context:
         if self.is_foreign():
             here = outbound_here()
             if here is not None and here.engine is self.session.engine:
-                here.check_route(channel, None)
+                here.check_route(channel, None, True)
             return self.foreign("next", data)
         self.router().send_stage(channel, data, p + 2, size - 2)
         self.set_answered()

@@ -81,15 +81,15 @@ cdef int relay_verb(Router router, Session guest, const uint8_t* p, uint16_t siz
             and router.channels[channel].route is NULL):
         raise no_subscriber(router, channel)
     if verb == VERB_NOTIFY:
-        router.notify(channel, data, to=to)
+        router.send_notify(check_channel(channel), data, to, True)
     elif verb == VERB_PUBLISH:
-        router.publish(channel, data, to=to)
+        router.send_publish(check_channel(channel), data, to)
     elif verb == VERB_PIPELINE:
         check_channel(channel)
         router.send_stage(channel, data, p + RELAY_EXTEND, size - RELAY_EXTEND)
     elif verb == VERB_CALL:
         check_channel(reply_channel)
-        session = pick(router, check_channel(channel), to)
+        session = pick(router, check_channel(channel), to, True)
         if not session.extended:
             raise errors.DomiError(
                 f"node {session.peer} speaks the plain protocol, which cannot answer a guest",
@@ -100,7 +100,7 @@ cdef int relay_verb(Router router, Session guest, const uint8_t* p, uint16_t siz
         store32(extend + 5, guest.token)
         session.put(channel, data, extend, GUEST_CALL_EXTEND)
     elif verb == VERB_REQUEST:
-        session = pick(router, check_channel(channel), to)
+        session = pick(router, check_channel(channel), to, True)
         if not session.extended:
             raise errors.DomiError(
                 f"node {session.peer} speaks the plain protocol, which has no requests",
