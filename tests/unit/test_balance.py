@@ -5,13 +5,24 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
-from domi_fast import Context, DomiError, Node, NoSubscriber, Overloaded, Serial, connect
+from domi_fast import (
+    Context,
+    DomiError,
+    Frame,
+    Node,
+    NoSubscriber,
+    Overloaded,
+    RemoteError,
+    Serial,
+    connect,
+)
 from domi_fast.balance import (
     POLICIES,
     Candidate,
@@ -26,10 +37,17 @@ from domi_fast.balance import (
 )
 from domi_fast.memory import used_share
 from tests.serial.modes import within
-from tests.support import nodes, until
+from tests.support import echo, endings, forget_records, nodes, until
 
 WORK = 50
 CHOICES = 100_000
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+def no_records_kept(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    forget_records(caplog)
 
 
 def some(count: int, weights: Sequence[float] = ()) -> list[Candidate]:
@@ -474,6 +492,92 @@ async def test_a_policy_of_ones_own(registry_url: str) -> None:
             a.request(WORK, b"", policy=Wrong())
         with pytest.raises(LookupError, match="nobody is good enough"):
             a.request(WORK, b"", policy=Raises())
+
+
+class Failing:
+    """A policy of one's own that raises, or returns what is no candidate."""
+
+    def __init__(self, kind: type[BaseException] | None) -> None:
+        self.kind = kind
+
+    def choose(self, candidates: Sequence[Candidate], key: Any) -> Any:
+        if self.kind is not None:
+            raise self.kind("now")
+
+
+@pytest.mark.parametrize("raised", [KeyError, ValueError, asyncio.CancelledError, None])
+async def test_a_policy_that_fails_for_a_guest(
+    registry_url: str, raised: type[BaseException] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its request has one outcome, its on_error hears of the rest, and the loop of nothing."""
+    kind = "TypeError" if raised is None else raised.__name__
+    message = "chose None, which is none of the candidates" if raised is None else "now"
+    unhandled: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, what: unhandled.append(what))
+    heard: list[tuple[DomiError, Frame]] = []
+    async with nodes(registry_url, "a", "b") as (a, b):
+        name_on(b)
+        b.subscribe(WORK + 1, echo)
+        await a.wait_subscribed(WORK + 1, timeout=5)
+        a.balance(WORK, Failing(raised))
+        async with await connect(
+            f"tcp://127.0.0.1:{a.port}", on_error=lambda error, frame: heard.append((error, frame))
+        ) as guest:
+            asked = guest.request(WORK, b"asked", timeout=None)
+            behind = guest.request(WORK + 1, b"behind")
+            ends = endings(asked)
+            with pytest.raises(RemoteError) as caught:
+                await asked
+            assert (caught.value.type, caught.value.channel) == (kind, WORK)
+            assert message in caught.value.message
+            assert await behind == b"behind"
+            guest.notify(WORK, b"notify")
+            guest.call(WORK, b"call", WORK + 2)
+            guest.ventilator([WORK, WORK + 1], b"ventilator")
+            guest.notify_many(WORK, [b"many"])
+            await until(lambda: len(heard) == 4)
+            assert [frame.data for _, frame in heard] == [
+                b"notify",
+                b"call",
+                b"ventilator",
+                b"many",
+            ]
+            assert {(type(error), error.channel) for error, _ in heard} == {(RemoteError, WORK)}
+            assert ends == ["RemoteError"]
+            assert guest.counters()["in_flight"] == a.counters()["in_flight"] == 0
+        assert a.counters()["relay_errors"] == 5
+        assert f"a guest's message on channel {WORK} could not be sent on" in caplog.text
+    assert unhandled == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("kind", list(LOOPS))
+def test_an_interruption_in_a_policy(
+    registry_url: str, kind: str, error: type[BaseException]
+) -> None:
+    """It ends the loop, and the guest's request as well."""
+    loop = LOOPS[kind]()
+    a = Node("a", registry=registry_url)
+    try:
+        loop.run_until_complete(a.start())
+        name_on(a)
+        a.balance(WORK, Failing(error))
+        guest = loop.run_until_complete(connect(f"tcp://127.0.0.1:{a.port}"))
+
+        async def ask() -> bytes:
+            return await guest.request(WORK, b"", timeout=None)
+
+        asking = loop.create_task(ask())
+        guard = loop.call_later(5, loop.stop)
+        with pytest.raises(error):
+            loop.run_forever()
+        guard.cancel()
+        with pytest.raises(RemoteError, match=f"{error.__name__}: now"):
+            loop.run_until_complete(asyncio.wait_for(asking, 5))
+        loop.run_until_complete(guest.close())
+    finally:
+        loop.run_until_complete(a.close())
+        loop.close()
 
 
 @pytest.mark.parametrize("how", ["of the channel", "of the node"])

@@ -144,7 +144,9 @@ cdef class Context:
         cdef Router router = self.session.router
         try:
             getattr(self, name)(argument)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             if router is None:
                 log.warning("lost: %s", error)
                 return

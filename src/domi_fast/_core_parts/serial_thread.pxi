@@ -377,7 +377,9 @@ cdef class Outbound(Verbs):
                 self.router.send_publish(departure.channel, data, to)
             else:
                 self.router.send_call(departure.channel, data, departure.reply, to, True)
-        except errors.DomiError as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             self.router.report(error, Frame(departure.channel, data))
         return 0
 
@@ -399,14 +401,18 @@ cdef class Outbound(Verbs):
         timeout = None if until == INFINITY else until - <double>monotonic_ns() * 1e-9
         try:
             request._follow(self.router.send_request(channel, data, timeout, to))
-        except Exception as error:
+        except BaseException as error:
             request._end(error, None)
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
 
     def begin_stages(self, channels, data):
         """Start a pipeline for the serial thread."""
         try:
             self.router.send_stages(channels, data)
-        except errors.DomiError as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             self.router.report(error, Frame(channels[0], data))
 
     cdef bint drop_record(self) noexcept:

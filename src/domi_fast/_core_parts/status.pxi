@@ -24,6 +24,17 @@ cdef bytes text_of(object error):
     return text.encode(errors="replace")
 
 
+cdef object as_domi_error(object error, int channel):
+    # For on_error, which is promised DomiErrors: a policy of the program's may raise anything.
+    if isinstance(error, errors.DomiError):
+        return error
+    told = errors.DomiError(
+        f"a message on channel {channel} could not be sent: "
+        f"{type(error).__name__}: {text_of(error).decode()}", channel=channel)
+    told.__cause__ = error
+    return told
+
+
 cdef tuple status_of(object error):
     # The status and text that stand for an exception: the reverse of failure().
     if isinstance(error, errors.RemoteError):
@@ -34,4 +45,6 @@ cdef tuple status_of(object error):
                          (STATUS_DEADLINE, errors.DeadlineExceeded)):
         if isinstance(error, kind):
             return status, text_of(error)
-    return STATUS_REFUSED, text_of(error)
+    if isinstance(error, errors.DomiError):
+        return STATUS_REFUSED, text_of(error)
+    return STATUS_REMOTE_ERROR, remote_error(error)
