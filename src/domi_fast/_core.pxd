@@ -326,6 +326,7 @@ cdef class Session:
         object __weakref__
 
     cdef int refuse_frame(self, uint16_t channel, size_t length) except -1
+    cdef int refuse_rate(self, uint16_t channel) except -1
     cdef int put(self, uint16_t channel, object data, const uint8_t* extend,
                  uint16_t extend_size) except -1
     cdef int put_view(self, uint16_t channel, object data, const uint8_t* extend,
