@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from . import _core, errors
 from ._core import STATE_DRAINING, STATE_PAUSED, STATE_SERVING, Router
 from .channels import LibraryChannel
+from .checks import is_number
 from .cluster import Cluster
 from .config import NodeConfig
 from .endpoint import Endpoint
@@ -210,13 +211,14 @@ class Node(Endpoint):
         :param deadline: seconds to finish in. The node closes after them all the same.
         :param until_closed: return when the node is closed; otherwise when it begins to close.
         :returns: whether everything was finished in time.
+        :raises ValueError: ``deadline`` is no number of seconds.
         :raises DomiError: the node has not started.
         """
+        if not is_number(deadline) or not deadline >= 0:
+            raise ValueError(f"deadline {deadline!r}: seconds, 0 or more, are wanted")
         if self._draining is None:
             if self.state not in {"serving", "paused", "starting"}:
                 raise DomiError(f"this node is {self.state}, and cannot be drained")
-            if not deadline >= 0:
-                raise ValueError(f"deadline {deadline}: seconds, 0 or more, are wanted")
             self._begin_draining(deadline)
         self._note_closer()
         assert self._draining is not None

@@ -230,8 +230,11 @@ async def test_what_cannot_be_paused(registry_url: str) -> None:
         assert node.state == "paused"
         await node.resume()
         await node.resume()
-        with pytest.raises(ValueError, match="deadline nan"):
-            await node.drain(float("nan"))
+        wrong: tuple[Any, ...] = (float("nan"), -1, True, "3", None)
+        for deadline in wrong:
+            text = f"^deadline {deadline!r}: seconds, 0 or more, are wanted$"
+            with pytest.raises(ValueError, match=text):
+                await node.drain(deadline)
         assert node.state == "serving"
     assert node.state == "closed"
     with pytest.raises(DomiError, match="this node is closed"):

@@ -258,10 +258,22 @@ def test_every_policy_chooses_one_of_them(name: str) -> None:
         policy.choose([object()], "key")  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize("weight", [0, -1, math.inf, math.nan])
-def test_a_weight_is_above_zero(weight: float) -> None:
-    with pytest.raises(ValueError, match="weight"):
+@pytest.mark.parametrize("weight", [0, -1, math.inf, math.nan, "2", True, None])
+def test_a_weight_is_above_zero(weight: Any) -> None:
+    with pytest.raises(ValueError, match=f"weight {weight!r}: a number above 0 is wanted"):
         Candidate(1, weight=weight)
+    candidate = Candidate(1)
+    with pytest.raises(ValueError, match="weight"):
+        candidate.weight = weight
+    assert candidate.weight == 1.0
+
+
+@pytest.mark.parametrize("latency", [-1, math.inf, math.nan, "2", True, None])
+def test_a_latency_is_a_number_of_seconds(latency: Any) -> None:
+    candidate = Candidate(1)
+    with pytest.raises(ValueError, match=f"latency {latency!r}: seconds, 0 or more, are wanted"):
+        candidate.observe(latency)
+    assert candidate.latency == 0.0
 
 
 # ---------------------------------------------------------------------------------------- at a node

@@ -205,12 +205,18 @@ async def test_a_new_session_has_a_new_circuit(registry_url: str) -> None:
         {"failures": 0},
         {"failures": 10_001},
         {"failures": 1.5},
+        {"failures": True},
+        {"failures": "3"},
         {"window": 0},
+        {"window": True},
         {"pause": float("nan")},
+        {"pause": "x"},
+        {"pause": None},
     ],
 )
 def test_what_a_breaker_may_be_set_to(settings: dict[str, Any], registry_url: str) -> None:
-    with pytest.raises(ValueError, match=next(iter(settings))):
+    [(name, value)] = settings.items()
+    with pytest.raises(ValueError, match=f"^{name} {value!r}: an? .* is wanted$"):
         Breaker(**settings)
     with pytest.raises(TypeError, match="breaker"):
         Node("a", registry=registry_url, breaker=settings)

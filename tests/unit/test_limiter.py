@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
@@ -130,10 +131,22 @@ async def test_advice_is_for_who_reads_it(registry_url: str) -> None:
         assert str(caught.value) == text
 
 
-@pytest.mark.parametrize("settings", [(0, 1), (1, 0), (float("nan"), 1), (1, float("inf"))])
-def test_what_a_limit_may_be(settings: tuple[float, float], registry_url: str) -> None:
-    with pytest.raises(ValueError, match=r"rate|size"):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (0, 1),
+        (1, 0),
+        (float("nan"), 1),
+        (1, float("inf")),
+        (True, 1),
+        (1, True),
+        ("a", 1),
+        (1, None),
+    ],
+)
+def test_what_a_limit_may_be(settings: tuple[Any, Any], registry_url: str) -> None:
+    with pytest.raises(ValueError, match=r"^(rate|size) .*: a number from 1 to 1e\+18 is wanted$"):
         RateLimit(*settings)
     for name in ("rate_limit", "peer_rate_limit"):
         with pytest.raises(TypeError, match=name):
-            Node("a", registry=registry_url, **{name: settings})  # type: ignore[arg-type]
+            Node("a", registry=registry_url, **{name: settings})

@@ -25,6 +25,10 @@ cdef inline uint64_t mixed(uint64_t x) noexcept:
     return x ^ (x >> 31)
 
 
+cdef bint is_number(object value) except -1:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 cdef bytes key_bytes(object key):
     if isinstance(key, bytes):
         return key
@@ -68,9 +72,9 @@ cdef class Candidate:
         return self.share
 
     @weight.setter
-    def weight(self, double weight):
-        if not 0.0 < weight < INFINITY:
-            raise ValueError(f"weight {weight}: a number above 0 is wanted")
+    def weight(self, weight):
+        if not is_number(weight) or not 0.0 < weight < INFINITY:
+            raise ValueError(f"weight {weight!r}: a number above 0 is wanted")
         self.share = weight
 
     @property
@@ -81,8 +85,10 @@ cdef class Candidate:
         """
         return self.latency_ns * 1e-9
 
-    def observe(self, double latency):
+    def observe(self, latency):
         """It took ``latency`` seconds to answer, just now."""
+        if not is_number(latency) or not 0.0 <= latency < INFINITY:
+            raise ValueError(f"latency {latency!r}: seconds, 0 or more, are wanted")
         self.answered_in(latency * 1e9, monotonic_ns())
 
     cdef int answered_in(self, double latency, uint64_t now) except -1:
