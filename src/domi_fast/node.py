@@ -203,12 +203,14 @@ class Node(Endpoint):
         """Leave without losing work: take no more, finish what was taken, and close.
 
         Finished are the handlers that run, the requests that are still to be answered, what waits
-        in serial mode and in ``watch_channel`` blocks, and the requests of guests on their way
-        through this node. A ``call`` that is answered after its handler has returned is not waited
-        for, and a handler that drains its node is not either: it answers first. Every call waits
-        for the one draining; cancelling one of them does not stop it.
+        in serial mode and in ``watch_channel`` blocks, and the requests that this node has sent,
+        its guests' among them: each has its outcome, so a program that goes on asking holds the
+        draining up. A ``call`` that is answered after its handler has returned is not waited for,
+        and a handler that drains its node is not either: it answers first. Every call
+        waits for the one draining; cancelling one of them does not stop it.
 
-        :param deadline: seconds to finish in. The node closes after them all the same.
+        :param deadline: seconds to finish in. The node closes after them all the same, and what has
+            not ended then ends with PeerLost.
         :param until_closed: return when the node is closed; otherwise when it begins to close.
         :returns: whether everything was finished in time.
         :raises ValueError: ``deadline`` is no number of seconds.

@@ -329,6 +329,49 @@ async def test_drain_finishes_the_requests_of_guests(registry_url: str) -> None:
             assert await drained is True
 
 
+async def test_drain_waits_for_what_the_node_itself_has_asked(registry_url: str) -> None:
+    """A task of the program awaits the answer; a guest's request beside it is counted once."""
+    async with nodes(registry_url, "a", "b") as (a, b):
+
+        async def work(ctx: Context) -> None:
+            await asyncio.sleep(0.5)
+            ctx.reply(ctx.data + b" is done")
+
+        a.subscribe(WORK, work)
+        await b.wait_subscribed(WORK, timeout=5)
+        ended: list[str] = []
+
+        async def program() -> None:
+            assert await b.request(WORK, b"order", timeout=None) == b"order is done"
+            ended.append("program")
+
+        async with await connect(f"tcp://127.0.0.1:{b.port}") as guest:
+            task = asyncio.ensure_future(program())
+            asked = guest.request(WORK, b"guest")
+            await until(lambda: b.counters()["in_flight"] == 2)
+            assert b._router.unfinished() == 2
+            assert await b.drain(30.0) is True
+            ended.append("drain")
+            assert await asked == b"guest is done"
+            await task
+        assert ended == ["program", "drain"]
+
+
+async def test_the_deadline_of_drain_bounds_requests_without_one(registry_url: str) -> None:
+    async with nodes(registry_url, "a", "b") as (a, b):
+        kept: list[Context] = []
+        a.subscribe(WORK, kept.append)
+        await b.wait_subscribed(WORK, timeout=5)
+        asked = b.request(WORK, b"", timeout=None)
+        await until(lambda: kept)
+        began = time.monotonic()
+        assert await b.drain(0.2) is False
+        assert 0.2 <= time.monotonic() - began < 5.0
+        with pytest.raises(PeerLost):
+            await asked
+        kept.clear()
+
+
 async def test_a_handler_that_runs_is_served_by_its_draining_node(registry_url: str) -> None:
     """Nobody else has the channel that it needs."""
     async with nodes(registry_url, "a", "b") as (a, b):

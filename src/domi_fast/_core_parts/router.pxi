@@ -244,12 +244,12 @@ cdef class Router:
                 session.flush()
 
     def unfinished(self):
-        """Requests whose handlers have returned without an answer, and those of guests that are on
-        their way through this node: how many."""
+        """Requests whose handlers have returned without an answer, and those that this node has
+        sent, for itself or for others, and that have not ended: how many."""
         cdef Session session
-        cdef uint64_t count = 0
+        cdef uint64_t count = self.slot_count - self.free_count
         for session in self.sessions() + ([] if self.loopback is None else [self.loopback]):
-            count += session.owed + session.relayed
+            count += session.owed
         return count
 
     def stop(self, str reason not None):
