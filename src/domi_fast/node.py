@@ -17,7 +17,7 @@ from .config import NodeConfig
 from .endpoint import Endpoint
 from .errors import DomiError
 from .limiter import RateLimit
-from .mesh import Mesh
+from .mesh import PATIENCE, Mesh
 from .peer import STATES, Peer
 from .registry import default_url, open_registry
 
@@ -179,16 +179,19 @@ class Node(Endpoint):
         """Take no new work, and stay in the mesh.
 
         Returns when every peer knows; what they had sent before has arrived by then, and is done as
-        ever. From now on their messages go to the other subscribers, and raise NoSubscriber when
-        there are none; what is published passes a paused node by. What this node sends goes to
-        itself only where nobody else subscribes.
+        ever. Not waited for is a peer that hangs, of which nothing comes for a second (or for
+        ``heartbeat_timeout``, if that is less): what it had sent is done when it comes.
+
+        From now on their messages go to the other subscribers, and raise NoSubscriber when there
+        are none; what is published passes a paused node by. What this node sends goes to itself
+        only where nobody else subscribes.
 
         :raises DomiError: the node does not run, or drains.
         """
         await self._enter(STATE_PAUSED)
 
     async def resume(self) -> None:
-        """Take new work again. Returns when every peer knows.
+        """Take new work again. Returns when every peer knows, but for those that hang.
 
         :raises DomiError: the node does not run, or drains.
         """
@@ -206,8 +209,10 @@ class Node(Endpoint):
         in serial mode and in ``watch_channel`` blocks, and the requests that this node has sent,
         its guests' among them: each has its outcome, so a program that goes on asking holds the
         draining up. A ``call`` that is answered after its handler has returned is not waited for,
-        and a handler that drains its node is not either: it answers first. Every call
-        waits for the one draining; cancelling one of them does not stop it.
+        and a handler that drains its node is not either: it answers first. A peer that hangs (see
+        :meth:`pause`) is waited for half the deadline at most; what it had sent and this node has
+        not read is lost. Every call waits for the one draining; cancelling one of them does not
+        stop it.
 
         :param deadline: seconds to finish in. The node closes after them all the same, and what has
             not ended then ends with PeerLost.
@@ -235,7 +240,7 @@ class Node(Endpoint):
 
     async def _drain(self, deadline: float) -> bool:
         try:
-            await asyncio.wait_for(self._finish(), deadline)
+            await asyncio.wait_for(self._finish(min(PATIENCE, deadline / 2)), deadline)
             return True
         except asyncio.TimeoutError:
             log.warning(
@@ -247,8 +252,8 @@ class Node(Endpoint):
             log.warning("%s: draining has ended early: %s", self.config.name, error)
         return False
 
-    async def _finish(self) -> None:
-        await self._mesh.enter_state(STATE_DRAINING)
+    async def _finish(self, patience: float) -> None:
+        await self._mesh.enter_state(STATE_DRAINING, patience)
         await asyncio.gather(*[serial.close() for serial in self._serials])
         while (
             self._router.unfinished()

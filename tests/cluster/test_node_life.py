@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,7 +25,16 @@ from domi_fast import (
     VersionTooOld,
     connect,
 )
-from tests.support import echo, forget_records, nodes, until
+from tests.support import (
+    Worker,
+    echo,
+    forget_records,
+    nodes,
+    session,
+    slowness,
+    until,
+    workers,
+)
 
 WORK, OTHER = 50, 51
 
@@ -370,6 +380,41 @@ async def test_the_deadline_of_drain_bounds_requests_without_one(registry_url: s
         with pytest.raises(PeerLost):
             await asked
         kept.clear()
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def third(request: pytest.FixtureRequest) -> Iterator[Worker]:
+    with workers(request.param) as [process]:
+        yield process
+
+
+async def test_a_peer_that_hangs_holds_up_neither_pause_nor_drain(
+    third: Worker, sqlite_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"heartbeat_interval": 30.0, "heartbeat_timeout": 60.0, "lease_ttl": 60.0}
+    async with nodes(sqlite_url, "a", "b", **settings) as (a, b):
+        a.subscribe(OTHER + 9, echo)
+        [hung] = await third.ask_later("start", registry=sqlite_url, **settings)
+        for node in (a, b):
+            await node.wait_peers(2, 5)
+        await third.ask_later("wait_subscribed", channel=OTHER + 9, count=1)
+        third.kill(signal.SIGSTOP)
+        began = time.monotonic()
+        await a.pause()
+        assert 0.9 <= time.monotonic() - began < 2.5 * slowness()
+        assert b.peers[a.id].state == "paused"
+        assert (
+            f"nothing comes of nodes [{hung}], which may not know that it is paused" in caplog.text
+        )
+        # An idle node has nothing left to do, with a deadline that is shorter than that, too.
+        began = time.monotonic()
+        assert await b.drain(1.0) is True
+        assert time.monotonic() - began < 5.0 * slowness()
+        # It hears of it when it goes on.
+        third.kill(signal.SIGCONT)
+        await until(lambda: not session(a, hung).unheard)
+        await a.resume()
+        assert await third.ask_later("request", machine=a.id, channel=OTHER + 9, text="x") == "x"
 
 
 async def test_a_handler_that_runs_is_served_by_its_draining_node(registry_url: str) -> None:

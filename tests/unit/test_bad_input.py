@@ -10,6 +10,7 @@ import re
 import resource
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -810,6 +811,45 @@ async def test_a_state_is_heard_behind_what_was_sent_before(
         assert await peer.hear() == (reference.STATE, b"\0", b"\0")
         await peer.say(reference.state(reference.SERVING, heard=True))
         await resuming
+
+
+async def test_what_a_peer_had_sent_before_it_hung_is_done_by_a_paused_node(
+    registry_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And one that goes on sending is waited for: it lives, and what it sends is on its way."""
+    async with (
+        arena(registry_url, caplog) as scene,
+        extended(scene.node, registry_url, channels=(60,)) as peer,
+    ):
+        node = scene.node
+        pausing = asyncio.ensure_future(node.pause())
+        assert await peer.hear() == (reference.STATE, b"\1", b"\0")
+        # Longer than a peer may be silent.
+        began = time.monotonic()
+        correlation = 0
+        while time.monotonic() - began < 1.5:
+            correlation += 1
+            asked = reference.encode(50, b"sent", reference.request_extend(correlation))
+            await peer.say(asked)
+            answer = (reference.ANSWER, b"sent", reference.answer_extend(correlation))
+            assert await peer.hear() == answer
+            await asyncio.sleep(0.05)
+        assert not pausing.done()
+        silent = time.monotonic()
+        await pausing
+        assert 0.9 <= time.monotonic() - silent < 5.0
+        assert "nothing comes of nodes [7], which may not know that it is paused" in caplog.text
+        await peer.say(reference.encode(50, b"late", reference.request_extend(1)))
+        assert await peer.hear() == (reference.ANSWER, b"late", reference.answer_extend(1))
+        await peer.say(reference.state(reference.PAUSED, heard=True))
+        await peer.settled()
+        assert node.state == "paused"
+        assert not node._router.session(7).unheard
+        resuming = asyncio.ensure_future(node.resume())
+        assert await peer.hear() == (reference.STATE, b"\0", b"\0")
+        await peer.say(reference.state(reference.SERVING, heard=True))
+        await resuming
+        assert scene.counted("protocol_errors") == 0
 
 
 async def test_a_peer_that_cannot_be_told_of_subscriptions_is_closed(
