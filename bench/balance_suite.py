@@ -1,4 +1,4 @@
-"""Balancing: what a policy makes of one slow node among four, and what limits cost a message."""
+"""Balancing: what a policy makes of one slow node among four, and what guards cost a message."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from bench.figures import Figure, Target
 from bench.settings import Settings, in_turn
 from bench.two_process.processes import Worker
 
-__all__ = ["limits", "slow_node"]
+__all__ = ["guards", "slow_node"]
 
-LIMITS_COST = 20e-9
+GUARD_COST = 20e-9
 
 
 def slow_node(settings: Settings) -> list[Figure]:
@@ -37,25 +37,38 @@ def slow_node(settings: Settings) -> list[Figure]:
     return [figure]
 
 
-def limits(settings: Settings) -> list[Figure]:
-    """What a node's and a peer's limit add to a ``notify`` that they let pass.
+def guards(settings: Settings) -> list[Figure]:
+    """What a circuit breaker, and a node's and a peer's limit, add to a ``notify``.
 
-    A circuit breaker adds nothing: a peer whose circuit is open stands in no route.
+    Nothing is wrong: the circuit is closed, and the limits let everything pass.
     """
-    cost = Figure(
-        "limits-cost",
-        "what limits of bytes a second add to a notify",
-        "s",
-        target=Target("value", LIMITS_COST, at_most=True),
-    )
     count = settings.few(1_000_000)
-    cost.detail = {"count": count, "ns_limited": [], "ns_without": []}
-    for _ in range(settings.rounds):
+    figures = {
+        guard: Figure(
+            f"{guard}-cost",
+            f"what {what} to a notify",
+            "s",
+            target=Target("value", GUARD_COST, at_most=True),
+            detail={"count": count, "ns_with": [], "ns_without": []},
+        )
+        for guard, what in (
+            ("breaker", "a circuit breaker adds"),
+            ("limits", "limits of bytes a second add"),
+        )
+    }
+
+    def measure(nodes: Worker, guard: str) -> None:
+        taken: dict[bool, list[float]] = {False: [], True: []}
+        for guarded in (False, True, True, False):
+            taken[guarded].append(
+                nodes.ask("sending", guard=guard, guarded=guarded, count=count)["ns"]
+            )
+        figure = figures[guard]
+        figure.values.append((min(taken[True]) - min(taken[False])) * 1e-9)
+        figure.detail["ns_with"] += taken[True]
+        figure.detail["ns_without"] += taken[False]
+
+    for number in range(settings.rounds):
         with Worker("bench.one_process.balancing", "--cpu", settings.cpus[0]) as nodes:
-            taken: dict[bool, list[float]] = {False: [], True: []}
-            for limited in (False, True, True, False):
-                taken[limited].append(nodes.ask("sending", limited=limited, count=count)["ns"])
-        cost.values.append((min(taken[True]) - min(taken[False])) * 1e-9)
-        cost.detail["ns_limited"] += taken[True]
-        cost.detail["ns_without"] += taken[False]
-    return [cost]
+            in_turn(number, lambda: measure(nodes, "breaker"), lambda: measure(nodes, "limits"))
+    return list(figures.values())

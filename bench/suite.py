@@ -349,7 +349,7 @@ BENCHMARKS = [
     Benchmark(
         "balance", "a policy beside round robin when one node is slow", balance_suite.slow_node
     ),
-    Benchmark("limits", "what limits of bytes a second cost a message", balance_suite.limits),
+    Benchmark("guards", "what circuit breakers and limits cost a message", balance_suite.guards),
     Benchmark("dispatch", "a frame's way to its handler, one process", dispatch),
     Benchmark("one-process", "two nodes in one process, over a socket", one_process),
     Benchmark("micro", "single operations, by pytest-benchmark", micro),

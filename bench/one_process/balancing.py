@@ -1,4 +1,4 @@
-"""Nodes in one process: four that answer, one of them slowly, and what limits cost a message."""
+"""Nodes in one process: four that answer, one of them slowly, and what guards cost a message."""
 
 from __future__ import annotations
 
@@ -48,13 +48,21 @@ async def latencies(policy: str, count: int, concurrency: int) -> dict[str, Any]
     return percentiles(taken)
 
 
-async def sending(limited: bool, count: int) -> dict[str, Any]:
-    """Nanoseconds that a ``notify`` takes its sender, with breakers as ever."""
-    limits = {"rate_limit": NO_LIMIT, "peer_rate_limit": NO_LIMIT} if limited else {}
-    registry = f"memory://limited-{limited}"
+async def sending(guard: str, guarded: bool, count: int) -> dict[str, Any]:
+    """Nanoseconds that a ``notify`` to a given node takes its sender, with a guard or without it.
+
+    To a given node, because its circuit is looked at then; of those who take turns, one whose
+    circuit is open is none.
+    """
+    settings: dict[str, Any] = {}
+    if guard == "limits" and guarded:
+        settings = {"rate_limit": NO_LIMIT, "peer_rate_limit": NO_LIMIT}
+    elif guard == "breaker" and not guarded:
+        settings = {"breaker": None}
+    registry = f"memory://{guard}-{guarded}"
     async with (
         Node("server", registry=registry) as server,
-        Node("client", registry=registry, **limits) as node,
+        Node("client", registry=registry, **settings) as node,
     ):
         server.subscribe(SINK, lambda contexts: None, batch=True)
         await node.wait_subscribed(SINK, timeout=10)
@@ -62,7 +70,7 @@ async def sending(limited: bool, count: int) -> dict[str, Any]:
         taken = 0
         for _ in range(max(1, count // len(messages))):
             then = time.perf_counter_ns()
-            node.notify_many(SINK, messages)
+            node.notify_many(SINK, messages, to=server.id)
             taken += time.perf_counter_ns() - then
             await node.drained(server.id)
             await asyncio.sleep(0)

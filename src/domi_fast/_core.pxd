@@ -330,6 +330,7 @@ cdef class Session:
         object __weakref__
 
     cdef int refuse_frame(self, uint16_t channel, size_t length) except -1
+    cdef int refuse_rate(self, uint16_t channel) except -1
     cdef int put(self, uint16_t channel, object data, const uint8_t* extend,
                  uint16_t extend_size) except -1
     cdef int put_view(self, uint16_t channel, object data, const uint8_t* extend,
@@ -534,9 +535,10 @@ cdef class Limiter:
 
 
 cdef class Verbs:
-    cdef int send_notify(self, int channel, object data, object to) except -1
+    cdef int send_notify(self, int channel, object data, object to, bint keyless) except -1
     cdef int send_publish(self, int channel, object data, object to) except -1
-    cdef int send_call(self, int channel, object data, int reply, object to) except -1
+    cdef int send_call(self, int channel, object data, int reply, object to,
+                       bint keyless) except -1
     cdef object send_request(self, int channel, object data, object timeout, object to)
     cdef int send_stages(self, list channels, object data) except -1
     cdef object chosen(self, int channel, object to, object key, object policy)
@@ -815,7 +817,7 @@ cdef class Outbound(Verbs):
 
     cdef bint is_here(self) except -1
     cdef bint check_node(self) except -1
-    cdef int check_route(self, int channel, object to) except -1
+    cdef int check_route(self, int channel, object to, bint keyless) except -1
     cdef int check_size(self, int channel, size_t size) except -1
     cdef uint8_t* claim(self, uint32_t size, size_t owned) except? NULL
     cdef uint8_t* try_to_claim(self, uint32_t size, size_t owned) except? NULL

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+
+from .checks import check_number
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,8 @@ class Breaker:
     way still count.
 
     :ivar failures: how many open it, 1 to 10,000; the original's 20.
-    :ivar window: seconds, of a window that rolls.
-    :ivar pause: seconds.
+    :ivar window: seconds, of a window that rolls; 0.01 to 3600.
+    :ivar pause: seconds, 0.01 to 3600.
     :raises ValueError: one of them is out of its range.
     """
 
@@ -27,9 +28,8 @@ class Breaker:
     pause: float = 2.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.failures, int) or not 1 <= self.failures <= 10_000:
-            raise ValueError(f"failures {self.failures}: an int of 1 to 10,000 is wanted")
-        for name in ("window", "pause"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and 0.01 <= value <= 3600):
-                raise ValueError(f"{name} {value}: seconds from 0.01 to 3600 are allowed")
+        given: object = self.failures
+        if not isinstance(given, int) or isinstance(given, bool) or not 1 <= given <= 10_000:
+            raise ValueError(f"failures {given!r}: an int of 1 to 10,000 is wanted")
+        check_number("window", self.window, 0.01, 3600)
+        check_number("pause", self.pause, 0.01, 3600)

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 from . import transport
 from ._core import ROLE_UPLINK, Router, Session
 from .channels import LibraryChannel
-from .config import GuestConfig, check_number
+from .checks import check_number
+from .config import GuestConfig
 from .endpoint import Endpoint
 from .errors import DomiError, PeerLost
 from .handshake import Offer, decode_welcome

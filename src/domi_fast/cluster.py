@@ -21,7 +21,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from .config import NodeConfig, check_number
+from .checks import check_number
+from .config import NodeConfig
 from .errors import DeadlineExceeded, DomiError, LeadershipLost, RegistryError
 from .membership import Membership
 from .registry.base import Claim, Lease, Registry

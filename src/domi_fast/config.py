@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from packaging.version import InvalidVersion, Version
 
 from .breaker import Breaker
+from .checks import check_number
 from .errors import DomiError
 from .limiter import RateLimit
 
@@ -63,12 +64,6 @@ def check_on_error(function: object) -> None:
             f"on_error {function!r} is an async def, which nobody would await: a plain function "
             "is wanted; it may start a task"
         )
-
-
-def check_number(what: str, value: object, low: float, high: float) -> None:
-    """Raise ValueError unless it is an int or float from ``low`` to ``high``."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"{what} {value!r}: a number from {low} to {high} is wanted")
 
 
 class Checked:

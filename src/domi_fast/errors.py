@@ -58,11 +58,16 @@ class DeadlineExceeded(DomiError, TimeoutError):
 
 
 class CircuitOpen(DomiError):
-    """The circuit breaker of the channel refuses calls for now."""
+    """The circuit of ``peer``, which has left requests without an answer, is open."""
 
 
 class Overloaded(DomiError):
-    """A queue is full: of this session, of the node, or of the one that was asked."""
+    """A queue is full, or a limit reached: of this session, this node, or the one that was asked.
+
+    :ivar advice: the end of the message, for who called the verb: others are told the rest.
+    """
+
+    advice: str = ""
 
 
 class RingFull(Overloaded):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+
+from .checks import check_number
 
 
 @dataclass(frozen=True)
@@ -14,8 +15,8 @@ class RateLimit:
     says do not. Beyond the limit the verbs raise Overloaded, and ``await node.drained(peer)`` waits
     until something may pass again. What a node sends to itself is not limited.
 
-    :ivar rate: bytes a second, 1 or more.
-    :ivar size: bytes that may go at once after a pause, 1 or more. A larger frame passes when the
+    :ivar rate: bytes a second, 1 to 1e18.
+    :ivar size: bytes that may go at once after a pause, 1 to 1e18. A larger frame passes when the
         bucket is not empty, and is paid for afterwards.
     :raises ValueError: one of them is out of its range.
     """
@@ -24,7 +25,5 @@ class RateLimit:
     size: float
 
     def __post_init__(self) -> None:
-        for name in ("rate", "size"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 1):
-                raise ValueError(f"{name} {value}: bytes, 1 or more, are wanted")
+        check_number("rate", self.rate, 1, 1e18)
+        check_number("size", self.size, 1, 1e18)

@@ -25,13 +25,16 @@ from .config import NodeConfig, is_loopback, parse_version
 from .errors import AuthError, DomiError, FrameError, PeerLost, TryAgain
 from .handshake import Offer, decode_welcome, encode_welcome
 from .membership import Membership, NodeInfo
-from .peer import Peer
+from .peer import STATES, Peer
 from .registry.base import Registry
 
 log = logging.getLogger("domi_fast")
 
 DIAL_BACKOFF = (0.02, 1.0)
 NEWCOMER_GRACE = 0.1
+# Seconds without a byte of a peer that has been told of a state, after which it hangs.
+PATIENCE = 1.0
+_LOOKS = 10
 
 
 class Mesh:
@@ -141,16 +144,40 @@ class Mesh:
                 failing = True
             await asyncio.sleep(self._config.memory_interval)
 
-    async def enter_state(self, state: int) -> None:
+    async def enter_state(self, state: int, patience: float = PATIENCE) -> None:
         """Take new work or none; return when every peer knows, and what it sent before is here.
+
+        A peer of which nothing comes for ``patience`` seconds hangs, and is waited for no longer.
 
         Raises DomiError when the node closes meanwhile.
         """
         if self._router.state != state:
             self._router.enter_state(state)
-        await self.conditions.wait_for(
-            lambda: not any(session.unheard for session in self._router.sessions()), None
-        )
+        # By what each look finds, and not by the clock: this process may have stood still itself.
+        patience = min(patience, self._config.heartbeat_timeout)
+        looks: dict[Session, tuple[int, int]] = {}
+
+        def awaited() -> list[Session]:
+            return [
+                session
+                for session in self._router.sessions()
+                if session.unheard and looks.get(session, (0, 0))[1] <= _LOOKS
+            ]
+
+        while waiting := awaited():
+            for session in waiting:
+                had, silent = looks.get(session, (0, 0))
+                looks[session] = (session.bytes_in, silent + 1 if session.bytes_in == had else 1)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await self.conditions.wait_for(lambda: not awaited(), patience / _LOOKS)
+        hanging = [session.peer for session in self._router.sessions() if session.unheard]
+        if hanging:
+            log.warning(
+                "node %d: nothing comes of nodes %s, which may not know that it is %s",
+                self.id,
+                hanging,
+                STATES[state],
+            )
 
     async def drain_itself(self) -> None:
         """Wait until the node's messages to itself are delivered, ``drain_timeout`` at most."""

@@ -39,6 +39,7 @@ COUNTERS = {
     "refused_rate": "Messages that were more than the limits of bytes a second let pass.",
     "rejected": "Messages of this node that a peer refused.",
     "rejects_lost": "Refusals that could not be told to the sender.",
+    "relay_errors": "Messages of guests that were not sent on, because a policy raised.",
     "replies_for_lost_guests": "Replies to guests that have gone.",
     "ring_full": "Messages that found the ring of serial mode full.",
     "timer_errors": "Timers of serial mode that raised.",

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 from . import _core, errors
 from ._core import STATE_DRAINING, STATE_PAUSED, STATE_SERVING, Router
 from .channels import LibraryChannel
+from .checks import is_number
 from .cluster import Cluster
 from .config import NodeConfig
 from .endpoint import Endpoint
 from .errors import DomiError
 from .limiter import RateLimit
-from .mesh import Mesh
+from .mesh import PATIENCE, Mesh
 from .peer import STATES, Peer
 from .registry import default_url, open_registry
 
@@ -196,16 +197,19 @@ class Node(Endpoint):
         """Take no new work, and stay in the mesh.
 
         Returns when every peer knows; what they had sent before has arrived by then, and is done as
-        ever. From now on their messages go to the other subscribers, and raise NoSubscriber when
-        there are none; what is published passes a paused node by. What this node sends goes to
-        itself only where nobody else subscribes.
+        ever. Not waited for is a peer that hangs, of which nothing comes for a second (or for
+        ``heartbeat_timeout``, if that is less): what it had sent is done when it comes.
+
+        From now on their messages go to the other subscribers, and raise NoSubscriber when there
+        are none; what is published passes a paused node by. What this node sends goes to itself
+        only where nobody else subscribes.
 
         :raises DomiError: the node does not run, or drains.
         """
         await self._enter(STATE_PAUSED)
 
     async def resume(self) -> None:
-        """Take new work again. Returns when every peer knows.
+        """Take new work again. Returns when every peer knows, but for those that hang.
 
         :raises DomiError: the node does not run, or drains.
         """
@@ -220,21 +224,26 @@ class Node(Endpoint):
         """Leave without losing work: take no more, finish what was taken, and close.
 
         Finished are the handlers that run, the requests that are still to be answered, what waits
-        in serial mode and in ``watch_channel`` blocks, and the requests of guests on their way
-        through this node. A ``call`` that is answered after its handler has returned is not waited
-        for, and a handler that drains its node is not either: it answers first. Every call waits
-        for the one draining; cancelling one of them does not stop it.
+        in serial mode and in ``watch_channel`` blocks, and the requests that this node has sent,
+        its guests' among them: each has its outcome, so a program that goes on asking holds the
+        draining up. A ``call`` that is answered after its handler has returned is not waited for,
+        and a handler that drains its node is not either: it answers first. A peer that hangs (see
+        :meth:`pause`) is waited for half the deadline at most; what it had sent and this node has
+        not read is lost. Every call waits for the one draining; cancelling one of them does not
+        stop it.
 
-        :param deadline: seconds to finish in. The node closes after them all the same.
+        :param deadline: seconds to finish in. The node closes after them all the same, and what has
+            not ended then ends with PeerLost.
         :param until_closed: return when the node is closed; otherwise when it begins to close.
         :returns: whether everything was finished in time.
+        :raises ValueError: ``deadline`` is no number of seconds.
         :raises DomiError: the node has not started.
         """
+        if not is_number(deadline) or not deadline >= 0:
+            raise ValueError(f"deadline {deadline!r}: seconds, 0 or more, are wanted")
         if self._draining is None:
             if self.state not in {"serving", "paused", "starting"}:
                 raise DomiError(f"this node is {self.state}, and cannot be drained")
-            if not deadline >= 0:
-                raise ValueError(f"deadline {deadline}: seconds, 0 or more, are wanted")
             self._begin_draining(deadline)
         self._note_closer()
         assert self._draining is not None
@@ -249,7 +258,7 @@ class Node(Endpoint):
 
     async def _drain(self, deadline: float) -> bool:
         try:
-            await asyncio.wait_for(self._finish(), deadline)
+            await asyncio.wait_for(self._finish(min(PATIENCE, deadline / 2)), deadline)
             return True
         except asyncio.TimeoutError:
             log.warning(
@@ -261,8 +270,8 @@ class Node(Endpoint):
             log.warning("%s: draining has ended early: %s", self.config.name, error)
         return False
 
-    async def _finish(self) -> None:
-        await self._mesh.enter_state(STATE_DRAINING)
+    async def _finish(self, patience: float) -> None:
+        await self._mesh.enter_state(STATE_DRAINING, patience)
         await asyncio.gather(*[serial.close() for serial in self._serials])
         while (
             self._router.unfinished()

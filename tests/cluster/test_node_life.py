@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -25,7 +26,16 @@ from domi_fast import (
     VersionTooOld,
     connect,
 )
-from tests.support import echo, forget_records, nodes, until
+from tests.support import (
+    Worker,
+    echo,
+    forget_records,
+    nodes,
+    session,
+    slowness,
+    until,
+    workers,
+)
 
 WORK, OTHER = 50, 51
 
@@ -231,8 +241,11 @@ async def test_what_cannot_be_paused(registry_url: str) -> None:
         assert node.state == "paused"
         await node.resume()
         await node.resume()
-        with pytest.raises(ValueError, match="deadline nan"):
-            await node.drain(float("nan"))
+        wrong: tuple[Any, ...] = (float("nan"), -1, True, "3", None)
+        for deadline in wrong:
+            text = f"^deadline {deadline!r}: seconds, 0 or more, are wanted$"
+            with pytest.raises(ValueError, match=text):
+                await node.drain(deadline)
         assert node.state == "serving"
     assert node.state == "closed"
     with pytest.raises(DomiError, match="this node is closed"):
@@ -325,6 +338,84 @@ async def test_drain_finishes_the_requests_of_guests(registry_url: str) -> None:
             kept.pop().reply(b"answer")
             assert await asked == b"answer"
             assert await drained is True
+
+
+async def test_drain_waits_for_what_the_node_itself_has_asked(registry_url: str) -> None:
+    """A task of the program awaits the answer; a guest's request beside it is counted once."""
+    async with nodes(registry_url, "a", "b") as (a, b):
+
+        async def work(ctx: Context) -> None:
+            await asyncio.sleep(0.5)
+            ctx.reply(ctx.data + b" is done")
+
+        a.subscribe(WORK, work)
+        await b.wait_subscribed(WORK, timeout=5)
+        ended: list[str] = []
+
+        async def program() -> None:
+            assert await b.request(WORK, b"order", timeout=None) == b"order is done"
+            ended.append("program")
+
+        async with await connect(f"tcp://127.0.0.1:{b.port}") as guest:
+            task = asyncio.ensure_future(program())
+            asked = guest.request(WORK, b"guest")
+            await until(lambda: b.counters()["in_flight"] == 2)
+            assert b._router.unfinished() == 2
+            assert await b.drain(30.0) is True
+            ended.append("drain")
+            assert await asked == b"guest is done"
+            await task
+        assert ended == ["program", "drain"]
+
+
+async def test_the_deadline_of_drain_bounds_requests_without_one(registry_url: str) -> None:
+    async with nodes(registry_url, "a", "b") as (a, b):
+        kept: list[Context] = []
+        a.subscribe(WORK, kept.append)
+        await b.wait_subscribed(WORK, timeout=5)
+        asked = b.request(WORK, b"", timeout=None)
+        await until(lambda: kept)
+        began = time.monotonic()
+        assert await b.drain(0.2) is False
+        assert 0.2 <= time.monotonic() - began < 5.0
+        with pytest.raises(PeerLost):
+            await asked
+        kept.clear()
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def third(request: pytest.FixtureRequest) -> Iterator[Worker]:
+    with workers(request.param) as [process]:
+        yield process
+
+
+async def test_a_peer_that_hangs_holds_up_neither_pause_nor_drain(
+    third: Worker, sqlite_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"heartbeat_interval": 30.0, "heartbeat_timeout": 60.0, "lease_ttl": 60.0}
+    async with nodes(sqlite_url, "a", "b", **settings) as (a, b):
+        a.subscribe(OTHER + 9, echo)
+        [hung] = await third.ask_later("start", registry=sqlite_url, **settings)
+        for node in (a, b):
+            await node.wait_peers(2, 5)
+        await third.ask_later("wait_subscribed", channel=OTHER + 9, count=1)
+        third.kill(signal.SIGSTOP)
+        began = time.monotonic()
+        await a.pause()
+        assert 0.9 <= time.monotonic() - began < 2.5 * slowness()
+        assert b.peers[a.id].state == "paused"
+        assert (
+            f"nothing comes of nodes [{hung}], which may not know that it is paused" in caplog.text
+        )
+        # An idle node has nothing left to do, with a deadline that is shorter than that, too.
+        began = time.monotonic()
+        assert await b.drain(1.0) is True
+        assert time.monotonic() - began < 5.0 * slowness()
+        # It hears of it when it goes on.
+        third.kill(signal.SIGCONT)
+        await until(lambda: not session(a, hung).unheard)
+        await a.resume()
+        assert await third.ask_later("request", machine=a.id, channel=OTHER + 9, text="x") == "x"
 
 
 async def test_a_handler_that_runs_is_served_by_its_draining_node(registry_url: str) -> None:

@@ -15,6 +15,7 @@ from domi_fast import (
     Context,
     DeadlineExceeded,
     DomiError,
+    Frame,
     FrameError,
     NoSubscriber,
     Overloaded,
@@ -228,6 +229,57 @@ async def test_a_thread_that_waits_is_not_waited_for(registry_url: str) -> None:
             gate.set()
         await until(lambda: serial.backlog == 0)
         await until(lambda: len(refused) == b.counters()["ring_full"])
+
+
+@pytest.mark.parametrize("kind", [KeyError, ValueError, None])
+async def test_a_policy_that_fails_on_the_loop_is_told_to_on_error(
+    registry_url: str, kind: type[Exception] | None
+) -> None:
+    """Of a request its future says so, and the loop's exception handler hears nothing."""
+
+    class Failing:
+        def choose(self, candidates: Any, key: Any) -> Any:
+            if kind is not None:
+                raise kind("mine")
+
+    unhandled: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, what: unhandled.append(what))
+    heard: list[tuple[DomiError, Frame]] = []
+    async with pair(registry_url) as (a, b, serial):
+        serial.on_error = lambda error, frame: heard.append((error, frame))
+        a.subscribe(60, echo)
+        serial.subscribe(61, lambda ctx: ctx.next(b"next"))
+        await serial.start()
+        await b.wait_subscribed(60, timeout=5)
+        await a.wait_subscribed(61, timeout=5)
+        b.balance(60, Failing())
+
+        def send() -> Any:
+            serial.notify(60, b"notify")
+            serial.call(60, b"call", 62)
+            serial.ventilator([60], b"ventilator")
+            serial.notify_many(60, [b"many"])
+            return serial.request(60, b"request", timeout=None)
+
+        asked = await within(serial, send)
+        told = kind or TypeError
+        with pytest.raises(told):
+            await asyncio.wait_for(asyncio.wrap_future(asked), 5)
+        a.ventilator([61, 60], b"")
+        await until(lambda: len(heard) == 5)
+        assert [frame for _, frame in heard] == [
+            Frame(60, b"notify", b""),
+            Frame(60, b"call", b""),
+            Frame(60, b"ventilator", b""),
+            Frame(60, b"many", b""),
+            Frame(61, b"next", b""),
+        ]
+        for error, _ in heard:
+            assert isinstance(error, DomiError)
+            assert isinstance(error.__cause__, told)
+            assert f"could not be sent: {told.__name__}: " in str(error)
+        assert b.counters()["in_flight"] == 0
+    assert unhandled == []
 
 
 async def test_what_is_refused_later_goes_to_on_error(registry_url: str) -> None:

@@ -10,6 +10,7 @@ import re
 import resource
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from domi_fast import (
+    CircuitOpen,
     Context,
     DeadlineExceeded,
     DomiError,
@@ -811,6 +813,45 @@ async def test_a_state_is_heard_behind_what_was_sent_before(
         await resuming
 
 
+async def test_what_a_peer_had_sent_before_it_hung_is_done_by_a_paused_node(
+    registry_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And one that goes on sending is waited for: it lives, and what it sends is on its way."""
+    async with (
+        arena(registry_url, caplog) as scene,
+        extended(scene.node, registry_url, channels=(60,)) as peer,
+    ):
+        node = scene.node
+        pausing = asyncio.ensure_future(node.pause())
+        assert await peer.hear() == (reference.STATE, b"\1", b"\0")
+        # Longer than a peer may be silent.
+        began = time.monotonic()
+        correlation = 0
+        while time.monotonic() - began < 1.5:
+            correlation += 1
+            asked = reference.encode(50, b"sent", reference.request_extend(correlation))
+            await peer.say(asked)
+            answer = (reference.ANSWER, b"sent", reference.answer_extend(correlation))
+            assert await peer.hear() == answer
+            await asyncio.sleep(0.05)
+        assert not pausing.done()
+        silent = time.monotonic()
+        await pausing
+        assert 0.9 <= time.monotonic() - silent < 5.0
+        assert "nothing comes of nodes [7], which may not know that it is paused" in caplog.text
+        await peer.say(reference.encode(50, b"late", reference.request_extend(1)))
+        assert await peer.hear() == (reference.ANSWER, b"late", reference.answer_extend(1))
+        await peer.say(reference.state(reference.PAUSED, heard=True))
+        await peer.settled()
+        assert node.state == "paused"
+        assert not node._router.session(7).unheard
+        resuming = asyncio.ensure_future(node.resume())
+        assert await peer.hear() == (reference.STATE, b"\0", b"\0")
+        await peer.say(reference.state(reference.SERVING, heard=True))
+        await resuming
+        assert scene.counted("protocol_errors") == 0
+
+
 async def test_a_peer_that_cannot_be_told_of_subscriptions_is_closed(
     registry_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -911,7 +952,8 @@ STATUSES: dict[int, type[DomiError]] = {
     reference.PEER_LOST: PeerLost,
     reference.DEADLINE: DeadlineExceeded,
     reference.REFUSED: DomiError,
-    7: DomiError,
+    reference.CIRCUIT_OPEN: CircuitOpen,
+    8: DomiError,
     255: DomiError,
 }
 
@@ -931,7 +973,9 @@ async def test_answers_that_are_not_ok(
             with pytest.raises(DomiError) as caught:
                 await asyncio.wait_for(request, SECONDS)
             assert type(caught.value) is STATUSES[status]
-            assert (caught.value.channel, caught.value.peer) == (60, 7)
+            # Whose circuit is open stands before the text; 31,060 (`Ty`) and the like are no ids.
+            about = 7 if status != reference.CIRCUIT_OPEN else 0 if data == b"\0\0\0" else None
+            assert (caught.value.channel, caught.value.peer) == (60, about)
             if isinstance(caught.value, RemoteError) and data == b"Type\0message":
                 assert (caught.value.type, caught.value.message) == ("Type", "message")
         scene.unharmed()

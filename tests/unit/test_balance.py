@@ -5,13 +5,24 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
-from domi_fast import Context, DomiError, Node, NoSubscriber, Overloaded, Serial, connect
+from domi_fast import (
+    Context,
+    DomiError,
+    Frame,
+    Node,
+    NoSubscriber,
+    Overloaded,
+    RemoteError,
+    Serial,
+    connect,
+)
 from domi_fast.balance import (
     POLICIES,
     Candidate,
@@ -25,10 +36,18 @@ from domi_fast.balance import (
     WeightedRoundRobin,
 )
 from domi_fast.memory import used_share
-from tests.support import nodes, until
+from tests.serial.modes import within
+from tests.support import echo, endings, forget_records, nodes, until
 
 WORK = 50
 CHOICES = 100_000
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+def no_records_kept(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    forget_records(caplog)
 
 
 def some(count: int, weights: Sequence[float] = ()) -> list[Candidate]:
@@ -239,10 +258,22 @@ def test_every_policy_chooses_one_of_them(name: str) -> None:
         policy.choose([object()], "key")  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize("weight", [0, -1, math.inf, math.nan])
-def test_a_weight_is_above_zero(weight: float) -> None:
-    with pytest.raises(ValueError, match="weight"):
+@pytest.mark.parametrize("weight", [0, -1, math.inf, math.nan, "2", True, None])
+def test_a_weight_is_above_zero(weight: Any) -> None:
+    with pytest.raises(ValueError, match=f"weight {weight!r}: a number above 0 is wanted"):
         Candidate(1, weight=weight)
+    candidate = Candidate(1)
+    with pytest.raises(ValueError, match="weight"):
+        candidate.weight = weight
+    assert candidate.weight == 1.0
+
+
+@pytest.mark.parametrize("latency", [-1, math.inf, math.nan, "2", True, None])
+def test_a_latency_is_a_number_of_seconds(latency: Any) -> None:
+    candidate = Candidate(1)
+    with pytest.raises(ValueError, match=f"latency {latency!r}: seconds, 0 or more, are wanted"):
+        candidate.observe(latency)
+    assert candidate.latency == 0.0
 
 
 # ---------------------------------------------------------------------------------------- at a node
@@ -473,6 +504,169 @@ async def test_a_policy_of_ones_own(registry_url: str) -> None:
             a.request(WORK, b"", policy=Wrong())
         with pytest.raises(LookupError, match="nobody is good enough"):
             a.request(WORK, b"", policy=Raises())
+
+
+class Failing:
+    """A policy of one's own that raises, or returns what is no candidate."""
+
+    def __init__(self, kind: type[BaseException] | None) -> None:
+        self.kind = kind
+
+    def choose(self, candidates: Sequence[Candidate], key: Any) -> Any:
+        if self.kind is not None:
+            raise self.kind("now")
+
+
+@pytest.mark.parametrize("raised", [KeyError, ValueError, asyncio.CancelledError, None])
+async def test_a_policy_that_fails_for_a_guest(
+    registry_url: str, raised: type[BaseException] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its request has one outcome, its on_error hears of the rest, and the loop of nothing."""
+    kind = "TypeError" if raised is None else raised.__name__
+    message = "chose None, which is none of the candidates" if raised is None else "now"
+    unhandled: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, what: unhandled.append(what))
+    heard: list[tuple[DomiError, Frame]] = []
+    async with nodes(registry_url, "a", "b") as (a, b):
+        name_on(b)
+        b.subscribe(WORK + 1, echo)
+        await a.wait_subscribed(WORK + 1, timeout=5)
+        a.balance(WORK, Failing(raised))
+        async with await connect(
+            f"tcp://127.0.0.1:{a.port}", on_error=lambda error, frame: heard.append((error, frame))
+        ) as guest:
+            asked = guest.request(WORK, b"asked", timeout=None)
+            behind = guest.request(WORK + 1, b"behind")
+            ends = endings(asked)
+            with pytest.raises(RemoteError) as caught:
+                await asked
+            assert (caught.value.type, caught.value.channel) == (kind, WORK)
+            assert message in caught.value.message
+            assert await behind == b"behind"
+            guest.notify(WORK, b"notify")
+            guest.call(WORK, b"call", WORK + 2)
+            guest.ventilator([WORK, WORK + 1], b"ventilator")
+            guest.notify_many(WORK, [b"many"])
+            await until(lambda: len(heard) == 4)
+            assert [frame.data for _, frame in heard] == [
+                b"notify",
+                b"call",
+                b"ventilator",
+                b"many",
+            ]
+            assert {(type(error), error.channel) for error, _ in heard} == {(RemoteError, WORK)}
+            assert ends == ["RemoteError"]
+            assert guest.counters()["in_flight"] == a.counters()["in_flight"] == 0
+        assert a.counters()["relay_errors"] == 5
+        assert f"a guest's message on channel {WORK} could not be sent on" in caplog.text
+    assert unhandled == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("kind", list(LOOPS))
+def test_an_interruption_in_a_policy(
+    registry_url: str, kind: str, error: type[BaseException]
+) -> None:
+    """It ends the loop, and the guest's request as well."""
+    loop = LOOPS[kind]()
+    a = Node("a", registry=registry_url)
+    try:
+        loop.run_until_complete(a.start())
+        name_on(a)
+        a.balance(WORK, Failing(error))
+        guest = loop.run_until_complete(connect(f"tcp://127.0.0.1:{a.port}"))
+
+        async def ask() -> bytes:
+            return await guest.request(WORK, b"", timeout=None)
+
+        asking = loop.create_task(ask())
+        guard = loop.call_later(5, loop.stop)
+        with pytest.raises(error):
+            loop.run_forever()
+        guard.cancel()
+        with pytest.raises(RemoteError, match=f"{error.__name__}: now"):
+            loop.run_until_complete(asyncio.wait_for(asking, 5))
+        loop.run_until_complete(guest.close())
+    finally:
+        loop.run_until_complete(a.close())
+        loop.close()
+
+
+@pytest.mark.parametrize("how", ["of the channel", "of the node"])
+async def test_url_hash_wants_a_key_where_one_can_be_given(registry_url: str, how: str) -> None:
+    """What has no place for a key goes by the address of the node that sends it."""
+    heard: list[tuple[bytes, int]] = []
+
+    def serve(node: Node) -> None:
+        def hear(ctx: Context) -> None:
+            heard.append((ctx.data, node.id))
+            if ctx.is_request:
+                ctx.reply(ctx.data)
+
+        node.subscribe(WORK, hear)
+
+    def pass_on(ctx: Context) -> None:
+        ctx.next(ctx.data)
+
+    policy = "url_hash" if how == "of the node" else "round_robin"
+    async with (
+        nodes(registry_url, "b", "c", "d") as others,
+        Node("a", registry=registry_url, balance=policy) as a,
+    ):
+        for node in others:
+            serve(node)
+        a.balance(WORK, "url_hash" if how == "of the channel" else None)
+        a.subscribe(WORK + 1, pass_on)
+        await a.wait_subscribed(WORK, 3, timeout=5)
+        by_address = a.choose(WORK, policy="ip_hash")
+        by_key = a.choose(WORK, key="user-7")
+
+        def send(verbs: Any) -> None:
+            for refused in (
+                lambda: verbs.notify(WORK, b""),
+                lambda: verbs.call(WORK, b"", WORK + 2),
+                lambda: verbs.request(WORK, b""),
+            ):
+                with pytest.raises(ValueError, match="goes by a key: give key="):
+                    refused()
+            verbs.notify(WORK, b"keyed", key="user-7")
+            verbs.call(WORK, b"keyed", WORK + 2, key="user-7")
+            verbs.notify_many(WORK, [b"many"] * 2)
+            verbs.call_many(WORK, [b"many"] * 2, WORK + 2)
+            verbs.ventilator([WORK], b"ventilator")
+
+        async def check(expected: Counter[tuple[bytes, int]]) -> None:
+            await until(lambda: len(heard) >= expected.total())
+            assert Counter(heard) == expected
+            heard.clear()
+
+        sent = Counter(
+            {(b"keyed", by_key): 2, (b"many", by_address): 4, (b"ventilator", by_address): 1}
+        )
+        with pytest.raises(ValueError, match="goes by a key"):
+            a.choose(WORK)
+        send(a)
+        if how == "of the channel":
+            a.ventilator([WORK + 1, WORK], b"next")
+        else:
+            others[0].ventilator([WORK + 1, WORK], b"next")
+        await check(sent + Counter({(b"next", by_address): 1}))
+        assert await a.request(WORK, b"asked", key="user-7") == b"asked"
+        await check(Counter({(b"asked", by_key): 1}))
+
+        async with Serial(a, thread=True) as serial:
+            serial.subscribe(WORK + 3, pass_on)
+            await within(serial, lambda: send(serial))
+            others[0].ventilator([WORK + 3, WORK], b"next")
+            await check(sent + Counter({(b"next", by_address): 1}))
+
+        async with await connect(f"tcp://127.0.0.1:{a.port}") as guest:
+            guest.notify(WORK, b"guest")
+            guest.call(WORK, b"guest", WORK + 2)
+            guest.notify_many(WORK, [b"guest"])
+            guest.ventilator([WORK], b"guest")
+            assert await guest.request(WORK, b"guest") == b"guest"
+            await check(Counter({(b"guest", by_address): 5}))
 
 
 async def test_what_is_no_policy(registry_url: str) -> None:

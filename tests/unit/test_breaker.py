@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from domi_fast import CircuitOpen, Context, DeadlineExceeded, Node, RemoteError
+from domi_fast import (
+    CircuitOpen,
+    Context,
+    DeadlineExceeded,
+    DomiError,
+    Frame,
+    Node,
+    RemoteError,
+    connect,
+)
 from domi_fast.breaker import Breaker
 from tests.support import echo, forget_records, link, nodes, until
 
@@ -84,6 +93,35 @@ async def test_it_is_half_open_until_a_pong_comes(registry_url: str) -> None:
         assert a.peers[b.id].circuit == "half-open"
         loop.add_reader(theirs.descriptor, theirs.readable)
         await until(lambda: a.peers[b.id].circuit == "closed")
+        held.clear()
+
+
+async def test_a_guest_hears_that_a_circuit_is_open(registry_url: str) -> None:
+    """As its node does: by the same error, which says of whom."""
+    settings = {"breaker": Breaker(failures=1, window=10.0, pause=30.0)}
+    heard: list[tuple[DomiError, Frame]] = []
+    async with nodes(registry_url, "a", "b", **settings) as (a, b):
+        held: list[Context] = []
+        b.subscribe(WORK, held.append)
+        await a.wait_subscribed(WORK, timeout=5)
+        await fail(a, b.id, 1)
+        with pytest.raises(CircuitOpen) as at_the_node:
+            a.request(WORK, b"")
+        async with await connect(
+            f"tcp://127.0.0.1:{a.port}", on_error=lambda error, frame: heard.append((error, frame))
+        ) as guest:
+            for to in (None, b.id):
+                with pytest.raises(CircuitOpen) as caught:
+                    await guest.request(WORK, b"", to=to)
+                assert str(caught.value) == str(at_the_node.value)
+                assert (caught.value.channel, caught.value.peer) == (WORK, b.id)
+            guest.notify(WORK, b"x")
+            await until(lambda: heard)
+            [(error, frame)] = heard
+            # A refusal of what is no request has no place for whose circuit it is.
+            assert isinstance(error, CircuitOpen)
+            assert (error.channel, error.peer) == (WORK, None)
+            assert frame == Frame(WORK, b"x", b"")
         held.clear()
 
 
@@ -167,12 +205,18 @@ async def test_a_new_session_has_a_new_circuit(registry_url: str) -> None:
         {"failures": 0},
         {"failures": 10_001},
         {"failures": 1.5},
+        {"failures": True},
+        {"failures": "3"},
         {"window": 0},
+        {"window": True},
         {"pause": float("nan")},
+        {"pause": "x"},
+        {"pause": None},
     ],
 )
 def test_what_a_breaker_may_be_set_to(settings: dict[str, Any], registry_url: str) -> None:
-    with pytest.raises(ValueError, match=next(iter(settings))):
+    [(name, value)] = settings.items()
+    with pytest.raises(ValueError, match=f"^{name} {value!r}: an? .* is wanted$"):
         Breaker(**settings)
     with pytest.raises(TypeError, match="breaker"):
         Node("a", registry=registry_url, breaker=settings)

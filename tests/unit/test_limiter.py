@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
-from domi_fast import Node, Overloaded
+from domi_fast import Context, Node, Overloaded, connect
 from domi_fast.limiter import RateLimit
 from tests.support import echo, nodes
 
@@ -97,10 +98,55 @@ async def test_answers_are_not_limited(registry_url: str) -> None:
             assert await a.request(ECHO, DATA) == DATA
 
 
-@pytest.mark.parametrize("settings", [(0, 1), (1, 0), (float("nan"), 1), (1, float("inf"))])
-def test_what_a_limit_may_be(settings: tuple[float, float], registry_url: str) -> None:
-    with pytest.raises(ValueError, match=r"rate|size"):
+async def test_advice_is_for_who_reads_it(registry_url: str) -> None:
+    """`drained` takes an id at a node and none at a guest, and waits for one's own room."""
+    limit = RateLimit(rate=1000, size=1)
+    async with (
+        nodes(registry_url, "b", "c") as (b, c),
+        Node("a", registry=registry_url, peer_rate_limit=limit) as a,
+    ):
+        b.subscribe(SINK, lambda ctx: None)
+
+        def forward(ctx: Context) -> None:
+            a.notify(SINK, ctx.data)
+
+        a.subscribe(ECHO, forward)
+        await a.wait_subscribed(SINK, timeout=5)
+        await c.wait_subscribed(ECHO, timeout=5)
+        a.notify(SINK, DATA)
+        text = f"1000 bytes a second are allowed to node {b.id}, and as many were sent"
+        with pytest.raises(Overloaded) as caught:
+            a.notify(SINK, DATA)
+        assert str(caught.value) == f"{text}: await node.drained({b.id}) or send less"
+        async with await connect(f"tcp://127.0.0.1:{a.port}", queue_limit=64 * 1024) as guest:
+            with pytest.raises(Overloaded) as caught:
+                await guest.request(SINK, DATA)
+            assert str(caught.value) == text
+            with pytest.raises(Overloaded, match=r": await drained\(\) or send less$"):
+                guest.publish_many(SINK + 9, [DATA] * 50_000)
+            await guest.drained()
+        # And of what a handler raises, who has asked is told the facts alone.
+        with pytest.raises(Overloaded) as caught:
+            await c.request(ECHO, DATA)
+        assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (0, 1),
+        (1, 0),
+        (float("nan"), 1),
+        (1, float("inf")),
+        (True, 1),
+        (1, True),
+        ("a", 1),
+        (1, None),
+    ],
+)
+def test_what_a_limit_may_be(settings: tuple[Any, Any], registry_url: str) -> None:
+    with pytest.raises(ValueError, match=r"^(rate|size) .*: a number from 1 to 1e\+18 is wanted$"):
         RateLimit(*settings)
     for name in ("rate_limit", "peer_rate_limit"):
         with pytest.raises(TypeError, match=name):
-            Node("a", registry=registry_url, **{name: settings})  # type: ignore[arg-type]
+            Node("a", registry=registry_url, **{name: settings})

@@ -435,9 +435,10 @@ def test_values_and_leases_beyond_the_limits_are_refused(backend: Backend) -> No
             for bad in (bytes(largest + 1), "text", None):
                 with pytest.raises(RegistryError):
                     await registry.put("k", bad)  # type: ignore[arg-type]
-            for ttl in (registry.limits.min_ttl * 0.9, 0.0, -1.0, float("nan"), float("inf")):
-                with pytest.raises(RegistryError):
-                    await registry.grant(ttl)
+            shorter = registry.limits.min_ttl * 0.9
+            for ttl in (shorter, 0.0, -1.0, float("nan"), float("inf"), True, "3", None):
+                with pytest.raises(RegistryError, match=f"a lease of {ttl!r} s: it must last from"):
+                    await registry.grant(ttl)  # type: ignore[arg-type]
 
     run(main)
 

@@ -25,6 +25,10 @@ cdef inline uint64_t mixed(uint64_t x) noexcept:
     return x ^ (x >> 31)
 
 
+cdef bint is_number(object value) except -1:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 cdef bytes key_bytes(object key):
     if isinstance(key, bytes):
         return key
@@ -68,9 +72,9 @@ cdef class Candidate:
         return self.share
 
     @weight.setter
-    def weight(self, double weight):
-        if not 0.0 < weight < INFINITY:
-            raise ValueError(f"weight {weight}: a number above 0 is wanted")
+    def weight(self, weight):
+        if not is_number(weight) or not 0.0 < weight < INFINITY:
+            raise ValueError(f"weight {weight!r}: a number above 0 is wanted")
         self.share = weight
 
     @property
@@ -81,8 +85,10 @@ cdef class Candidate:
         """
         return self.latency_ns * 1e-9
 
-    def observe(self, double latency):
+    def observe(self, latency):
         """It took ``latency`` seconds to answer, just now."""
+        if not is_number(latency) or not 0.0 <= latency < INFINITY:
+            raise ValueError(f"latency {latency!r}: seconds, 0 or more, are wanted")
         self.answered_in(latency * 1e9, monotonic_ns())
 
     cdef int answered_in(self, double latency, uint64_t now) except -1:
@@ -232,6 +238,10 @@ cdef class WeightedRandom(RandomPolicy):
         return count - 1
 
 
+cdef object key_is_missing():
+    return ValueError("the policy goes by a key: give key=")
+
+
 @cython.final
 cdef class KeyHash(CorePolicy):
     """The same one for the same key, in every process, as long as it is there.
@@ -239,7 +249,11 @@ cdef class KeyHash(CorePolicy):
     When one of n leaves, only its own keys move (rendezvous hashing: Thaler, Ravishankar, 1998); a
     weight makes its part of the keys larger.
 
-    :param by_address: where no key is given, the sender's own address is the key.
+    Without a key, ``notify``, ``call``, ``request`` and ``choose`` raise ValueError. What has no
+    place for a key (``notify_many``, ``call_many``, ``ventilator``, ``Context.next``, and all that
+    a guest sends) goes by the address of the node that sends it.
+
+    :param by_address: go by that address wherever no key is given, as ``ip_hash`` does.
     """
 
     def __cinit__(self, *, by_address=False):
@@ -251,7 +265,7 @@ cdef class KeyHash(CorePolicy):
         cdef double score, most = -1.0
         cdef Candidate candidate
         if key is None:
-            raise ValueError("the policy goes by a key: give key=")
+            raise key_is_missing()
         hashed = hash_of(key)
         for i in range(count):
             candidate = candidate_at(some, i)
@@ -397,7 +411,15 @@ cdef CorePolicy policy_at(Router router, int channel):
     return policy
 
 
-cdef Session choose_session(Router router, int channel, CorePolicy policy, object key):
+cdef int check_keyless(CorePolicy policy) except -1:
+    # Whether the policy can do without a key that the sender could have given.
+    if type(policy) is KeyHash and not (<KeyHash>policy).by_address:
+        raise key_is_missing()
+    return 0
+
+
+cdef Session choose_session(Router router, int channel, CorePolicy policy, object key,
+                            bint keyless):
     # The subscriber that a message goes to by this policy, or the channel's, or the node's.
     cdef Route* route = router.channels[channel].route
     cdef Py_ssize_t i
@@ -417,7 +439,7 @@ cdef Session choose_session(Router router, int channel, CorePolicy policy, objec
         return sessions[candidates.index(policy.choose(candidates, key))]
     if key is not None:
         key = key_bytes(key)
-    elif type(policy) is KeyHash and (<KeyHash>policy).by_address:
+    elif type(policy) is KeyHash and (keyless or (<KeyHash>policy).by_address):
         key = router.own_address
     route = router.channels[channel].route
     try:

@@ -155,8 +155,8 @@ cdef int refuse_for_rate(Session session, uint16_t channel) except -1:
     if limiter is None or limiter.tokens > 0.0:
         limiter = session.router.limiter
     session.router.count("refused_rate")
-    raise errors.Overloaded(
+    raise overloaded(
+        session, channel, limiter.rate * 1e9,
         f"{limiter.rate * 1e9:g} bytes a second are allowed "
-        f"{'to node %d' % session.peer if limiter is session.limiter else 'for this node'}, and "
-        f"as many were sent: await node.drained({session.peer}) or send less",
-        channel=channel, peer=session.peer, limit=limiter.rate * 1e9)
+        f"{'to node %d' % session.peer if limiter is session.limiter else 'for this node'}, "
+        "and as many were sent")

@@ -162,6 +162,7 @@ cdef enum:
     STATUS_PEER_LOST = 4
     STATUS_DEADLINE = 5
     STATUS_REFUSED = 6
+    STATUS_CIRCUIT_OPEN = 7
 
 cdef enum:
     VERB_NOTIFY = 1

@@ -144,7 +144,9 @@ cdef class Context:
         cdef Router router = self.session.router
         try:
             getattr(self, name)(argument)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             if router is None:
                 log.warning("lost: %s", error)
                 return
@@ -304,7 +306,7 @@ cdef class Context:
         if self.is_foreign():
             here = outbound_here()
             if here is not None and here.engine is self.session.engine:
-                here.check_route(channel, None)
+                here.check_route(channel, None, True)
             return self.foreign("next", data)
         self.router().send_stage(channel, data, p + 2, size - 2)
         self.set_answered()

@@ -34,35 +34,54 @@ cdef int uplink_send(Router router, uint8_t verb, int channel, object data, int 
 
 cdef int handle_relay(Router router, Session guest, RawFrame* frame) except -1:
     # The node's side: carry out what the guest asks for.
-    cdef const uint8_t* p = frame.extend
-    cdef uint8_t out[REJECT_EXTEND]
-    cdef uint8_t answer[ANSWER_EXTEND]
-    cdef uint8_t verb
-    cdef uint16_t channel
     if frame.extend_size < RELAY_EXTEND:
         guest.fail("a malformed relay", True)
         return 0
-    verb = p[0]
-    channel = load16(p + 1)
     data = frame_data(frame)
     try:
-        relay_verb(router, guest, p, frame.extend_size, data)
-    except (errors.DomiError, ValueError) as error:
-        status, text = status_of(error)
-        try:
-            if verb == VERB_REQUEST:
-                copy(answer, p + 7, 8)
-                answer[8] = status
-                guest.put_failure(CH_ANSWER, text, answer, ANSWER_EXTEND)
-            else:
-                refused = relayed_extend(p, frame.extend_size, router.id)
-                out[0] = status
-                store16(out + 1, channel)
-                store16(out + 3, <uint16_t>len(refused))
-                guest.put(CH_REJECT, refused + data, out, REJECT_EXTEND)
-        except (errors.Overloaded, errors.FrameError, errors.PeerLost):
-            router.count("rejects_lost")
+        relay_verb(router, guest, frame.extend, frame.extend_size, data)
+    except errors.DomiError as error:
+        refuse_relay(router, guest, frame, data, error)
+    except BaseException as error:
+        # Of a policy of the program's.
+        router.count("relay_errors")
+        refuse_relay(router, guest, frame, data, error)
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
+        log.error("a guest's message on channel %d could not be sent on",
+                  load16(frame.extend + 1), exc_info=error)
     return 0
+
+
+cdef int refuse_relay(Router router, Session guest, RawFrame* frame, bytes data,
+                      object error) except -1:
+    # Tell the guest why its message was not sent on.
+    cdef const uint8_t* p = frame.extend
+    cdef uint8_t out[REJECT_EXTEND]
+    cdef uint8_t answer[ANSWER_EXTEND]
+    status, text = status_of(error)
+    try:
+        if p[0] == VERB_REQUEST:
+            copy(answer, p + 7, 8)
+            answer[8] = status
+            guest.put_failure(CH_ANSWER, text, answer, ANSWER_EXTEND)
+        else:
+            refused = relayed_extend(p, frame.extend_size, router.id)
+            out[0] = status
+            store16(out + 1, load16(p + 1))
+            store16(out + 3, <uint16_t>len(refused))
+            guest.put(CH_REJECT, refused + data, out, REJECT_EXTEND)
+    except (errors.Overloaded, errors.FrameError, errors.PeerLost):
+        router.count("rejects_lost")
+    return 0
+
+
+cdef int relayed_channel(int channel) except -1:
+    # What a guest names is checked at the guest too; one built by hand may name anything.
+    try:
+        return check_channel(channel)
+    except ValueError as error:
+        raise errors.DomiError(str(error), channel=channel) from None
 
 
 cdef int relay_verb(Router router, Session guest, const uint8_t* p, uint16_t size,
@@ -81,15 +100,15 @@ cdef int relay_verb(Router router, Session guest, const uint8_t* p, uint16_t siz
             and router.channels[channel].route is NULL):
         raise no_subscriber(router, channel)
     if verb == VERB_NOTIFY:
-        router.notify(channel, data, to=to)
+        router.send_notify(relayed_channel(channel), data, to, True)
     elif verb == VERB_PUBLISH:
-        router.publish(channel, data, to=to)
+        router.send_publish(relayed_channel(channel), data, to)
     elif verb == VERB_PIPELINE:
-        check_channel(channel)
+        relayed_channel(channel)
         router.send_stage(channel, data, p + RELAY_EXTEND, size - RELAY_EXTEND)
     elif verb == VERB_CALL:
-        check_channel(reply_channel)
-        session = pick(router, check_channel(channel), to)
+        relayed_channel(reply_channel)
+        session = pick(router, relayed_channel(channel), to, True)
         if not session.extended:
             raise errors.DomiError(
                 f"node {session.peer} speaks the plain protocol, which cannot answer a guest",
@@ -100,7 +119,7 @@ cdef int relay_verb(Router router, Session guest, const uint8_t* p, uint16_t siz
         store32(extend + 5, guest.token)
         session.put(channel, data, extend, GUEST_CALL_EXTEND)
     elif verb == VERB_REQUEST:
-        session = pick(router, check_channel(channel), to)
+        session = pick(router, relayed_channel(channel), to, True)
         if not session.extended:
             raise errors.DomiError(
                 f"node {session.peer} speaks the plain protocol, which has no requests",
@@ -108,7 +127,7 @@ cdef int relay_verb(Router router, Session guest, const uint8_t* p, uint16_t siz
         relay_request(router, session, guest, channel, data, correlation, milliseconds)
     elif verb == VERB_REPLY:
         if not USER_FIRST <= channel <= USER_LAST:
-            raise ValueError(f"channel {channel}: users have 50-65499")
+            raise errors.DomiError(f"channel {channel}: users have 50-65499", channel=channel)
         session = router.session_to(machine)
         if correlation:
             # The reply is for another guest: its number stands in the low half.
@@ -118,7 +137,7 @@ cdef int relay_verb(Router router, Session guest, const uint8_t* p, uint16_t siz
         else:
             session.put(channel, data, NULL, 0)
     else:
-        raise ValueError(f"verb {verb} is not known")
+        raise errors.DomiError(f"verb {verb} is not known", channel=channel)
     return 0
 
 

@@ -45,12 +45,12 @@ cdef int machine_of(object machine) except -1:
     return <int>number if 0 <= number < MAX_MACHINES else MAX_MACHINES
 
 
-cdef inline Session pick(Router router, int number, object to):
+cdef inline Session pick(Router router, int number, object to, bint keyless):
     # The session that a message on this channel goes to next.
     router.require_engine()
     if to is None and router.channels[number].route is not NULL:
         if router.balanced:
-            return choose_session(router, number, None, None)
+            return choose_session(router, number, None, None, keyless)
         return route_next(router.channels[number].route)
     return router.pick_named(number, to)
 
@@ -201,7 +201,7 @@ cdef class Router:
                 core = self.named_policies[channel, policy] = policy_of(policy)
         elif policy is not None:
             core = policy_of(policy)
-        return choose_session(self, channel, core, key).peer
+        return choose_session(self, channel, core, key, False).peer
 
     def protect(self, failures, double window, double pause):
         """Leave a peer alone that has left requests without an answer, until it answers a ping.
@@ -244,12 +244,12 @@ cdef class Router:
                 session.flush()
 
     def unfinished(self):
-        """Requests whose handlers have returned without an answer, and those of guests that are on
-        their way through this node: how many."""
+        """Requests whose handlers have returned without an answer, and those that this node has
+        sent, for itself or for others, and that have not ended: how many."""
         cdef Session session
-        cdef uint64_t count = 0
+        cdef uint64_t count = self.slot_count - self.free_count
         for session in self.sessions() + ([] if self.loopback is None else [self.loopback]):
-            count += session.owed + session.relayed
+            count += session.owed
         return count
 
     def stop(self, str reason not None):
@@ -499,10 +499,10 @@ cdef class Router:
                 f"node {to} does not subscribe to channel {number}", channel=number, peer=to)
         return session
 
-    cdef int send_notify(self, int channel, object data, object to) except -1:
+    cdef int send_notify(self, int channel, object data, object to, bint keyless) except -1:
         if self.uplink is not None:
             return uplink_send(self, VERB_NOTIFY, channel, data, 0, to, 0, NO_DEADLINE, None)
-        return pick(self, channel, to).put(<uint16_t>channel, data, NULL, 0)
+        return pick(self, channel, to, keyless).put(<uint16_t>channel, data, NULL, 0)
 
     cdef int send_publish(self, int channel, object data, object to) except -1:
         cdef uint8_t tag = TAG_PUBLISH
@@ -517,7 +517,7 @@ cdef class Router:
             uplink_send(self, VERB_PUBLISH, channel, data, 0, to, 0, NO_DEADLINE, None)
             return 1
         if to is not None:
-            session = pick(self, channel, to)
+            session = pick(self, channel, to, True)
             session.put(<uint16_t>channel, data, &tag, 1 if session.extended else 0)
             return 1
         self.require_engine()
@@ -534,12 +534,13 @@ cdef class Router:
                 self.report(error, Frame(channel, data))
         return sent
 
-    cdef int send_call(self, int number, object data, int reply, object to) except -1:
+    cdef int send_call(self, int number, object data, int reply, object to,
+                       bint keyless) except -1:
         cdef uint8_t extend[GUEST_CALL_EXTEND]
         cdef Session session
         if self.uplink is not None:
             return uplink_send(self, VERB_CALL, number, data, reply, to, 0, NO_DEADLINE, None)
-        session = pick(self, number, to)
+        session = pick(self, number, to, keyless)
         if self.channels[reply].guests is not NULL and session.extended:
             # So that the reply is not taken for a message that a guest may have: guest 0 is the
             # node itself.
@@ -561,7 +562,7 @@ cdef class Router:
             self.require_engine()
             session = self.uplink
         else:
-            session = pick(self, channel, to)
+            session = pick(self, channel, to, False)
             if not session.extended:
                 raise errors.DomiError(
                     f"node {session.peer} speaks the plain protocol, which has no requests: "
@@ -673,7 +674,7 @@ cdef class Router:
             uplink_send(self, VERB_PIPELINE, channel, data, 0, None, 0, NO_DEADLINE,
                         PyBytes_FromStringAndSize(<char*>rest, size))
             return 0
-        session = pick(self, channel, None)
+        session = pick(self, channel, None, True)
         if not session.extended:
             session.put(<uint16_t>channel, data, rest, size)
             return 0
@@ -870,6 +871,7 @@ cdef class Router:
 
     cdef int report(self, object error, object frame) except -1:
         # What was refused after the verb had returned.
+        error = as_domi_error(error, frame.channel)
         if self.on_error is None:
             log.warning("lost: %s (channel %d, %d bytes)", error, frame.channel, len(frame.data))
         elif self.reporters:

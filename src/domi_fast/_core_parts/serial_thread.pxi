@@ -138,9 +138,11 @@ cdef class Outbound(Verbs):
             raise errors.DomiError("not connected: the node of this serial is closed")
         return True
 
-    cdef int check_route(self, int channel, object to) except -1:
+    cdef int check_route(self, int channel, object to, bint keyless) except -1:
         if to is not None or self.router.channels[channel].route is NULL:
             self.router.pick_named(channel, to)
+        elif self.router.balanced and not keyless:
+            check_keyless(policy_at(self.router, channel))
         return 0
 
     cdef int put(self, uint8_t verb, int channel, int reply, object to, object data,
@@ -248,10 +250,10 @@ cdef class Outbound(Verbs):
             return self.router.chosen(channel, to, key, policy)
         return self.router.choose_peer(channel, to, key, policy)
 
-    cdef int send_notify(self, int channel, object data, object to) except -1:
+    cdef int send_notify(self, int channel, object data, object to, bint keyless) except -1:
         if not self.is_here():
-            return self.router.send_notify(channel, data, to)
-        self.check_route(channel, to)
+            return self.router.send_notify(channel, data, to, keyless)
+        self.check_route(channel, to, keyless)
         return self.put(VERB_NOTIFY, channel, 0, to, data, None)
 
     cdef int send_publish(self, int channel, object data, object to) except -1:
@@ -261,22 +263,23 @@ cdef class Outbound(Verbs):
             return self.router.send_publish(channel, data, to)
         route = self.router.channels[channel].route
         if to is not None:
-            self.check_route(channel, to)
+            self.check_route(channel, to, True)
         copies = 1 if to is not None else 0 if route is NULL else route.count
         self.put(VERB_PUBLISH, channel, 0, to, data, None)
         return copies
 
-    cdef int send_call(self, int channel, object data, int reply, object to) except -1:
+    cdef int send_call(self, int channel, object data, int reply, object to,
+                       bint keyless) except -1:
         if not self.is_here():
-            return self.router.send_call(channel, data, reply, to)
-        self.check_route(channel, to)
+            return self.router.send_call(channel, data, reply, to, keyless)
+        self.check_route(channel, to, keyless)
         return self.put(VERB_CALL, channel, reply, to, data, None)
 
     cdef object send_request(self, int channel, object data, object timeout, object to):
         cdef double until = INFINITY
         if not self.is_here():
             return self.router.send_request(channel, data, timeout, to)
-        self.check_route(channel, to)
+        self.check_route(channel, to, False)
         data = bytes_of(data)
         self.check_size(channel, len(data) + REQUEST_EXTEND)
         if timeout is ...:
@@ -292,7 +295,7 @@ cdef class Outbound(Verbs):
         if not self.is_here():
             return self.router.send_stages(channels, data)
         cdef int first = channels[0]
-        self.check_route(first, None)
+        self.check_route(first, None, True)
         data = bytes_of(data)
         self.check_size(first, len(data) + 2 * len(channels) - 1)
         return self.ask_loop(first, self.begin_stages, (channels, data))
@@ -401,12 +404,14 @@ cdef class Outbound(Verbs):
         to = None if departure.to < 0 else departure.to
         try:
             if departure.verb == VERB_NOTIFY:
-                self.router.send_notify(departure.channel, data, to)
+                self.router.send_notify(departure.channel, data, to, True)
             elif departure.verb == VERB_PUBLISH:
                 self.router.send_publish(departure.channel, data, to)
             else:
-                self.router.send_call(departure.channel, data, departure.reply, to)
-        except errors.DomiError as error:
+                self.router.send_call(departure.channel, data, departure.reply, to, True)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             self.router.report(error, Frame(departure.channel, data))
         return 0
 
@@ -428,14 +433,18 @@ cdef class Outbound(Verbs):
         timeout = None if until == INFINITY else until - <double>monotonic_ns() * 1e-9
         try:
             request._follow(self.router.send_request(channel, data, timeout, to))
-        except Exception as error:
+        except BaseException as error:
             request._end(error, None)
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
 
     def begin_stages(self, channels, data):
         """Start a pipeline for the serial thread."""
         try:
             self.router.send_stages(channels, data)
-        except errors.DomiError as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             self.router.report(error, Frame(channels[0], data))
 
     cdef bint drop_record(self) noexcept:

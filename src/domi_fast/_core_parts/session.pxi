@@ -27,6 +27,15 @@ cdef object frame_too_large(uint16_t channel, size_t length, uint32_t limit):
         "allowed", channel=channel, limit=limit)
 
 
+cdef object overloaded(Session session, uint16_t channel, object limit, str text):
+    # No room to this peer now.
+    advice = (": await drained() or send less" if session.role == ROLE_UPLINK
+              else f": await node.drained({session.peer}) or send less")
+    error = errors.Overloaded(text + advice, channel=channel, peer=session.peer, limit=limit)
+    error.advice = advice
+    return error
+
+
 cdef inline int write_frame(Session session, uint16_t channel, const uint8_t* data, size_t size,
                             const uint8_t* extend, uint16_t extend_size,
                             PyObject* owner) except -1:
@@ -35,7 +44,7 @@ cdef inline int write_frame(Session session, uint16_t channel, const uint8_t* da
             or session.queue.queued >= session.router.queue_limit):
         return session.refuse_frame(channel, length)
     if session.limited and channel <= USER_LAST and not let_pass(session, length):
-        return refuse_for_rate(session, channel)
+        return session.refuse_rate(channel)
     append_frame(session.queue, channel, data, size, extend, extend_size, owner)
     session.frames_out += 1
     if not session.dirty:
@@ -256,10 +265,14 @@ cdef class Session:
         if length > self.router.frame_limit:
             raise frame_too_large(channel, length, self.router.frame_limit)
         self.router.count("refused_queue_full")
-        raise errors.Overloaded(
-            f"{self.queue.queued} bytes wait for node {self.peer}, as many as a session may "
-            f"queue: await node.drained({self.peer}) or send less",
-            channel=channel, peer=self.peer, limit=self.router.queue_limit)
+        raise overloaded(
+            self, channel, self.router.queue_limit,
+            f"{self.queue.queued} bytes wait for node {self.peer}, as many as a session may queue")
+
+    cdef int refuse_rate(self, uint16_t channel) except -1:
+        # A method, as refuse_frame(): a function that is called once would become a part of
+        # write_frame(), which would then be too large to become a part of put().
+        return refuse_for_rate(self, channel)
 
     cdef int put(self, uint16_t channel, object data, const uint8_t* extend,
                  uint16_t extend_size) except -1:

@@ -28,14 +28,18 @@ cdef int check_channel(object channel) except -1:
 cdef class Verbs:
     """Sends, on the channels and to the peers of one node (or of a guest, through its node)."""
 
-    cdef int send_notify(self, int channel, object data, object to) except -1:
+    # `keyless`: what is sent has no place for a key=, so a policy that goes by one takes this
+    # node's address.
+
+    cdef int send_notify(self, int channel, object data, object to, bint keyless) except -1:
         raise NotImplementedError
 
     cdef int send_publish(self, int channel, object data, object to) except -1:
         # How many nodes it was sent to.
         raise NotImplementedError
 
-    cdef int send_call(self, int channel, object data, int reply, object to) except -1:
+    cdef int send_call(self, int channel, object data, int reply, object to,
+                       bint keyless) except -1:
         raise NotImplementedError
 
     cdef object send_request(self, int channel, object data, object timeout, object to):
@@ -67,7 +71,7 @@ cdef class Verbs:
         cdef int number = channel_number(channel)
         if key is not None or policy is not None:
             to = self.chosen(number, to, key, policy)
-        self.send_notify(number, data, to)
+        self.send_notify(number, data, to, False)
 
     def publish(self, channel, data, *, to=None):
         """Send to every subscriber; no answer.
@@ -90,7 +94,7 @@ cdef class Verbs:
         cdef int number = channel_number(channel)
         if key is not None or policy is not None:
             to = self.chosen(number, to, key, policy)
-        self.send_call(number, data, channel_number(reply_channel), to)
+        self.send_call(number, data, channel_number(reply_channel), to, False)
 
     def request(self, channel, data, timeout=..., *, to=None, key=None, policy=None):
         """Send to one subscriber, and await its answer.
@@ -138,7 +142,7 @@ cdef class Verbs:
         cdef Py_ssize_t sent = 0
         try:
             for data in messages:
-                self.send_notify(number, data, to)
+                self.send_notify(number, data, to, True)
                 sent += 1
         except errors.DomiError as error:
             error.sent = sent
@@ -155,7 +159,7 @@ cdef class Verbs:
         cdef Py_ssize_t sent = 0
         try:
             for data in messages:
-                self.send_call(number, data, reply, to)
+                self.send_call(number, data, reply, to, True)
                 sent += 1
         except errors.DomiError as error:
             error.sent = sent

@@ -12,7 +12,6 @@ place in a queue. A cancelled write may or may not have been done.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -60,9 +59,10 @@ class Limits:
 
     def check_ttl(self, ttl: float) -> None:
         """Raise :class:`~domi_fast.errors.RegistryError` for a lease this backend cannot keep."""
-        if not (math.isfinite(ttl) and self.min_ttl <= ttl <= MAX_TTL):
+        number = isinstance(ttl, (int, float)) and not isinstance(ttl, bool)
+        if not (number and self.min_ttl <= ttl <= MAX_TTL):
             raise RegistryError(
-                f"a lease of {ttl} s: it must last from {self.min_ttl} to {MAX_TTL:.0f} s",
+                f"a lease of {ttl!r} s: it must last from {self.min_ttl} to {MAX_TTL:.0f} s",
                 limit=self.min_ttl,
             )
 
