@@ -713,11 +713,11 @@ cdef class ThreadScheduler(Scheduler):
                     self.raised(error)
                 if self.spilled and not self.asked and self.has_room():
                     self.ask_for_way()
+                # While there is work the interpreter's lock is given up to who asks for it, and not
+                # between ticks: who waits for it would find it taken again before it wakes up, and
+                # ask anew each time.
                 if not self.has_work() and not self.posts:
                     self.wait()
-                else:
-                    with nogil:
-                        sched_yield()
             self.stop_reporting()
             while self.posts:
                 try:
