@@ -17,7 +17,7 @@ from .config import NodeConfig
 from .endpoint import Endpoint
 from .errors import DomiError
 from .limiter import RateLimit
-from .mesh import PATIENCE, Mesh
+from .mesh import Mesh
 from .peer import STATES, Peer
 from .registry import default_url, open_registry
 
@@ -227,10 +227,10 @@ class Node(Endpoint):
         in serial mode and in ``watch_channel`` blocks, and the requests that this node has sent,
         its guests' among them: each has its outcome, so a program that goes on asking holds the
         draining up. A ``call`` that is answered after its handler has returned is not waited for,
-        and a handler that drains its node is not either: it answers first. A peer that hangs (see
-        :meth:`pause`) is waited for half the deadline at most; what it had sent and this node has
-        not read is lost. Every call waits for the one draining; cancelling one of them does not
-        stop it.
+        and a handler that drains its node is not either: it answers first. A peer that hangs, of
+        which nothing comes for ``heartbeat_timeout``, or for half the deadline if that is less, is
+        waited for no longer: what it had sent and this node has not read is lost. Every call waits
+        for the one draining; cancelling one of them does not stop it.
 
         :param deadline: seconds to finish in. The node closes after them all the same, and what has
             not ended then ends with PeerLost.
@@ -258,7 +258,7 @@ class Node(Endpoint):
 
     async def _drain(self, deadline: float) -> bool:
         try:
-            await asyncio.wait_for(self._finish(min(PATIENCE, deadline / 2)), deadline)
+            await asyncio.wait_for(self._finish(deadline / 2), deadline)
             return True
         except asyncio.TimeoutError:
             log.warning(
