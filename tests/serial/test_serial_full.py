@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,11 +17,16 @@ from tests.serial.modes import make_serial, pair, within
 from tests.support import echo, nodes, session, until
 
 
-def compute(seconds: float) -> None:
-    """Keep this thread busy for so long, as its own clock counts."""
-    end = time.thread_time() + seconds
-    while time.thread_time() < end:
-        pass
+def computing(ran: list[bytes], seconds: float) -> Callable[[Context], None]:
+    """A handler that keeps its thread busy for so long, as the thread's own clock counts."""
+
+    def handler(ctx: Context) -> None:
+        end = time.thread_time() + seconds
+        while time.thread_time() < end:
+            pass
+        ran.append(ctx.data)
+
+    return handler
 
 
 async def test_a_full_ring_is_emptied_by_who_fills_it(registry_url: str) -> None:
@@ -142,19 +148,15 @@ async def test_a_thread_that_computes_holds_only_who_sends_to_it(registry_url: s
     settings = {"heartbeat_interval": 0.1, "heartbeat_timeout": 0.3}
     async with nodes(registry_url, "a", "b", "c", **settings) as (a, b, c):
         serial = make_serial(b, ring_size=4096)
-        ran: list[int] = []
-
-        def slow(ctx: Context) -> None:
-            compute(0.001)
-            ran.append(int(ctx.data))
-
-        serial.subscribe(50, slow)
+        ran: list[bytes] = []
+        serial.subscribe(50, computing(ran, 0.001))
         b.subscribe(60, echo)
         sessions = [session(b, a.id), session(a, b.id)]
         async with serial:
             await asyncio.gather(*[each.wait_subscribed(60, timeout=5) for each in (a, c)])
             await a.wait_subscribed(50, timeout=5)
-            a.notify_many(50, [b"%d" % number for number in range(1000)])
+            messages = [b"%d" % number for number in range(1000)]
+            a.notify_many(50, messages)
             await until(lambda: serial.backlog > 50)
             behind = a.request(60, b"behind", timeout=None)
             answered = 0
@@ -166,7 +168,7 @@ async def test_a_thread_that_computes_holds_only_who_sends_to_it(registry_url: s
             assert not behind.done()
             await until(lambda: len(ran) == 1000, 30)
             assert await behind == b"behind"
-            assert ran == [*range(1000)]
+            assert ran == messages
             assert b.counters()["ring_full"] == 0
         # Nobody has taken the other's silence for its death.
         assert sessions == [session(b, a.id), session(a, b.id)]
@@ -176,12 +178,7 @@ async def test_a_thread_that_computes_holds_only_who_sends_to_it(registry_url: s
 async def test_what_the_node_sends_itself_waits_too(registry_url: str) -> None:
     async with pair(registry_url, ring_size=4096) as (_, b, serial):
         ran: list[bytes] = []
-
-        def slow(ctx: Context) -> None:
-            compute(0.0005)
-            ran.append(ctx.data)
-
-        serial.subscribe(50, slow)
+        serial.subscribe(50, computing(ran, 0.0005))
         await serial.start()
         messages = [b"%d" % number for number in range(500)]
         b.notify_many(50, messages)
@@ -194,41 +191,31 @@ async def test_what_the_node_sends_itself_waits_too(registry_url: str) -> None:
 async def test_a_sender_that_waits_may_go(registry_url: str) -> None:
     """What it had sent before is run, and its end is seen once there is room again."""
     async with pair(registry_url, ring_size=4096) as (a, b, serial):
-        ran = 0
-
-        def slow(_: Context) -> None:
-            nonlocal ran
-            compute(0.001)
-            ran += 1
-
-        serial.subscribe(50, slow)
+        ran: list[bytes] = []
+        serial.subscribe(50, computing(ran, 0.001))
         await serial.start()
         await a.wait_subscribed(50, timeout=5)
         a.notify_many(50, [b"x"] * 300)
         await until(lambda: serial.backlog > 50)
         await a.close()
-        await until(lambda: ran == 300 and not b.peers, 20)
+        await until(lambda: len(ran) == 300 and not b.peers, 20)
 
 
 @pytest.mark.usefixtures("threaded")
 async def test_closing_while_a_sender_waits_runs_what_was_taken(registry_url: str) -> None:
     async with pair(registry_url, ring_size=4096) as (a, b, serial):
-        ran: list[int] = []
-
-        def slow(ctx: Context) -> None:
-            compute(0.001)
-            ran.append(int(ctx.data))
-
-        serial.subscribe(50, slow)
+        ran: list[bytes] = []
+        serial.subscribe(50, computing(ran, 0.001))
         b.subscribe(60, echo)
         await serial.start()
         await a.wait_subscribed(60, timeout=5)
-        a.notify_many(50, [b"%d" % number for number in range(1000)])
+        messages = [b"%d" % number for number in range(1000)]
+        a.notify_many(50, messages)
         await until(lambda: serial.backlog > 50)
         taken = serial.backlog + len(ran)
         await serial.close()
         assert len(ran) >= taken
-        assert ran == [*range(len(ran))]
+        assert ran == messages[: len(ran)]
         assert serial.backlog == 0
         assert await a.request(60, b"on") == b"on"
 
