@@ -287,6 +287,16 @@ async def test_what_is_too_large_or_no_http(registry_url: str, sent: bytes, stat
         assert a.state == "serving"
 
 
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """All that was logged, but for what a loop in debug mode tells of its connections."""
+    assert TOKEN not in caplog.text
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if (record.name, record.levelno) != ("asyncio", logging.DEBUG)
+    ]
+
+
 @pytest.mark.parametrize(
     "sent",
     [
@@ -314,7 +324,7 @@ async def test_what_is_refused_is_neither_logged_nor_repeated(
         caplog.set_level(logging.DEBUG)
         caplog.clear()
         data = await exchange("127.0.0.1", a.http_port, sent.replace(b"TOKEN", TOKEN.encode()))
-        assert caplog.text == ""
+        assert not logged(caplog)
         assert a.state == "serving"
     assert TOKEN.encode() not in data
     assert b"aiohttp" not in data
@@ -345,7 +355,7 @@ async def test_what_is_cut_is_not_logged(
         data = await exchange("127.0.0.1", a.http_port, sent.replace(b"TOKEN", TOKEN.encode()))
         assert time.monotonic() - begun < admin.REQUEST_TIME / 2
         assert TOKEN.encode() not in data
-        assert caplog.text == ""
+        assert not logged(caplog)
         assert (await ask(a.http_port, "/ping")).status == 200
 
 
