@@ -34,6 +34,11 @@ class Proxy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    @property
+    def connections(self) -> int:
+        """How many there are, those that nothing gets through among them."""
+        return len(self._tasks)
+
     def cut(self) -> None:
         self._whole.clear()
 

@@ -281,6 +281,24 @@ async def test_a_revoke_that_is_cut_off_is_done_in_the_end(
         assert await other.get("k") is None
 
 
+async def test_a_server_that_takes_a_connection_and_never_greets(
+    zookeeper: ZooKeeper, tmp_path: Path
+) -> None:
+    """As one that is just starting may do: another connection is tried in good time."""
+    async with (
+        Proxy(zookeeper.port) as proxy,
+        opened(f"zookeeper://127.0.0.1:{proxy.port}/{tmp_path.name}") as registry,
+    ):
+        proxy.cut()
+        before = proxy.connections
+        granting = asyncio.ensure_future(registry.grant(1.0))
+        await until(lambda: proxy.connections > before)
+        proxy.deaden()
+        proxy.mend()
+        lease = await asyncio.wait_for(granting, 1.8)
+        assert not lease.lost.is_set()
+
+
 def test_a_lock_has_one_holder_while_the_ways_are_cut_at_random(url: str) -> None:
     """Whoever gets it finds every earlier holder's lease over, or the lock given back."""
     seed = random.randrange(1 << 32)

@@ -29,6 +29,8 @@ if log.level == logging.NOTSET:
 _BOTH_WAYS: Final = 2  # of a socket's shutdown
 _PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 0.5
+# Seconds that a server may take to greet; of a session that ends, half of its length at most.
+_GREETING: Final = 1.0
 
 
 def load_kazoo() -> Any:
@@ -268,6 +270,7 @@ def _make_client(
     identity: tuple[int, bytes] | None = None,
 ) -> Any:
     """kazoo's client for a session: a new one, or that of this identity."""
+    patience = min(_GREETING, timeout / 2) if session.mortal else _GREETING
 
     class Handler(kazoo.handlers.threading.SequentialThreadingHandler):  # type: ignore[misc]
         def create_connection(self, *args: Any, **kwargs: Any) -> Any:
@@ -287,13 +290,14 @@ def _make_client(
         def _invoke(self, timeout: float, request: Any, xid: int | None = None) -> Any:
             """The greeting says how long a session the server grants, and is heard only here.
 
-            kazoo would wait for it no longer than the session is wished to be.
+            kazoo would wait for it no longer than the session is wished to be. A server that is
+            just starting may take a connection and never greet: another is tried in good time.
             """
             if not isinstance(request, kazoo.protocol.connection.Connect):
                 return super()._invoke(timeout, request, xid)
             asked = time.monotonic()
             try:
-                made = super()._invoke(TIMEOUT, request, xid)
+                made = super()._invoke(patience, request, xid)
             except Exception as error:
                 session.problem = str(error) or "it does not answer"
                 raise
