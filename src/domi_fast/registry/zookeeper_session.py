@@ -29,7 +29,7 @@ if log.level == logging.NOTSET:
 _BOTH_WAYS: Final = 2  # of a socket's shutdown
 _PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 0.5
-# Seconds that a server may take to greet; of a session that ends, half of its length at most.
+# Seconds that a server may take to greet at first; of a session that ends, half its length at most.
 _GREETING: Final = 1.0
 
 
@@ -270,7 +270,8 @@ def _make_client(
     identity: tuple[int, bytes] | None = None,
 ) -> Any:
     """kazoo's client for a session: a new one, or that of this identity."""
-    patience = min(_GREETING, timeout / 2) if session.mortal else _GREETING
+    shortest = min(_GREETING, timeout / 2) if session.mortal else _GREETING
+    patience = shortest
 
     class Handler(kazoo.handlers.threading.SequentialThreadingHandler):  # type: ignore[misc]
         def create_connection(self, *args: Any, **kwargs: Any) -> Any:
@@ -291,16 +292,20 @@ def _make_client(
             """The greeting says how long a session the server grants, and is heard only here.
 
             kazoo would wait for it no longer than the session is wished to be. A server that is
-            just starting may take a connection and never greet: another is tried in good time.
+            just starting may take a connection and never greet: another is tried in good time, and
+            one that is slow has longer with each try.
             """
             if not isinstance(request, kazoo.protocol.connection.Connect):
                 return super()._invoke(timeout, request, xid)
+            nonlocal patience
             asked = time.monotonic()
             try:
                 made = super()._invoke(patience, request, xid)
             except Exception as error:
                 session.problem = str(error) or "it does not answer"
+                patience = min(TIMEOUT, 2 * patience)
                 raise
+            patience = shortest
             if made[0].time_out > 0:
                 session.timeout = made[0].time_out / 1000.0
                 if not session.heard:
