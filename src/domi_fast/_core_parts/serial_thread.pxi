@@ -58,12 +58,13 @@ cdef extern from *:
         }
     }
 
-    /* Nanoseconds that the thread of this clock has computed; 0 once it has ended. */
+    /* The clock of what this thread computes; -1 where there is none. */
     static int domi_cpu_clock_here(void)
     {
         clockid_t clock;
         return pthread_getcpuclockid(pthread_self(), &clock) == 0 ? (int)clock : -1;
     }
+    /* Nanoseconds that the thread of this clock has computed; 0 once it has ended. */
     static uint64_t domi_cpu_ns(int clock)
     {
         struct timespec time;
