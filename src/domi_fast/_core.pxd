@@ -849,8 +849,9 @@ cdef class ThreadScheduler(Scheduler):
                                 # full, one message of each session that is held
         list held               # sessions that read no more until there is room: the loop's
         Timer patience          # looks whether the thread keeps going, while any is held; or None
-        uint64_t seen_gets      # records it had taken out, and nanoseconds it had computed, at the
-        uint64_t seen_cpu       # last look
+        int looks               # in vain, since it was last seen to keep going; then it had taken
+        uint64_t seen_gets      # so many records out, and
+        uint64_t seen_cpu       # computed for so many nanoseconds
         int cpu_clock           # the clock of what it computes, or -1 before it has begun
         bint asked              # the loop is to call make_way()
         uint64_t slow_until     # records taken out before a session is held again
@@ -861,6 +862,7 @@ cdef class ThreadScheduler(Scheduler):
     cdef int stop_reporting(self) except -1
     cdef int raised(self, object error) except -1
     cdef int hold(self, Session session) except -1
+    cdef int see_pace(self) except -1
     cdef int ask_for_way(self) except -1
     cdef int release(self) except -1
     cdef bint has_room(self) noexcept

@@ -5,9 +5,11 @@ wait, and of a thread that waits it refuses.
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +17,15 @@ import pytest
 from domi_fast import Context, Overloaded, RingFull, Serial
 from tests.serial.modes import make_serial, pair, within
 from tests.support import echo, nodes, session, until
+
+
+@pytest.fixture
+def turns_of_two_ms() -> Iterator[None]:
+    """So long a thread runs Python while another asks for its turn."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.002)
+    yield
+    sys.setswitchinterval(before)
 
 
 def computing(ran: list[bytes], seconds: float) -> Callable[[Context], None]:
@@ -172,6 +183,26 @@ async def test_a_thread_that_computes_holds_only_who_sends_to_it(registry_url: s
             assert b.counters()["ring_full"] == 0
         # Nobody has taken the other's silence for its death.
         assert sessions == [session(b, a.id), session(a, b.id)]
+
+
+@pytest.mark.usefixtures("threaded")
+async def test_a_thread_that_is_kept_from_running_is_waited_for(
+    registry_url: str, turns_of_two_ms: None
+) -> None:
+    """A loop that keeps the interpreter's lock, as a garbage collection does, is not its fault."""
+    keep_lock = ctypes.PyDLL(None).usleep
+    async with pair(registry_url, ring_size=4096) as (a, b, serial):
+        ran: list[bytes] = []
+        serial.subscribe(50, computing(ran, 0.0005))
+        await serial.start()
+        await a.wait_subscribed(50, timeout=5)
+        messages = [b"%d" % number for number in range(150)]
+        a.notify_many(50, messages)
+        await until(lambda: serial.backlog > 50)
+        while len(ran) + b.counters()["ring_full"] < 150:
+            keep_lock(120_000)
+            await asyncio.sleep(0)
+        assert ran == messages
 
 
 @pytest.mark.usefixtures("threaded")

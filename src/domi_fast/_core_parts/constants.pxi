@@ -244,11 +244,12 @@ cdef enum:
     BATCH_MOST = 256            # contexts that a handler of lists is given at once
     CONTEXT_WIRE = 48           # bytes of message and extend that a context holds itself
     CLOCK_EVERY = 16            # frames between two looks at the clock
-    BUSY_PACE = 200             # records in PATIENCE that a serial thread takes which keeps going
-    BUSY_CPU = 5000000          # nanoseconds in PATIENCE that one computes which keeps going
+    LOOKS = 10                  # in which a serial thread that keeps going is seen to do so, by
+    BUSY_PACE = 200             # so many records that it took, or
+    BUSY_CPU = 5000000          # so many nanoseconds that it computed
     SLOW_RECORDS = 4096         # of one that waits, after which it may have become faster
     POLLS_TO_YIELD = 4          # turns of a polling loop after which it lets others run
     SPINS_TO_YIELD = 64         # looks in vain after which a spinning thread lets others run
 
-cdef double PATIENCE = 0.1          # seconds between two looks whether a serial thread keeps going
+cdef double LOOK_EVERY = 0.01       # seconds, at least, between two of them
 cdef uint64_t NEVER = <uint64_t>0xFFFFFFFFFFFFFFFFULL

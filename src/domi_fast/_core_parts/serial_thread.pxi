@@ -608,23 +608,34 @@ cdef class ThreadScheduler(Scheduler):
         session.hold_reading()
         self.held.append(session)
         if self.patience is None:
-            self.seen_gets = ring_gets(self.ring)
-            self.seen_cpu = cpu_ns(self.cpu_clock)
-            self.patience = self.router.call_later(PATIENCE, self.lose_patience)
+            self.see_pace()
+            self.patience = self.router.call_later(LOOK_EVERY, self.lose_patience)
+        return 0
+
+    cdef int see_pace(self) except -1:
+        self.seen_gets = ring_gets(self.ring)
+        self.seen_cpu = cpu_ns(self.cpu_clock)
+        self.looks = 0
         return 0
 
     def lose_patience(self):
-        """Look whether the serial thread keeps going; if it does not, read on without it."""
-        cdef uint64_t gets = ring_gets(self.ring), cpu = cpu_ns(self.cpu_clock)
+        """Look whether the serial thread keeps going; if it does not, read on without it.
+
+        What counts is how often the loop looked, not how long ago: the machine may have stood still,
+        or the loop have kept the interpreter's lock, and the thread had no time of its own.
+        """
+        cdef uint64_t gets = ring_gets(self.ring)
         self.patience = None
         if not self.held or self.router.engine is None:
             return
-        if gets < self.seen_gets + BUSY_PACE and cpu < self.seen_cpu + BUSY_CPU:
+        self.looks += 1
+        if gets >= self.seen_gets + BUSY_PACE or cpu_ns(self.cpu_clock) >= self.seen_cpu + BUSY_CPU:
+            self.see_pace()
+        elif self.looks == LOOKS:
             self.slow_until = gets + SLOW_RECORDS
             self.release()
             return
-        self.seen_gets, self.seen_cpu = gets, cpu
-        self.patience = self.router.call_later(PATIENCE, self.lose_patience)
+        self.patience = self.router.call_later(LOOK_EVERY, self.lose_patience)
 
     def make_way(self):
         """The serial thread has made room: what comes goes into the ring again."""
