@@ -59,13 +59,13 @@ cdef extern from *:
         return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
     }
 
-    /* Whether a microsecond or so may have passed since it last said so: where the processor counts
+    /* Whether some microseconds may have passed since it last said so: where the processor counts
        cycles, that is asked at half the price of the clock. */
     static inline int domi_moment_passed(uint64_t *then)
     {
     #if defined(__x86_64__)
         uint64_t now = __builtin_ia32_rdtsc();
-        if (now - *then < 2048)
+        if (now - *then < 8192)
             return 0;
         *then = now;
     #else

@@ -158,7 +158,7 @@ cdef class Context:
 
     cdef inline bint is_foreign(self) except -1:
         # Whether this is another thread than the loop's, which may answer by posting.
-        if PyThread_get_thread_ident() == self.session.engine.thread:
+        if thread_here() == self.session.engine.thread:
             return False
         return self.check_foreign()
 

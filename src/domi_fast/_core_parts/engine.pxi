@@ -40,7 +40,7 @@ cdef class Engine:
         self.wheel.origin = self.wheel.last = self.now
         self.timer_ns = NEVER
         self.slice_ns = <uint64_t>(slice * 1e9)
-        self.thread = PyThread_get_thread_ident()
+        self.thread = thread_here()
         self.ready = []
         self.pollers = []
         self.finished = loop.create_future()
@@ -66,7 +66,7 @@ cdef class Engine:
             raise errors.DomiError(
                 "called from the thread of a Serial, which sends by the Serial's own verbs; "
                 "drained() and the node are the event loop's")
-        if PyThread_get_thread_ident() != self.thread:
+        if thread_here() != self.thread:
             raise errors.DomiError(
                 "called from another thread than the event loop's: use "
                 "loop.call_soon_threadsafe(...); a Context may be answered from any thread")

@@ -463,7 +463,7 @@ cdef class Router:
 
     cdef inline int require_engine(self) except -1:
         if (self.engine is None or (self.loopback is None and self.uplink is None)
-                or PyThread_get_thread_ident() != self.engine.thread):
+                or thread_here() != self.engine.thread):
             self.check_running()
         return 0
 

@@ -558,7 +558,7 @@ cdef class ThreadScheduler(Scheduler):
         if self.engine is None:
             return 0
         if self.engine.thread == 0 or not (
-                self.is_here() or PyThread_get_thread_ident() == self.engine.thread):
+                self.is_here() or thread_here() == self.engine.thread):
             self.engine.check_thread()
         return 0
 

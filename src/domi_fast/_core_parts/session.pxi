@@ -316,7 +316,7 @@ cdef class Session:
         try:
             if self.engine.thread == 0:
                 return 0        # a forked child's copy: the parent has the context still
-            if PyThread_get_thread_ident() == self.engine.thread:
+            if thread_here() == self.engine.thread:
                 self.engine.call_soon(self.answer_with_none, correlation)
             else:
                 self.engine.call_soon_threadsafe(self.answer_with_none, correlation)
