@@ -232,6 +232,10 @@ cdef class Engine:
         uint64_t now            # nanoseconds, monotonic: when the bytes or the timers that are
                                 # being served came
         uint64_t slice_ns       # how long one session may be served before the others' turn
+        uint64_t slice_end      # nanoseconds: when that ends for the one that is served
+        int slices              # that it may still have in this turn, this one included
+        PyObject* served        # the session whose turn was the last: not owned, only compared
+        int turns               # that it has had in a row besides, up to TURNS_ALONE
         int depth               # > 0 while frames are dispatched: no nested dispatch
         bint burst              # a flush is scheduled for this turn of the loop
         uint64_t busy_ns        # how long to poll after the last traffic; 0: not at all
@@ -246,6 +250,8 @@ cdef class Engine:
         int users               # routers that share this engine
 
     cdef uint64_t refresh(self) noexcept
+    cdef void begin_slice(self, Session session) noexcept
+    cdef bint slice_is_over(self, uint64_t now) except -1
     cdef int enter(self) except -1
     cdef int leave(self) except -1
     cdef int flush_dirty(self) except -1
@@ -337,7 +343,7 @@ cdef class Session:
                       uint16_t extend_size) except -1
     cdef int flush(self) except -1
     cdef int flush_local(self) except -1
-    cdef int parse(self, uint64_t until) except -1
+    cdef int parse(self) except -1
     cdef int read_batch(self) except -1
     cdef int read_some(self) except -1
     cdef int handshake_frame(self, RawFrame* frame) except -1

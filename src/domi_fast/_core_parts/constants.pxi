@@ -244,6 +244,8 @@ cdef enum:
     BATCH_MOST = 256            # contexts that a handler of lists is given at once
     CONTEXT_WIRE = 48           # bytes of message and extend that a context holds itself
     CLOCK_EVERY = 16            # frames between two looks at the clock
+    TURNS_ALONE = 4             # of one session, without another's between them, after which
+    SLICES_ALONE = 2            # it has so many in each, of so many times the length
     LOOKS = 10                  # in which a serial thread that keeps going is seen to do so, by
     BUSY_PACE = 200             # so many records that it took, or
     BUSY_CPU = 5000000          # so many nanoseconds that it computed

@@ -72,6 +72,30 @@ cdef class Engine:
                 "loop.call_soon_threadsafe(...); a Context may be answered from any thread")
         return 0
 
+    cdef void begin_slice(self, Session session) noexcept:
+        # One that has had several turns in a row is likely to be alone. It has several slices in a
+        # turn, for a turn of the loop costs system calls.
+        if self.served is not <PyObject*>session:
+            self.served = <PyObject*>session
+            self.turns = 0
+        elif self.turns < TURNS_ALONE:
+            self.turns += 1
+        self.slices = SLICES_ALONE if self.turns == TURNS_ALONE else 1
+        self.slice_end = self.now + self.slice_ns * self.slices
+
+    cdef bint slice_is_over(self, uint64_t now) except -1:
+        # Whether the session that is served has had its turn. Each slice ends as a batch does.
+        if now <= self.slice_end:
+            return False
+        self.slices -= 1
+        if self.slices == 0:
+            return True
+        if self.ready:
+            self.run_ready()
+        self.flush_dirty()
+        self.slice_end = monotonic_ns() + self.slice_ns * SLICES_ALONE
+        return False
+
     cdef int enter(self) except -1:
         self.depth += 1
         return 0

@@ -25,8 +25,8 @@ cdef extern from *:
     """
     #include <pythread.h>
 
-    /* The number of this thread, as threading.get_ident() has it, without a call where that is known
-       to be the thread pointer: each message asks for it. */
+    /* The number of this thread, as threading.get_ident() has it: without a call where it is known
+       to be the thread pointer, for each message asks. */
     static inline unsigned long domi_thread_here(void)
     {
     #if defined(__x86_64__) && defined(__linux__) && defined(__LP64__)

@@ -621,8 +621,8 @@ cdef class ThreadScheduler(Scheduler):
     def lose_patience(self):
         """Look whether the serial thread keeps going; if it does not, read on without it.
 
-        What counts is how often the loop looked, not how long ago: the machine may have stood still,
-        or the loop have kept the interpreter's lock, and the thread had no time of its own.
+        What counts is how often the loop looked, and not for how long: while the machine stood
+        still, or the loop kept the interpreter's lock, the thread had no time either.
         """
         cdef uint64_t gets = ring_gets(self.ring)
         self.patience = None

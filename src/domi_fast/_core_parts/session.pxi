@@ -484,17 +484,19 @@ cdef class Session:
         return 0
 
     cdef int read_some(self) except -1:
-        # One slice of reading, in a batch.
-        cdef uint64_t until = 0, messages
+        # One turn of reading, in a batch.
+        cdef uint64_t messages
+        cdef bint begun = self.sliced
         cdef uint8_t* where
         cdef size_t size
         cdef Py_ssize_t n
         cdef bint finished = False
         try:
             if self.sliced:
-                until = self.engine.refresh() + self.engine.slice_ns
+                self.engine.refresh()
+                self.engine.begin_slice(self)
                 self.reader.open_tail()
-                self.parse(until)
+                self.parse()
             while not self.sliced and self.state != SESSION_CLOSED:
                 self.reader.room(self.engine.buffer, RECEIVE_BUFFER, &where, &size)
                 n = self.driver.recv(where, size)
@@ -509,19 +511,20 @@ cdef class Session:
                         self.fail(f"the connection broke: {os.strerror(-n)}")
                     break
                 self.last_heard = self.engine.refresh()
-                if until == 0:
-                    until = self.last_heard + self.engine.slice_ns
+                if not begun:
+                    begun = True
+                    self.engine.begin_slice(self)
                 self.bytes_in += n
                 self.reader.received(self.engine.buffer, n)
                 messages = self.frames_in - self.beats_in
-                self.parse(until)
+                self.parse()
                 if self.engine.busy_ns and self.frames_in - self.beats_in != messages:
                     self.engine.poll_on(self, self.last_heard)
                 if <size_t>n < size:
                     # Probably all there was: answers go out before the kernel is asked again.
                     self.engine.flush_dirty()
                 # A peer that answers while it is being answered would never let go.
-                if self.engine.now > until:
+                if self.engine.slice_is_over(self.engine.now):
                     break
         finally:
             if self.holding:
@@ -530,8 +533,8 @@ cdef class Session:
                 self.go_on()
         return 0
 
-    cdef int parse(self, uint64_t until) except -1:
-        # Deliver the whole frames of the open window, until the time is up.
+    cdef int parse(self) except -1:
+        # Deliver the whole frames of the open window, until the session's turn is over.
         cdef RawFrame frame, whole
         cdef FrameReader reader = self.reader
         cdef Router router = self.router
@@ -557,8 +560,10 @@ cdef class Session:
                     break
                 if left <= 0:
                     now = monotonic_ns()
-                    if now > until:
+                    if self.engine.slice_is_over(now):
                         return 0
+                    if self.state == SESSION_CLOSED:
+                        break
                     # Slow handlers: look at the clock after each; quick ones: not so often.
                     if before:
                         stride = (1 if now - before > 20000
