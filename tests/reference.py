@@ -1,10 +1,11 @@
 """The wire protocol in plain Python: what docs/protocol.md says, and the oracle of the tests.
 
-It shares no code with the library: only ``struct``, and no attempt to be fast.
+It shares no code with the library: only ``struct`` and ``hmac``, and no attempt to be fast.
 """
 
 from __future__ import annotations
 
+import hmac
 import struct
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -33,6 +34,7 @@ REJECT = 65515
 RELAY = 65516
 STATE = 65517
 MEMORY = 65518
+AUTH = 65519
 
 TAG_REQUEST, TAG_GUEST_CALL, TAG_PUBLISH, TAG_PIPELINE, TAG_GUEST_REPLY = 1, 2, 3, 4, 5
 OK, REMOTE_ERROR, NO_SUBSCRIBER, OVERLOADED = 0, 1, 2, 3
@@ -170,6 +172,23 @@ def decode_welcome(data: bytes) -> tuple[int, Offer]:
     if len(data) < 2:
         raise Refused("a welcome without a machine id")
     return struct.unpack_from("<H", data)[0], decode_offer(data[2:])
+
+
+def auth_hello(role: int, machine: int, dialled: int, nonce: bytes, cluster: str) -> bytes:
+    raw = cluster.encode()
+    return struct.pack("<BBBHH32sB", 1, 1, role, machine, dialled, nonce, len(raw)) + raw
+
+
+def auth_challenge(machine: int, nonce: bytes) -> bytes:
+    return struct.pack("<BBH32s", 2, 1, machine, nonce)
+
+
+def auth_proof(step: int, secret: bytes, hello: bytes, challenge: bytes) -> bytes:
+    side = {3: b"dialler", 4: b"dialled"}[step]
+    context = b"domi_fast authentication 1\0"
+    key = hmac.new(context, secret, "sha256").digest()
+    said = context + side + hello + challenge
+    return bytes([step]) + hmac.new(key, said, "sha256").digest()
 
 
 def plain_hello(machine: int) -> bytes:

@@ -17,13 +17,16 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from domi_fast import Context, FrameReader, Node, encode_frame
 from domi_fast.channels import LibraryChannel
 from domi_fast.handshake import Offer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 ROOT = Path(__file__).resolve().parent.parent
 MAGIC = struct.pack("<I", 2299)
@@ -162,8 +165,11 @@ class RawPeer:
         self.frames: list[Any] = []
 
     @classmethod
-    async def connect(cls, port: int, *, receive_buffer: int | None = None) -> RawPeer:
+    async def connect(
+        cls, port: int, *, receive_buffer: int | None = None, source: str = "127.0.0.1"
+    ) -> Self:
         sock = socket.socket()
+        sock.bind((source, 0))
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.setblocking(False)

@@ -324,6 +324,9 @@ cdef class Session:
         readonly uint32_t unheard   # times that it was told of this node's state, and has not said
                                     # that it knows
         readonly uint32_t token  # guests: the number by which answers find them
+        readonly object guard   # authenticates the peer before anything else; None: nobody has to,
+                                # or the handshake is complete
+        tuple naming            # the first frame, while it waits for that; or None
         public object info      # what the mesh knows of the peer
         readonly str address    # for people
         readonly str reason     # why it was closed, or None
@@ -347,6 +350,10 @@ cdef class Session:
     cdef int read_batch(self) except -1
     cdef int read_some(self) except -1
     cdef int handshake_frame(self, RawFrame* frame) except -1
+    cdef int authenticate(self, int channel, bytes data, bytes extend) except -1
+    cdef bint is_guarded(self) except -1
+    cdef int say_name(self) except -1
+    cdef str end_of_stream(self)
     cdef int answer_is_lost(self, uint64_t correlation) noexcept
     cdef int control(self, uint16_t channel, bytes data) except -1
     cdef int put_failure(self, uint16_t channel, bytes data, const uint8_t* extend,
@@ -595,6 +602,9 @@ cdef class Router(Verbs):
         size_t low_water
         uint32_t frame_limit
         dict totals             # counters by name
+        uint64_t second         # the clock's, for which the next two count
+        int said                # warnings of sessions that were closed because of bad input
+        int unsaid              # such sessions without a warning
         list reporters          # ThreadSchedulers, on the last of whose threads on_error runs; if
                                 # there is none, on the loop thread
         bint polls              # has its engine poll
@@ -635,6 +645,7 @@ cdef class Router(Verbs):
     cdef int peers_set(self, int machine, Session session) except -1
     cdef int peers_clear(self, Session session) except -1
     cdef int attach(self, Session session) except -1
+    cdef int warn_of(self, Session session) except -1
     cdef int session_lost(self, Session session, bint was_up, bint protocol,
                           list unsent) except -1
 

@@ -30,3 +30,4 @@ class LibraryChannel(IntEnum):
     RELAY = 65516
     STATE = 65517
     MEMORY = 65518
+    AUTH = 65519

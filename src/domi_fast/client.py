@@ -9,11 +9,12 @@ from urllib.parse import urlsplit
 
 from . import transport
 from ._core import ROLE_UPLINK, Router, Session
+from .authentication import GUEST, NO_MACHINE, NODE, Dialler, Guard, check_claim
 from .channels import LibraryChannel
 from .checks import check_number
 from .config import GuestConfig
 from .endpoint import Endpoint
-from .errors import DomiError, PeerLost
+from .errors import PeerLost
 from .handshake import Offer, decode_welcome
 from .mesh import drain
 
@@ -32,21 +33,20 @@ async def connect(
     :param url: ``tcp://host:port`` or ``unix:///path``: where the node listens.
     :param name: what the node's log calls this guest: 1-255 bytes of UTF-8.
     :param cluster: refuse to talk to a node of another cluster; empty: whatever it is.
+    :param secret: the cluster's, where its nodes have one: 16-1,024 bytes, or text. None is the
+        environment's ``DOMI_SECRET``.
     :param timeout: seconds to get connected in, 0.001 to 86,400.
     :param settings: ``heartbeat_interval``, ``heartbeat_timeout``, ``request_timeout`` (seconds),
         ``queue_limit``, ``frame_limit`` (bytes) and ``on_error``, as for a node: see
         :class:`~domi_fast.config.GuestConfig`.
     :raises ValueError: the URL is not of one of the two forms, or a setting is out of its range.
     :raises TypeError: a setting does not exist, or is of the wrong kind.
-    :raises DomiError: ``secret`` is given, which this version does not have.
-    :raises PeerLost: the node refused, or did not answer.
+    :raises PeerLost: the node refused, did not answer, or has another secret.
     :raises OSError: nobody listens there.
     :raises asyncio.TimeoutError: it took too long.
     """
-    if secret is not None:
-        raise DomiError("secret=...: this version has no authentication yet; leave it out")
     check_number("timeout", timeout, 0.001, 86400)
-    client = Client(url, name=name, cluster=cluster, **settings)
+    client = Client(url, name=name, cluster=cluster, secret=secret, **settings)
     await client._connect(timeout)
     return client
 
@@ -123,11 +123,20 @@ class Client(Endpoint):
         host, port, path = self._address
         fd = await transport.dial(host, port, path)
         self._taken = asyncio.get_running_loop().create_future()
-        self._session = session = Session(self._router, fd, ROLE_UPLINK, self.url)
+        self._session = session = Session(
+            self._router, fd, ROLE_UPLINK, self.url, guard=self._make_guard()
+        )
         session.start()
         session.dial(LibraryChannel.GUEST_NAME, self._offer.encode(), b"")
         if not await self._taken:
             raise PeerLost(f"{self.url} did not take this guest: {session.reason}")
+
+    def _make_guard(self) -> Guard | None:
+        secret = self.config.secret
+        if secret is None:
+            return None
+        assert isinstance(secret, bytes)
+        return Dialler(secret, self.config.cluster, GUEST, NO_MACHINE, NO_MACHINE)
 
     def _disconnect(self, reason: str) -> None:
         if self._session is not None:
@@ -168,6 +177,8 @@ class Client(Endpoint):
 
     def welcomed(self, session: Session, data: bytes) -> int:
         self._node, _ = decode_welcome(data)
+        if session.guard is not None:
+            check_claim(session.guard, NODE, self._node)
         return self._node
 
     def joined(self, session: Session) -> None:

@@ -21,6 +21,8 @@ from .limiter import RateLimit
 MIB = 1024 * 1024
 _CLUSTER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{16,256}")
+SECRET_VARIABLE = "DOMI_SECRET"
+_SECRET_LEAST, _SECRET_MOST = 16, 1024
 _BRACKETED = re.compile(r"\[([^\[\]]*:[^\[\]]*)\]")
 
 
@@ -51,6 +53,22 @@ def check_token(what: str, token: object) -> None:
             f"{what} is no token: 16 to 256 letters, digits and ._~+/=- are wanted, as "
             'python -c "import secrets; print(secrets.token_urlsafe())" makes them'
         )
+
+
+def checked_secret(what: str, secret: object) -> bytes:
+    """The secret as bytes. Raises TypeError or ValueError, which do not repeat it."""
+    if not isinstance(secret, (str, bytes)):
+        raise TypeError(f"{what} of type {type(secret).__name__}: str or bytes are wanted")
+    try:
+        raw = secret.encode() if isinstance(secret, str) else secret
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} of characters that UTF-8 has no form for: give bytes") from None
+    if not _SECRET_LEAST <= len(raw) <= _SECRET_MOST:
+        raise ValueError(
+            f"{what} of {len(raw)} bytes: {_SECRET_LEAST} to {_SECRET_MOST} are wanted, as "
+            'python -c "import secrets; print(secrets.token_urlsafe())" makes them'
+        )
+    return raw
 
 
 def check_on_error(function: object) -> None:
@@ -117,9 +135,14 @@ class EndpointConfig(Checked):
     request_timeout: float
     queue_limit: int
     frame_limit: int
+    secret: str | bytes | None
     on_error: Callable[[DomiError, Any], object] | None
 
     def __post_init__(self) -> None:
+        secret = os.environb.get(SECRET_VARIABLE.encode()) if self.secret is None else self.secret
+        if secret is not None:
+            where = SECRET_VARIABLE if self.secret is None else "secret"
+            object.__setattr__(self, "secret", checked_secret(where, secret))
         self._check_type("queue_limit", int)
         self._check_type("frame_limit", int)
         if not isinstance(self.name, str) or not 1 <= _utf8_length(self.name) <= 255:
@@ -143,12 +166,15 @@ class GuestConfig(EndpointConfig):
 
     :ivar name: what the node's log calls this guest: 1-255 bytes of UTF-8.
     :ivar cluster: refuse to talk to a node of another cluster; empty: whatever it is.
+    :ivar secret: the cluster's, where its nodes have one; None is the environment's
+        ``DOMI_SECRET``.
 
     All others are as in :class:`NodeConfig`.
     """
 
     name: str = "guest"
     cluster: str = ""
+    secret: str | bytes | None = dataclasses.field(default=None, repr=False)
     heartbeat_interval: float = 5.0
     heartbeat_timeout: float = 10.0
     request_timeout: float = 5.0
@@ -171,8 +197,7 @@ class NodeConfig(EndpointConfig):
         in the cluster.
     :ivar cluster: letters, digits, ``.``, ``_`` and ``-``, 1-64 of them.
     :ivar host: the address to listen on and to be found at; an IPv6 address may have brackets,
-        which are taken off. Anything but loopback needs ``insecure=True`` as long as there is
-        neither a secret nor TLS.
+        which are taken off. Anything but loopback needs a secret, or ``insecure=True``.
     :ivar port: the TCP port; 0 lets the system choose.
     :ivar unix_path: listen on this UNIX socket as well; peers on this machine prefer it. A relative
         path is made absolute here; it may then have 107 bytes.
@@ -183,11 +208,18 @@ class NodeConfig(EndpointConfig):
         either, only callers from this machine may.
     :ivar registry: a registry URL; None is an SQLite file for the cluster in the user's runtime
         directory.
+    :ivar secret: 16-1,024 bytes (or text, as UTF-8) that all nodes and guests of the cluster
+        share; None is the environment's ``DOMI_SECRET``. Who does not know it is refused
+        (docs/security.md). Connections are not encrypted.
+    :ivar insecure: listen on ``host`` though others can reach it and there is no secret.
     :ivar busy_poll: seconds to keep polling after the last traffic before blocking, at most 1; it
         costs a core meanwhile.
     :ivar heartbeat_interval: seconds between heartbeats, 0.1 or more.
     :ivar heartbeat_timeout: seconds of silence after which a peer is lost; above the interval.
     :ivar handshake_timeout: seconds within which a new connection must have named itself.
+    :ivar handshakes_per_address: connections of one address that may be in their handshake at a
+        time; more are closed at once. None: 1,024, or a quarter of the descriptors that the
+        process may have.
     :ivar request_timeout: seconds: the deadline of a ``request`` that names none.
     :ivar start_timeout: seconds that ``start`` waits for the registered peers.
     :ivar drain_timeout: seconds that ``close`` waits for handlers and queues.
@@ -220,13 +252,14 @@ class NodeConfig(EndpointConfig):
     http_port: int | None = None
     admin_token: str | None = dataclasses.field(default=None, repr=False)
     registry: str | None = None
-    secret: str | bytes | None = None
+    secret: str | bytes | None = dataclasses.field(default=None, repr=False)
     tls: object | None = None
     insecure: bool = False
     busy_poll: float = 0.0
     heartbeat_interval: float = 5.0
     heartbeat_timeout: float = 10.0
     handshake_timeout: float = 2.0
+    handshakes_per_address: int | None = None
     request_timeout: float = 5.0
     start_timeout: float = 5.0
     drain_timeout: float = 2.0
@@ -243,7 +276,7 @@ class NodeConfig(EndpointConfig):
     on_error: Callable[[DomiError, Any], object] | None = None
 
     def __post_init__(self) -> None:
-        self._check_built(secret=None, tls=None)
+        self._check_built(tls=None)
         super().__post_init__()
         for field, kind in (("version", str), ("host", str), ("port", int), ("insecure", bool)):
             self._check_type(field, kind)
@@ -269,13 +302,17 @@ class NodeConfig(EndpointConfig):
         if self.unix_path is not None:
             object.__setattr__(self, "unix_path", _socket_path(self.unix_path))
         object.__setattr__(self, "host", _host(self.host))
-        if not is_loopback(self.host) and not self.insecure:
+        if not is_loopback(self.host) and self.secret is None and not self.insecure:
             raise DomiError(
                 f"host {self.host!r} can be reached from other machines, and nothing keeps "
-                "strangers out: listen on 127.0.0.1, or say insecure=True"
+                "strangers out: give all nodes and guests a secret=, listen on 127.0.0.1, or say "
+                "insecure=True"
             )
         self._check_range("busy_poll", 0.0, 1.0)
         self._check_range("handshake_timeout", 0.01, 60)
+        if self.handshakes_per_address is not None:
+            self._check_type("handshakes_per_address", int)
+            self._check_range("handshakes_per_address", 1, 1 << 20)
         self._check_range("start_timeout", 0, 3600)
         self._check_range("drain_timeout", 0, 3600)
         self._check_range("weight", 1e-6, 1e6)

@@ -19,6 +19,8 @@ from typing import Any
 
 from . import memory, transport
 from ._core import ROLE_ACCEPTOR, ROLE_DIALLER, Router, Session
+from .authentication import GUEST, NO_MACHINE, NODE, Dialled, Dialler, check_claim
+from .callers import Callers, default_most
 from .channels import LibraryChannel
 from .conditions import Conditions
 from .config import NodeConfig, is_loopback, parse_version
@@ -57,6 +59,8 @@ class Mesh:
         self._router = router
         self._config = config
         self._registry = registry
+        assert not isinstance(config.secret, str)
+        self._secret = config.secret
         self._newer_came = newer_came
         self._members = Membership(config, registry, self)
         self._listeners: list[transport.Listener] = []
@@ -66,6 +70,7 @@ class Mesh:
         self._dialled: dict[Session, asyncio.Future[None]] = {}
         self._accepting: dict[Session, int] = {}
         self._sessions: set[Session] = set()
+        self._callers = Callers(config.handshakes_per_address or default_most())
         self._diallers: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.conditions = Conditions(router)
@@ -302,6 +307,8 @@ class Mesh:
             )
 
     async def _dial(self, info: NodeInfo) -> None:
+        if (info.host, info.port) == (self._config.host, self._port):
+            raise TryAgain(f"nobody but this node listens where node {info.id} did", peer=info.id)
         machine = self._members.machine
         path = info.unix_path if machine and info.machine == machine else None
         fd = await asyncio.wait_for(
@@ -321,6 +328,9 @@ class Mesh:
             ROLE_DIALLER,
             f"unix:{path}" if path else f"{info.host}:{info.port}",
             peer=info.id,
+            guard=None
+            if self._secret is None
+            else Dialler(self._secret, self._config.cluster, NODE, self.id, info.id),
         )
         welcome = asyncio.get_running_loop().create_future()
         self._dials[info.id] = session
@@ -344,11 +354,20 @@ class Mesh:
     # ----------------------------------------------------------------- what the core's router calls
 
     def _accepted(self, fd: int, address: str) -> None:
+        if not self._callers.admit(address):
+            os.close(fd)
+            self._router.note("refused_handshakes")
+            return
+        guard = None
+        if self._secret is not None:
+            own = self.id if self.id >= 0 else NO_MACHINE
+            guard = Dialled(self._secret, self._config.cluster, own)
         try:
-            session = Session(self._router, fd, ROLE_ACCEPTOR, address)
+            session = Session(self._router, fd, ROLE_ACCEPTOR, address, guard=guard)
         except DomiError:
             os.close(fd)  # the router stopped while the connection waited to be accepted
             return
+        self._callers.began(session)
         self._sessions.add(session)
         session.start()
 
@@ -363,9 +382,12 @@ class Mesh:
             raise TryAgain("this node does not hold a machine id at this moment")
         if machine == self.id:
             raise AuthError(f"machine id {machine} is this node's own", peer=machine)
+        if session.guard is not None:
+            check_claim(session.guard, NODE, machine)
         known = self._members.view.get(machine)
         if not extend:
-            if not (is_loopback(self._config.host) or self._config.insecure):
+            unguarded = is_loopback(self._config.host) or self._config.insecure
+            if not unguarded or self._secret is not None:
                 raise AuthError("the plain protocol is not served here", peer=machine)
             if known is not None or self._router.session(machine) is not None:
                 raise AuthError(f"machine id {machine} is held by a live node", peer=machine)
@@ -425,6 +447,8 @@ class Mesh:
         """A guest has named itself: the welcome for it. Raises DomiError to refuse it."""
         if self.id < 0:
             raise TryAgain("this node does not hold a machine id yet")
+        if session.guard is not None:
+            check_claim(session.guard, GUEST, NO_MACHINE)
         session.info = Offer.decode(data)
         if session.info.cluster not in ("", self._config.cluster):
             raise AuthError(
@@ -450,6 +474,7 @@ class Mesh:
 
     def joined(self, session: Session) -> None:
         """The handshake of this session is complete."""
+        self._callers.ended(session)
         known = self._members.view.get(session.peer)
         if known is not None and not session.is_guest:
             self._weigh(session.peer, known.weight)
@@ -473,6 +498,7 @@ class Mesh:
     def lost(self, session: Session, was_up: bool) -> None:
         """The session is closed; it stands in no routing table any more."""
         self._sessions.discard(session)
+        self._callers.ended(session)
         self._accepting.pop(session, None)
         welcome = self._dialled.get(session)
         if welcome is not None and not welcome.done():

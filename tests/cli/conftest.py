@@ -17,7 +17,15 @@ from domi_fast.cli.commands import run_command
 from tests.support import ROOT
 
 PATIENCE = 30.0
-VARIABLES = ("DOMI_REGISTRY", "DOMI_CLUSTER", "DOMI_ADMIN_TOKEN", "FORCE_COLOR", "NO_COLOR")
+VARIABLES = (
+    "DOMI_REGISTRY",
+    "DOMI_CLUSTER",
+    "DOMI_ADMIN_TOKEN",
+    "DOMI_SECRET",
+    "DOMI_SECRET_FILE",
+    "FORCE_COLOR",
+    "NO_COLOR",
+)
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,40 @@ def test_run(
     assert here.run("nodes", "--json").json() == []
 
 
+def test_a_cluster_with_a_secret(shell: Shell, here: Here) -> None:
+    """The program has it from its environment, the command from there or from a file."""
+    secret = "the secret of this test"
+    (shell.folder / "app.py").write_text(APP)
+    (shell.folder / "secret").write_text(f"{secret}\n")
+    (shell.folder / "another").write_text("the secret of another")
+    (shell.folder / "short").write_text("short")
+    process = shell.start("run", "app:node", env={**shell.environment, "DOMI_SECRET": secret})
+    try:
+        until_now((shell.folder / "runtime" / "domi" / "default.sqlite").exists, 20)
+        until_now(lambda: here.run("nodes", "--json").json() != [], 20, pause=0)
+        ask = ("request", "50", "")
+        here.run(*ask).fails(3, "does it ask for a secret?")
+        here.run(*ask, "--secret-file", "another").fails(3, "has it this secret?")
+        assert here.run(*ask, "--secret-file", "secret").out == b"pong\n"
+        short = here.run(*ask, "--secret-file", "short")
+        assert short.code == 2
+        assert "short of 5 bytes: 16 to 1024 are wanted" in short.said
+        missing = here.run(*ask, "--secret-file", "nowhere")
+        assert missing.code == 2
+        assert "nowhere" in missing.said
+        shell.environment["DOMI_SECRET"] = secret
+        assert shell.run(*ask).out == b"pong\n"
+        shell.environment["DOMI_SECRET"] = "short"
+        short = shell.run(*ask)
+        assert short.code == 2
+        assert "DOMI_SECRET of 5 bytes" in short.said
+        process.send_signal(signal.SIGTERM)
+    finally:
+        ended = shell.end(process)
+    assert ended.code == 0
+    assert secret not in ended.said
+
+
 def test_run_says_in_json_when_it_is_there_and_when_it_has_ended(shell: Shell, here: Here) -> None:
     (shell.folder / "app.py").write_text(APP)
     process = shell.start("run", "app:node", "--json")

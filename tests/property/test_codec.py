@@ -107,6 +107,9 @@ BUILDERS: dict[str, Callable[..., bytes]] = {
     "relay": reference.relay_extend,
     "subscriptions": _subscriptions,
     "from_sender": reference.from_sender,
+    "auth_hello": reference.auth_hello,
+    "auth_challenge": reference.auth_challenge,
+    "auth_proof": reference.auth_proof,
 }
 FAULTS = ("fault", "fault_magic")
 

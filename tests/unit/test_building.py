@@ -119,7 +119,7 @@ def test_the_docstring_of_a_node_leads_to_its_settings() -> None:
     assert text.startswith("A node of the mesh")
     assert "NodeConfig" in text
     described = set(re.findall(r":ivar (\w+):", inspect.getdoc(NodeConfig) or ""))
-    unbuilt = {"secret", "tls", "insecure", "busy_poll"}
+    unbuilt = {"tls"}
     assert set(NodeConfig.__dataclass_fields__) - unbuilt <= described
 
 

@@ -133,6 +133,7 @@ cdef enum:
     CH_RELAY = 65516
     CH_STATE = 65517
     CH_MEMORY = 65518
+    CH_AUTH = 65519
 
 # First byte of an extend of odd size, which only peers that offered it get (docs/protocol.md).
 cdef enum:
@@ -238,8 +239,10 @@ cdef enum:
     BIG_FRAME = 16384           # an incomplete frame of this size is received in place
     FLUSH_AT = 65536            # queued bytes at which a burst is flushed before it ends
     MAX_VECTORS = 64            # of one sendmsg
+    AUTH_LIMIT = 256            # largest frame before the peer is authenticated, where it has to be
     HANDSHAKE_LIMIT = 4096      # largest frame before the handshake is complete
     FAILURE_TEXT = 65536        # bytes of text in an error answer
+    WARNINGS_A_SECOND = 20      # of sessions that were closed because of bad input
     GUEST_REQUESTS = 65536      # in flight through a node for one guest
     BATCH_MOST = 256            # contexts that a handler of lists is given at once
     CONTEXT_WIRE = 48           # bytes of message and extend that a context holds itself

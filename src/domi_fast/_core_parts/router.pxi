@@ -340,6 +340,10 @@ cdef class Router:
             return []
         return [(<Session><object>route.members[i]).peer for i in range(route.count)]
 
+    def note(self, str counter not None):
+        """Add one to a counter, for the mesh."""
+        self.count(counter)
+
     def counters(self):
         """Totals since the start, by name; what has not happened yet is 0."""
         cdef Session session
@@ -940,13 +944,27 @@ cdef class Router:
             self.mesh.listed(session)
         return 0
 
+    cdef int warn_of(self, Session session) except -1:
+        # Strangers are not to fill the log.
+        cdef uint64_t second = monotonic_ns() // 1000000000
+        if second != self.second:
+            if self.unsaid:
+                log.warning("closed %d more sessions because of bad input", self.unsaid)
+            self.second, self.said, self.unsaid = second, 0, 0
+        if self.said == WARNINGS_A_SECOND:
+            self.unsaid += 1
+            return 0
+        self.said += 1
+        log.warning("closed the session with %s: %s", session.address, session.reason)
+        return 0
+
     cdef int session_lost(self, Session session, bint was_up, bint protocol,
                           list unsent) except -1:
         cdef uint32_t slot
         cdef Request request
         if protocol:
             self.count("protocol_errors")
-            log.warning("closed the session with %s: %s", session.address, session.reason)
+            self.warn_of(session)
         drop_routes(self, session, set(session.channels))
         if session is self.loopback:
             # Before on_error runs, which may subscribe: a dead session gets into no route.

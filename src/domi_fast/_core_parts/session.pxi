@@ -62,10 +62,12 @@ cdef class Session:
     :param fd: a connected, non-blocking, detached descriptor; -1 for the node's own loop-back.
     :param role: one of the ``ROLE_*`` numbers.
     :param address: where it leads, for people.
+    :param guard: this side of the authentication (``authentication.Guard``), which comes before
+        anything else; None: there is none.
     """
 
     def __cinit__(self, Router router not None, int fd, int role, str address not None, *,
-                  int peer=-1, info=None):
+                  int peer=-1, info=None, guard=None):
         if router.engine is None:
             raise errors.DomiError("the router is not started")
         if not -1 <= peer < MAX_MACHINES:
@@ -78,6 +80,7 @@ cdef class Session:
         self.address = address
         self.peer = peer
         self.info = info
+        self.guard = guard
         self.channels = set()
         self.room_waiters = []
         self.queue = WriteQueue()
@@ -89,7 +92,8 @@ cdef class Session:
             self.extended = True
             return
         self.reader = FrameReader(
-            HANDSHAKE_LIMIT if role == ROLE_ACCEPTOR else router.frame_limit,
+            AUTH_LIMIT if guard is not None
+            else HANDSHAKE_LIMIT if role == ROLE_ACCEPTOR else router.frame_limit,
             magic=role == ROLE_ACCEPTOR)
         self.driver = SocketDriver(self.engine, fd)
         self.state = SESSION_MAGIC if role == ROLE_ACCEPTOR else SESSION_DIALLED
@@ -112,13 +116,29 @@ cdef class Session:
         self.engine.schedule(&self.heartbeat.node, self.router.handshake_ns)
 
     def dial(self, uint16_t channel, bytes name, bytes offer):
-        """Say the magic and who dials: ``name`` as data, ``offer`` as extend."""
+        """Say the magic and who dials: ``name`` as data, ``offer`` as extend.
+
+        Where there is a guard, it has its say first.
+        """
         cdef uint8_t magic[4]
         store32(magic, MAGIC)
         self.send_raw(PyBytes_FromStringAndSize(<char*>magic, 4))
         if self.state == SESSION_CLOSED:
             return          # and the mesh has been told
-        self.put(channel, name, <uint8_t*>PyBytes_AS_STRING(offer), <uint16_t>len(offer))
+        self.naming = (channel, name, offer)
+        if self.guard is None:
+            self.say_name()
+        else:
+            self.control(CH_AUTH, self.guard.hello())
+
+    cdef int say_name(self) except -1:
+        cdef bytes offer
+        cdef tuple naming = self.naming
+        if naming is None:
+            return 0
+        self.naming = None
+        channel, name, offer = naming
+        return self.put(channel, name, <uint8_t*>PyBytes_AS_STRING(offer), <uint16_t>len(offer))
 
     def close(self, str reason not None):
         """Say goodbye and close. What the kernel does not take at once is not sent.
@@ -127,7 +147,8 @@ cdef class Session:
         """
         if self.state == SESSION_CLOSED:
             return
-        if self.state != SESSION_MAGIC and self.driver is not None:
+        if (self.state != SESSION_MAGIC and self.driver is not None
+                and not self.is_guarded()):
             self.goodbye(reason)
         self.fail(reason)
 
@@ -141,6 +162,8 @@ cdef class Session:
         """Close because of what the peer said, with the reason logged and counted."""
         if self.state == SESSION_CLOSED:
             return
+        if isinstance(error, errors.AuthError):
+            self.router.count("refused_auth")
         if self.extended:
             self.goodbye(str(error))
         self.fail(str(error), not isinstance(error, errors.TryAgain))
@@ -506,7 +529,7 @@ cdef class Session:
                         if self.broken:
                             self.fail(f"cannot send: {os.strerror(self.broken)}")
                     elif n == 0:
-                        self.fail("the peer closed the connection")
+                        self.fail(self.end_of_stream())
                     else:
                         self.fail(f"the connection broke: {os.strerror(-n)}")
                     break
@@ -591,7 +614,9 @@ cdef class Session:
         cdef bytes extend = PyBytes_FromStringAndSize(<char*>frame.extend, frame.extend_size)
         cdef int peer
         try:
-            if frame.channel == CH_EXIT and self.state != SESSION_MAGIC:
+            if self.is_guarded():
+                self.authenticate(frame.channel, data, extend)
+            elif frame.channel == CH_EXIT and self.state != SESSION_MAGIC:
                 self.fail(f"refused: {data[:1024].decode(errors='replace')}" if data
                           else "refused")
             elif self.state == SESSION_MAGIC and frame.channel == CH_NODE_NAME:
@@ -638,14 +663,47 @@ cdef class Session:
                 return 0
             if not isinstance(error, errors.DomiError):
                 log.error("the handshake with %s failed", self.address, exc_info=error)
-            if self.state == SESSION_MAGIC:
+            if self.state == SESSION_MAGIC and not self.is_guarded():
                 self.extended = bool(extend) or frame.channel == CH_GUEST_NAME
             self.refuse(error)
         return 0
 
+    cdef bint is_guarded(self) except -1:
+        return self.guard is not None and not self.guard.passed
+
+    cdef int authenticate(self, int channel, bytes data, bytes extend) except -1:
+        # A frame of a peer that has yet to show that it belongs here. It is told nothing of why it
+        # is refused.
+        cdef bytes answer
+        if channel == CH_EXIT and self.role != ROLE_ACCEPTOR:
+            return self.fail("refused before it was authenticated")
+        if channel == CH_EXIT:
+            return self.fail("it left before it was authenticated")
+        if channel != CH_AUTH or extend:
+            raise errors.AuthError(
+                f"a frame on channel {channel}, and it has not shown that it knows the secret",
+                channel=channel)
+        answer = self.guard.step(data)
+        if answer:
+            self.control(CH_AUTH, answer)
+        if self.guard.passed:
+            self.reader.limit = (
+                HANDSHAKE_LIMIT if self.role == ROLE_ACCEPTOR else self.router.frame_limit)
+            self.say_name()
+        return 0
+
+    cdef str end_of_stream(self):
+        # The reason, with what may be behind it.
+        if self.is_guarded():
+            return "the peer closed the connection before it was authenticated: has it this secret?"
+        if self.state == SESSION_DIALLED and self.guard is None:
+            return "the peer closed the connection in the handshake: does it ask for a secret?"
+        return "the peer closed the connection"
+
     cdef int rise(self) except -1:
         # The handshake is complete.
         self.state = SESSION_UP
+        self.guard = None
         self.engine.wheel.remove(&self.heartbeat.node)
         self.last_heard = self.engine.now
         self.beat_due = self.engine.now + self.router.heartbeat_ns
@@ -705,6 +763,7 @@ cdef class Session:
             return 0
         self.state = SESSION_CLOSED
         self.reason = reason
+        self.guard = self.naming = None
         self.engine.wheel.remove(&self.heartbeat.node)
         if self.driver is not None:
             self.driver.close()

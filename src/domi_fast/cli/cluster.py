@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -24,6 +24,7 @@ class Where:
 
     :ivar registry: the URL; None is the default registry of the cluster.
     :ivar connect: the URL of one node, which is then asked for nothing of the registry.
+    :ivar secret: the cluster's; None is the environment's.
     :ivar patience: seconds to reach a node in. Registries have a patience of their own.
     """
 
@@ -31,6 +32,7 @@ class Where:
     registry: str | None = None
     connect: str | None = None
     patience: float = 5.0
+    secret: bytes | None = field(default=None, repr=False)
 
     @asynccontextmanager
     async def opened(self, *, make: bool = False) -> AsyncIterator[Registry]:
@@ -90,7 +92,7 @@ class Where:
             await client.close()
 
     async def _join(self, **settings: Any) -> Client:
-        settings |= {"name": "domi", "timeout": self.patience}
+        settings |= {"name": "domi", "timeout": self.patience, "secret": self.secret}
         if self.connect is not None:
             try:
                 return await connect(self.connect, **settings)

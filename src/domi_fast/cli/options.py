@@ -10,12 +10,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import click
 
 from ..channels import USER_FIRST, USER_LAST
-from ..config import check_cluster
+from ..config import SECRET_VARIABLE, check_cluster, checked_secret
 from .cluster import Where
 from .outcome import USAGE, explained
 from .output import Output
@@ -138,6 +139,17 @@ def _cluster_name(ctx: click.Context, param: click.Parameter, given: str) -> str
     return given
 
 
+def _secret(ctx: click.Context, param: click.Parameter, given: str | None) -> bytes | None:
+    what, secret = SECRET_VARIABLE, os.environb.get(SECRET_VARIABLE.encode())
+    try:
+        if given is not None:
+            what = given
+            secret = Path(given).read_bytes().removesuffix(b"\n").removesuffix(b"\r")
+        return None if secret is None else checked_secret(what, secret)
+    except (OSError, ValueError) as error:
+        raise click.UsageError(str(error)) from error
+
+
 def guest_options(function: Function) -> Function:
     """Which node to talk through; the command gets ``where`` and ``out``."""
 
@@ -146,10 +158,22 @@ def guest_options(function: Function) -> Function:
         metavar="URL",
         help="Talk through this node, tcp://host:port or unix:///path, and ask no registry.",
     )
+    @click.option(
+        "--secret-file",
+        envvar="DOMI_SECRET_FILE",
+        type=click.Path(exists=True, dir_okay=False),
+        callback=_secret,
+        metavar="FILE",
+        help="What this file holds is the cluster's secret, without a newline at its end. [env: "
+        "DOMI_SECRET_FILE, or the secret itself in DOMI_SECRET]",
+    )
     @registry_options
     @functools.wraps(function)
-    def with_connect(*, connect: str | None, where: Where, **given: Any) -> Any:
-        return function(where=Where(where.cluster, where.registry, connect), **given)
+    def with_connect(
+        *, connect: str | None, secret_file: bytes | None, where: Where, **given: Any
+    ) -> Any:
+        there = Where(where.cluster, where.registry, connect, secret=secret_file)
+        return function(where=there, **given)
 
     return with_connect
 
