@@ -1,9 +1,9 @@
 """A crowd of strangers: connections that begin a handshake and say no more.
 
-Its argument is a JSON object: ``port``, ``source`` (the address that they come from), ``count``
-(how many are open at a time) and ``seconds`` (for how long, once all have been opened, one that was
-closed is replaced). It prints ``{"full": true}`` then, and at the end how many there were and for
-how many seconds the longest was open.
+Its argument is a JSON object: ``port``, ``source`` (the address that they come from) and ``count``
+(how many there are at a time). It prints ``{"full": true}`` once so many have been opened, replaces
+what is closed until its standard input ends, and prints then how many there were and for how many
+seconds the longest was open.
 """
 
 from __future__ import annotations
@@ -36,27 +36,29 @@ def stranger(port: int, source: str) -> socket.socket:
     return sock
 
 
-def crowd(port: int, source: str, count: int, seconds: float) -> dict[str, float]:
+def crowd(port: int, source: str, count: int) -> dict[str, float]:
     poll = selectors.EpollSelector()
-    end = float("inf")
+    poll.register(sys.stdin, selectors.EVENT_READ)
     since: dict[socket.socket, float] = {}
     opened = 0
     longest = 0.0
-    while True:
-        now = time.monotonic()
-        while now < end and len(since) < count:
+    full = ended = False
+    while since or not ended:
+        while not ended and len(since) < count:
             sock = stranger(port, source)
             poll.register(sock, selectors.EVENT_WRITE)
             since[sock] = 0.0
             opened += 1
             if opened % 64 == 0:
                 break
-        if opened >= count and end == float("inf"):
-            end = now + seconds
+        if opened >= count and not full:
+            full = True
             print(json.dumps({"full": True}), flush=True)
-        if not since:
-            return {"opened": opened, "longest": longest}
         for key, events in poll.select(0.0 if len(since) < count else 0.01):
+            if key.fileobj is sys.stdin:
+                ended = True
+                poll.unregister(sys.stdin)
+                continue
             sock = key.fileobj
             assert isinstance(sock, socket.socket)
             if events & selectors.EVENT_WRITE:
@@ -77,6 +79,7 @@ def crowd(port: int, source: str, count: int, seconds: float) -> dict[str, float
             longest = max(longest, time.monotonic() - since.pop(sock))
             poll.unregister(sock)
             sock.close()
+    return {"opened": opened, "longest": longest}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -20,7 +21,9 @@ from domi_fast import Node
 from tests.support import ROOT, forget_records, slowness
 
 SECRET = b"the secret of this test"
-COUNT = 10_000
+SLOW_BUILD = any(os.environ.get(f"DOMI_{name}") == "1" for name in ("DEBUG", "SANITIZE"))
+COUNT = 1_000 if SLOW_BUILD else 10_000
+SPARE = 1000
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -30,26 +33,54 @@ def no_records_kept(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     forget_records(caplog)
 
 
+@pytest.fixture
+def count() -> Iterator[int]:
+    """How many come: fewer only where no process may have so many descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = COUNT + SPARE if hard == resource.RLIM_INFINITY else min(COUNT + SPARE, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+    yield most - SPARE
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
 
 
+class Crowd:
+    """They come from 127.0.0.2. Who is closed is replaced until the end."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def said(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        found: dict[str, float] = json.loads(await self._process.stdout.readline())
+        return found
+
+    async def end(self) -> dict[str, float]:
+        """Wait until the last of them is closed; ``opened`` and ``longest``, in seconds."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        return await self.said()
+
+
 @asynccontextmanager
-async def crowd(port: int, seconds: float) -> AsyncIterator[asyncio.subprocess.Process]:
-    """All of them are there when the block begins."""
-    arguments = {"port": port, "source": "127.0.0.2", "count": COUNT, "seconds": seconds}
+async def crowd(port: int, count: int) -> AsyncIterator[Crowd]:
+    """So many have come when the block begins."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "tests.faults.crowd",
-        json.dumps(arguments),
+        json.dumps({"port": port, "source": "127.0.0.2", "count": count}),
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         cwd=ROOT,
     )
     try:
-        assert process.stdout is not None
-        assert json.loads(await process.stdout.readline()) == {"full": True}
-        yield process
+        there = Crowd(process)
+        assert await there.said() == {"full": True}
+        yield there
         await process.wait()
     finally:
         if process.returncode is None:
@@ -57,44 +88,40 @@ async def crowd(port: int, seconds: float) -> AsyncIterator[asyncio.subprocess.P
             await process.wait()
 
 
-async def end_of(process: asyncio.subprocess.Process) -> dict[str, float]:
-    assert process.stdout is not None
-    found: dict[str, float] = json.loads(await process.stdout.readline())
-    return found
-
-
 async def test_ten_thousand_strangers_are_gone_in_time(
-    registry_url: str, caplog: pytest.LogCaptureFixture
+    registry_url: str, count: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """They cost little while they are there, and nothing afterwards; nor do they fill the log."""
     settings: dict[str, Any] = {"secret": SECRET, "registry": registry_url}
     async with Node("crowded", host="0.0.0.0", handshakes_per_address=20_000, **settings) as node:
         gc.collect()
         before = resident()
-        async with crowd(node.port, 0.0) as process:
+        async with crowd(node.port, count) as strangers:
             held = len(node._mesh._sessions)
             grown = resident() - before
-            found = await end_of(process)
-        assert held > COUNT // 2
-        assert grown / held < 4096
-        assert found["opened"] == COUNT
+            found = await strangers.end()
+        assert held > count // 2
+        if not SLOW_BUILD:  # whose memory has other things in it
+            assert grown / held < 4096
+        assert found["opened"] >= count
         assert found["longest"] < 2.5 * slowness()
         assert not node._mesh._sessions
-        assert node.counters()["protocol_errors"] == COUNT
+        assert node.counters()["protocol_errors"] == found["opened"]
         warned = [r for r in caplog.get_records("call") if r.levelno == logging.WARNING]
-        assert 0 < len(warned) < COUNT // 20
+        assert 0 < len(warned) < count // 20
 
 
-async def test_a_node_joins_beside_ten_thousand_strangers(registry_url: str) -> None:
+async def test_a_node_joins_beside_ten_thousand_strangers(registry_url: str, count: int) -> None:
     """Again and again, while one address comes with as many as it can."""
     settings: dict[str, Any] = {"secret": SECRET, "registry": registry_url}
-    async with Node("crowded", host="0.0.0.0", **settings) as node:
-        async with crowd(node.port, 2.0) as process:
-            for _ in range(20):
+    async with Node(
+        "crowded", host="0.0.0.0", handshakes_per_address=count // 10, **settings
+    ) as node:
+        async with crowd(node.port, count) as strangers:
+            for _ in range(5):
                 began = time.monotonic()
                 async with Node("late", **settings) as late:
                     await late.wait_peers(1, 5)
                     assert time.monotonic() - began < 1.0 * slowness()
-            assert process.returncode is None
-            await end_of(process)
-        assert node.counters()["refused_handshakes"] > COUNT // 2
+            await strangers.end()
+        assert node.counters()["refused_handshakes"] > count // 2
