@@ -2,8 +2,8 @@
 
 Its argument is a JSON object: ``port``, ``source`` (the address that they come from) and ``count``
 (how many there are at a time). It prints ``{"full": true}`` once so many have been opened, replaces
-what is closed until its standard input ends, and prints then how many there were and for how many
-seconds the longest was open.
+what is closed until its standard input ends, and prints then how many there were, for how many
+seconds the longest was open, and how many this process waited for a processor.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import time
 
 from tests import reference
+from tests.support import kept_waiting
 
 HALF = reference.magic() + reference.encode(
     reference.AUTH, reference.auth_hello(1, 65535, 65535, bytes(32), "")
@@ -79,7 +80,7 @@ def crowd(port: int, source: str, count: int) -> dict[str, float]:
             longest = max(longest, time.monotonic() - since.pop(sock))
             poll.unregister(sock)
             sock.close()
-    return {"opened": opened, "longest": longest}
+    return {"opened": opened, "longest": longest, "waited": kept_waiting()}
 
 
 if __name__ == "__main__":

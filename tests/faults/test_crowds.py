@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from domi_fast import Node
-from tests.support import ROOT, forget_records, slowness
+from tests.support import ROOT, forget_records, kept_waiting, slowness
 
 SECRET = b"the secret of this test"
 SLOW_BUILD = any(os.environ.get(f"DOMI_{name}") == "1" for name in ("DEBUG", "SANITIZE"))
@@ -59,7 +59,7 @@ class Crowd:
         return found
 
     async def end(self) -> dict[str, float]:
-        """Wait until the last of them is closed; ``opened`` and ``longest``, in seconds."""
+        """Wait until the last of them is closed; ``opened``, ``longest`` and ``waited``."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         return await self.said()
@@ -95,16 +95,18 @@ async def test_ten_thousand_strangers_are_gone_in_time(
     settings: dict[str, Any] = {"secret": SECRET, "registry": registry_url}
     async with Node("crowded", host="0.0.0.0", handshakes_per_address=20_000, **settings) as node:
         gc.collect()
-        before = resident()
+        before, waited = resident(), kept_waiting()
         async with crowd(node.port, count) as strangers:
             held = len(node._mesh._sessions)
             grown = resident() - before
             found = await strangers.end()
-        assert held > count // 2
+        assert held > count // 10
         if not SLOW_BUILD:  # whose memory has other things in it
             assert grown / held < 4096
         assert found["opened"] >= count
-        assert found["longest"] < 2.5 * slowness()
+        # Who has no processor closes nothing, and sees nothing closed.
+        waited = kept_waiting() - waited + found["waited"]
+        assert found["longest"] - waited < 2.5 * slowness()
         assert not node._mesh._sessions
         assert node.counters()["protocol_errors"] == found["opened"]
         warned = [r for r in caplog.get_records("call") if r.levelno == logging.WARNING]
