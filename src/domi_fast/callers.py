@@ -11,7 +11,6 @@ from ._core import Session
 
 log = logging.getLogger("domi_fast")
 
-
 MOST = 1024
 
 

@@ -307,10 +307,15 @@ class Mesh:
             )
 
     async def _dial(self, info: NodeInfo) -> None:
-        if (info.host, info.port) == (self._config.host, self._port):
-            raise TryAgain(f"nobody but this node listens where node {info.id} did", peer=info.id)
         machine = self._members.machine
         path = info.unix_path if machine and info.machine == machine else None
+        # By its path: nodes of two network namespaces may have one address.
+        if (
+            path == self._config.unix_path
+            if path
+            else (info.host, info.port) == (self._config.host, self._port)
+        ):
+            raise TryAgain(f"nobody but this node listens where node {info.id} did", peer=info.id)
         fd = await asyncio.wait_for(
             transport.dial(info.host, info.port, path), self._config.handshake_timeout
         )
