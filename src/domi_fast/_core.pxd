@@ -720,7 +720,8 @@ cdef class SerialChannel(Taker):
         int place               # of the channel in the group
 
     cdef int put_frame(self, Session session, RawFrame* frame) except -1
-    cdef bint put_context(self, Context context, size_t size) except -1
+    cdef bint has_put(self, Session session, RawFrame* frame) except -1
+    cdef bint has_put_context(self, Context context, size_t size) except -1
     cdef int run(self, Context context) except -1
 
 
@@ -793,7 +794,6 @@ cdef class Scheduler(Turn):
 
 cdef class LoopScheduler(Scheduler):
     cdef:
-        bint asking             # the ring has just been asked for room
         int timer_fd            # owned: the kernel's timer; -1 unless it runs
         uint64_t armed          # nanoseconds: when it expires; NEVER when it does not
         bint resuming           # the loop is to call resume()

@@ -74,6 +74,23 @@ async def test_a_full_ring_is_emptied_by_who_fills_it(registry_url: str) -> None
             assert b.counters().get("ring_full", 0) == 0
 
 
+async def test_room_is_made_for_a_message_that_needs_that_of_many(registry_url: str) -> None:
+    """However little of it the ring's turn makes: here a turn has time for one handler."""
+    async with nodes(registry_url, "a", "b") as (a, b):
+        serial = Serial(b, ring_size=4096, drain_budget=0.00001)
+        ran: list[bytes] = []
+        serial.subscribe(50, computing(ran, 0.0001))
+        async with serial:
+            await a.wait_subscribed(50, timeout=5)
+            sent = [b"%d" % number for number in range(200)]
+            sent[120:] = [bytes(1_000)] * 80
+            for data in sent:
+                a.notify(50, data)
+            await until(lambda: len(ran) + b.counters().get("ring_full", 0) == len(sent))
+            assert ran == sent
+            assert b.counters().get("ring_full", 0) == 0
+
+
 @pytest.mark.parametrize("own", [False, True])
 async def test_a_session_may_end_while_room_is_made(registry_url: str, own: bool) -> None:
     """A handler that runs then closes the session whose frame is in hand."""

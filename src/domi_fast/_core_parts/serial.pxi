@@ -98,28 +98,30 @@ cdef class SerialChannel(Taker):
 
     cdef int put_frame(self, Session session, RawFrame* frame) except -1:
         cdef Scheduler scheduler = self.scheduler
+        if self.group is None or scheduler.state == SERIAL_CLOSED:
+            scheduler.router.count("dropped_no_subscriber")
+            return scheduler.router.reject(session, STATUS_NO_SUBSCRIBER, frame)
+        if not scheduler.spilled and self.has_put(session, frame):
+            return scheduler.awaken()
+        return scheduler.overflow(self, session, frame)
+
+    cdef bint has_put(self, Session session, RawFrame* frame) except -1:
+        # Whether there was room.
+        cdef Scheduler scheduler = self.scheduler
         cdef size_t size = <size_t>frame.size + frame.extend_size
         cdef Arrival arrival
         cdef Context context
         cdef uint8_t* payload
-        cdef SerialGroup group = self.group
-        if group is None or scheduler.state == SERIAL_CLOSED:
-            scheduler.router.count("dropped_no_subscriber")
-            return scheduler.router.reject(session, STATUS_NO_SUBSCRIBER, frame)
-        if scheduler.spilled:
-            return scheduler.overflow(self, session, frame)
-        if frame.owner is not NULL or size > scheduler.most or group.batch is not None:
+        if frame.owner is not NULL or size > scheduler.most or self.group.batch is not None:
             # Too large for the ring, or will be kept in a context of its own anyway.
             if not ring_may_own(scheduler.ring, size, scheduler.router.queue_limit):
-                return scheduler.overflow(self, session, frame)
+                return False
             context = Context.__new__(Context)
             fill_context(context, session, frame, session.engine.now)
-            if not self.put_context(context, size):
-                return scheduler.overflow(self, session, frame)
-            return scheduler.awaken()
+            return self.has_put_context(context, size)
         payload = ring_claim_alone(scheduler.ring, <uint32_t>(sizeof(Arrival) + size))
         if payload is NULL:
-            return scheduler.overflow(self, session, frame)
+            return False
         Py_INCREF(session)
         Py_INCREF(self)
         arrival.parcel.origin = <PyObject*>session
@@ -133,7 +135,7 @@ cdef class SerialChannel(Taker):
         copy(payload + sizeof(Arrival), frame.data, size)
         ring_publish_alone(
             scheduler.ring, payload, <uint32_t>(sizeof(Arrival) + size), RING_FRAME)
-        return scheduler.awaken()
+        return True
 
     cdef int run(self, Context context) except -1:
         cdef SerialGroup group      # which its handler may take off
@@ -155,7 +157,7 @@ cdef class SerialChannel(Taker):
             return self.scheduler.run_batch(group)
         return 0
 
-    cdef bint put_context(self, Context context, size_t size) except -1:
+    cdef bint has_put_context(self, Context context, size_t size) except -1:
         # Whether there was room: a message by reference.
         cdef Reference reference
         cdef uint8_t* payload = ring_claim_alone(self.scheduler.ring, sizeof(Reference))
@@ -825,19 +827,20 @@ cdef class LoopScheduler(Scheduler):
         return handler_called(self) if self.called else 0
 
     cdef int overflow(self, SerialChannel intake, Session session, RawFrame* frame) except -1:
-        # The thread that puts is the one that takes: what is full has its turn at once, and the
-        # peers' messages wait in their sockets. That is done once for each frame.
-        if self.ticking or self.asking:
+        # The thread that puts is the one that takes: what is full has turns at once until there is
+        # room, and the peers' messages wait in their sockets. Each takes a record out, at least.
+        if self.ticking:
             return self.refuse(session, frame)
-        self.until = monotonic_ns() + self.drain_ns
-        self.take_turn()
-        if session.state == SESSION_CLOSED:
-            return 0        # handlers have run, and the frame may be gone with its session
-        self.asking = True
-        try:
-            return intake.put_frame(session, frame)
-        finally:
-            self.asking = False
+        while not ring_is_empty(self.ring):
+            self.until = monotonic_ns() + self.drain_ns
+            self.take_turn()
+            if session.state == SESSION_CLOSED:
+                return 0    # handlers have run, and the frame may be gone with its session
+            if intake.group is None or self.state == SERIAL_CLOSED:
+                return intake.put_frame(session, frame)
+            if intake.has_put(session, frame):
+                return self.awaken()
+        return self.refuse(session, frame)
 
     cdef int tick(self) except -1:
         self.ready = False
