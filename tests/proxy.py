@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 
 class Proxy:
@@ -11,10 +12,13 @@ class Proxy:
 
     While it is cut nothing gets through and nobody is told, as when a cable is pulled; what was
     under way arrives when it is mended. What was connected when it was deadened stays so for ever.
+
+    :ivar through: what is made of the bytes on their way.
     """
 
     def __init__(self, server_port: int) -> None:
         self.port = 0
+        self.through: Callable[[bytes], bytes] = bytes
         self._server_port = server_port
         self._whole = asyncio.Event()
         self._whole.set()
@@ -75,6 +79,6 @@ class Proxy:
             await self._whole.wait()
             if task in self._dead:
                 continue
-            writer.write(data)
+            writer.write(self.through(data))
             await writer.drain()
         writer.close()

@@ -36,6 +36,7 @@ from .errors import (
 from .node import Node
 from .peer import Peer
 from .serial import Serial
+from .tls import Tls
 
 __all__ = [
     "AlreadyReplied",
@@ -71,6 +72,7 @@ __all__ = [
     "SerialConfig",
     "TimeWheel",
     "Timer",
+    "Tls",
     "VersionTooOld",
     "connect",
     "encode_frame",

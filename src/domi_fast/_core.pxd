@@ -14,6 +14,7 @@ down to what they are for):
     wheel.pxi        timers, pure
     engine.pxi       one a loop: receive buffer, wheel, sessions to flush, time slices
     driver.pxi       the descriptor: recv, sendmsg, reader and writer registration
+    tls.pxi          the descriptor of a connection that is enciphered
     session.pxi      one connection: handshake state, heartbeats, flushing
     dispatch.pxi     Context and Request: one message each way
     status.pxi       how a message failed: statuses and exceptions
@@ -277,15 +278,38 @@ cdef class SocketDriver:
         bint reading            # registered with the loop
         bint writer             # a writer is registered with the loop
         bint writing            # the kernel's buffer is full: wait for the writer
+        object fault            # a DomiError behind an EPROTO: what is wrong with the peer; or None
+        object certificate      # what its certificate says, as getpeercert() has it; None without
         object __weakref__
 
-    cdef Py_ssize_t recv(self, uint8_t* where, size_t size) noexcept
-    cdef Py_ssize_t send(self, WriteQueue queue) noexcept
+    cdef int begin(self, bytes first) except -1
+    cdef Py_ssize_t recv(self, uint8_t* where, size_t size) except -4096
+    cdef Py_ssize_t send(self, WriteQueue queue) except -4096
     cdef int want_read(self, object callback) except -1
     cdef int stop_read(self) except -1
     cdef int want_write(self, object callback) except -1
     cdef int stop_write(self) except -1
     cdef int close(self) except -1
+
+
+cdef class TlsDriver(SocketDriver):
+    cdef:
+        object tls              # an ssl.SSLObject, between the two next: ssl.MemoryBIO
+        object incoming         # what has come and is not deciphered
+        object outgoing         # what is enciphered and has not been sent: empty between calls
+        bint secure             # the handshake is complete, and the peer's certificate good
+        size_t shaken           # bytes that have come before that
+        bytes first             # what is to be said first; None once it is
+        object waiting          # called once `secure`, by who wants to send; or None
+        bytes record            # the record that is being sent; or None
+        size_t record_sent      # bytes of it that the kernel has
+        size_t plain            # bytes of the queue that it stands for
+
+    cdef int wrap(self, context, bint dialled) except -1
+    cdef int shake(self) except -1
+    cdef int push(self) except -1
+    cdef Py_ssize_t decipher(self, uint8_t* where, size_t size) except -4096
+    cdef int encipher(self, WriteQueue queue) except -1
 
 
 cdef class Session:
@@ -353,12 +377,12 @@ cdef class Session:
     cdef int authenticate(self, int channel, bytes data, bytes extend) except -1
     cdef bint is_guarded(self) except -1
     cdef int say_name(self) except -1
-    cdef str end_of_stream(self)
     cdef int answer_is_lost(self, uint64_t correlation) noexcept
     cdef int control(self, uint16_t channel, bytes data) except -1
     cdef int put_failure(self, uint16_t channel, bytes data, const uint8_t* extend,
                          uint16_t extend_size) except -1
-    cdef int send_raw(self, bytes data) except -1
+    cdef int stop_for(self, Py_ssize_t result) except -1
+    cdef str end_of_stream(self)
     cdef int send_failed(self, int error) except -1
     cdef int goodbye(self, str reason) except -1
     cdef int go_on(self) except -1

@@ -5,6 +5,7 @@ import concurrent.futures
 import contextvars
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from enum import IntEnum
+from ssl import SSLContext
 from types import ModuleType, TracebackType
 from typing import Any, Final, Literal, TypeVar, final, overload
 
@@ -160,9 +161,12 @@ class Session:
         peer: int = -1,
         info: object = None,
         guard: Guard | None = None,
+        tls: SSLContext | None = None,
     ) -> Self: ...
     @property
     def guard(self) -> Guard | None: ...
+    @property
+    def certificate(self) -> dict[str, Any] | None: ...
     @property
     def peer(self) -> int: ...
     @property

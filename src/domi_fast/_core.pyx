@@ -10,6 +10,7 @@ import concurrent.futures
 import inspect
 import logging
 import os
+import ssl
 import sys
 import threading
 import warnings
@@ -20,15 +21,18 @@ from collections import Counter, deque
 cimport cython
 from cpython.buffer cimport (
     Py_buffer,
+    PyBUF_READ,
     PyBUF_SIMPLE,
+    PyBUF_WRITE,
     PyBuffer_FillInfo,
     PyBuffer_Release,
     PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF, Py_XINCREF
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, EPROTO, errno
 from libc.math cimport INFINITY, exp, log as c_log
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
@@ -44,6 +48,7 @@ include "_core_parts/write_queue.pxi"
 include "_core_parts/wheel.pxi"
 include "_core_parts/engine.pxi"
 include "_core_parts/driver.pxi"
+include "_core_parts/tls.pxi"
 include "_core_parts/session.pxi"
 include "_core_parts/ring.pxi"
 include "_core_parts/dispatch.pxi"

@@ -17,6 +17,7 @@ from .endpoint import Endpoint
 from .errors import PeerLost
 from .handshake import Offer, decode_welcome
 from .mesh import drain
+from .tls import Certificates, Tls, check_name
 
 
 async def connect(
@@ -25,6 +26,7 @@ async def connect(
     name: str = "guest",
     cluster: str = "",
     secret: str | bytes | None = None,
+    tls: Tls | None = None,
     timeout: float = 5.0,
     **settings: Any,
 ) -> Client:
@@ -35,18 +37,20 @@ async def connect(
     :param cluster: refuse to talk to a node of another cluster; empty: whatever it is.
     :param secret: the cluster's, where its nodes have one: 16-1,024 bytes, or text. None is the
         environment's ``DOMI_SECRET``.
+    :param tls: the certificate that this guest shows, where the nodes show theirs.
     :param timeout: seconds to get connected in, 0.001 to 86,400.
     :param settings: ``heartbeat_interval``, ``heartbeat_timeout``, ``request_timeout`` (seconds),
         ``queue_limit``, ``frame_limit`` (bytes) and ``on_error``, as for a node: see
         :class:`~domi_fast.config.GuestConfig`.
     :raises ValueError: the URL is not of one of the two forms, or a setting is out of its range.
     :raises TypeError: a setting does not exist, or is of the wrong kind.
-    :raises PeerLost: the node refused, did not answer, or has another secret.
+    :raises DomiError: the files of ``tls`` cannot be used.
+    :raises PeerLost: the node refused, did not answer, or has another secret or authority.
     :raises OSError: nobody listens there.
     :raises asyncio.TimeoutError: it took too long.
     """
     check_number("timeout", timeout, 0.001, 86400)
-    client = Client(url, name=name, cluster=cluster, secret=secret, **settings)
+    client = Client(url, name=name, cluster=cluster, secret=secret, tls=tls, **settings)
     await client._connect(timeout)
     return client
 
@@ -92,6 +96,7 @@ class Client(Endpoint):
             on_error=config.on_error,
         )
         super().__init__(router, router, router)
+        self._certificates = None if config.tls is None else Certificates(config.tls, None)
         self.subscribe = router.subscribe
         self.unsubscribe = router.unsubscribe
         self.request = router.request
@@ -124,7 +129,12 @@ class Client(Endpoint):
         fd = await transport.dial(host, port, path)
         self._taken = asyncio.get_running_loop().create_future()
         self._session = session = Session(
-            self._router, fd, ROLE_UPLINK, self.url, guard=self._make_guard()
+            self._router,
+            fd,
+            ROLE_UPLINK,
+            self.url,
+            guard=self._make_guard(),
+            tls=None if self._certificates is None else self._certificates.client(),
         )
         session.start()
         session.dial(LibraryChannel.GUEST_NAME, self._offer.encode(), b"")
@@ -176,9 +186,11 @@ class Client(Endpoint):
     # ----------------------------------------------------------------- what the core's router calls
 
     def welcomed(self, session: Session, data: bytes) -> int:
-        self._node, _ = decode_welcome(data)
+        self._node, offer = decode_welcome(data)
         if session.guard is not None:
             check_claim(session.guard, NODE, self._node)
+        if self._certificates is not None:
+            check_name(session.certificate, offer.name, self._node)
         return self._node
 
     def joined(self, session: Session) -> None:

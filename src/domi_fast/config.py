@@ -17,6 +17,7 @@ from .breaker import Breaker
 from .checks import check_number
 from .errors import DomiError
 from .limiter import RateLimit
+from .tls import Tls
 
 MIB = 1024 * 1024
 _CLUSTER = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -99,14 +100,6 @@ class Checked:
                 f"{owner} has no setting {', '.join(unknown)}; it has {', '.join(fields)}"
             )
 
-    def _check_built(self, **unset: object) -> None:
-        for field, value in unset.items():
-            if getattr(self, field) != value:
-                raise DomiError(
-                    f"{field}={getattr(self, field)!r}: this version has no {field} yet; leave it "
-                    f"at {value!r}"
-                )
-
     def _check_type(self, field: str, kind: type) -> None:
         value = getattr(self, field)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -136,6 +129,7 @@ class EndpointConfig(Checked):
     queue_limit: int
     frame_limit: int
     secret: str | bytes | None
+    tls: Tls | None
     on_error: Callable[[DomiError, Any], object] | None
 
     def __post_init__(self) -> None:
@@ -143,6 +137,8 @@ class EndpointConfig(Checked):
         if secret is not None:
             where = SECRET_VARIABLE if self.secret is None else "secret"
             object.__setattr__(self, "secret", checked_secret(where, secret))
+        if self.tls is not None:
+            self._check_type("tls", Tls)
         self._check_type("queue_limit", int)
         self._check_type("frame_limit", int)
         if not isinstance(self.name, str) or not 1 <= _utf8_length(self.name) <= 255:
@@ -168,6 +164,7 @@ class GuestConfig(EndpointConfig):
     :ivar cluster: refuse to talk to a node of another cluster; empty: whatever it is.
     :ivar secret: the cluster's, where its nodes have one; None is the environment's
         ``DOMI_SECRET``.
+    :ivar tls: the certificate that it shows, where the nodes of the cluster show theirs.
 
     All others are as in :class:`NodeConfig`.
     """
@@ -175,6 +172,7 @@ class GuestConfig(EndpointConfig):
     name: str = "guest"
     cluster: str = ""
     secret: str | bytes | None = dataclasses.field(default=None, repr=False)
+    tls: Tls | None = None
     heartbeat_interval: float = 5.0
     heartbeat_timeout: float = 10.0
     request_timeout: float = 5.0
@@ -197,7 +195,8 @@ class NodeConfig(EndpointConfig):
         in the cluster.
     :ivar cluster: letters, digits, ``.``, ``_`` and ``-``, 1-64 of them.
     :ivar host: the address to listen on and to be found at; an IPv6 address may have brackets,
-        which are taken off. Anything but loopback needs a secret, or ``insecure=True``.
+        which are taken off. Anything but loopback needs ``secret``, ``tls``, or
+        ``insecure=True``.
     :ivar port: the TCP port; 0 lets the system choose.
     :ivar unix_path: listen on this UNIX socket as well; peers on this machine prefer it. A relative
         path is made absolute here; it may then have 107 bytes.
@@ -210,8 +209,10 @@ class NodeConfig(EndpointConfig):
         directory.
     :ivar secret: 16-1,024 bytes (or text, as UTF-8) that all nodes and guests of the cluster
         share; None is the environment's ``DOMI_SECRET``. Who does not know it is refused
-        (docs/security.md). Connections are not encrypted.
-    :ivar insecure: listen on ``host`` though others can reach it and there is no secret.
+        (docs/security.md). It alone does not encrypt.
+    :ivar tls: the certificate by which the node is known to others, and theirs to it
+        (:class:`~domi_fast.tls.Tls`); everything is encrypted.
+    :ivar insecure: listen on ``host`` though others can reach it, and there is neither.
     :ivar busy_poll: seconds to keep polling after the last traffic before blocking, at most 1; it
         costs a core meanwhile.
     :ivar heartbeat_interval: seconds between heartbeats, 0.1 or more.
@@ -253,7 +254,7 @@ class NodeConfig(EndpointConfig):
     admin_token: str | None = dataclasses.field(default=None, repr=False)
     registry: str | None = None
     secret: str | bytes | None = dataclasses.field(default=None, repr=False)
-    tls: object | None = None
+    tls: Tls | None = None
     insecure: bool = False
     busy_poll: float = 0.0
     heartbeat_interval: float = 5.0
@@ -276,7 +277,6 @@ class NodeConfig(EndpointConfig):
     on_error: Callable[[DomiError, Any], object] | None = None
 
     def __post_init__(self) -> None:
-        self._check_built(tls=None)
         super().__post_init__()
         for field, kind in (("version", str), ("host", str), ("port", int), ("insecure", bool)):
             self._check_type(field, kind)
@@ -302,11 +302,12 @@ class NodeConfig(EndpointConfig):
         if self.unix_path is not None:
             object.__setattr__(self, "unix_path", _socket_path(self.unix_path))
         object.__setattr__(self, "host", _host(self.host))
-        if not is_loopback(self.host) and self.secret is None and not self.insecure:
+        guarded = self.secret is not None or self.tls is not None
+        if not (guarded or self.insecure or is_loopback(self.host)):
             raise DomiError(
                 f"host {self.host!r} can be reached from other machines, and nothing keeps "
-                "strangers out: give all nodes and guests a secret=, listen on 127.0.0.1, or say "
-                "insecure=True"
+                "strangers out: give all nodes and guests a secret= or tls=, listen on 127.0.0.1, "
+                "or say insecure=True"
             )
         self._check_range("busy_poll", 0.0, 1.0)
         self._check_range("handshake_timeout", 0.01, 60)

@@ -74,6 +74,10 @@ class NodeInfo:
     weight: float = 1.0
     http: int | None = None
 
+    def is_of(self, offer: Offer) -> bool:
+        """Whether it was this node that registered: the same life of the same name."""
+        return (offer.instance, offer.name) == (self.instance, self.name)
+
     @property
     def claim(self) -> tuple[int, bytes]:
         """What one claim on a machine id has that no other has."""
@@ -267,7 +271,8 @@ class Membership:
         """Ask the registry itself whether this claim holds. Raises RegistryError."""
         entry = await self._registry.get(self._key(machine))
         infos = self._decode([] if entry is None else [entry])
-        return machine in infos and infos[machine].claim == (offer.epoch, offer.instance)
+        info = infos.get(machine)
+        return info is not None and info.epoch == offer.epoch and info.is_of(offer)
 
     def locate(self, instance: bytes) -> int | None:
         """The machine id of that node, if it is registered."""

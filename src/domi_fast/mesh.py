@@ -29,6 +29,7 @@ from .handshake import Offer, decode_welcome, encode_welcome
 from .membership import Membership, NodeInfo
 from .peer import STATES, Peer
 from .registry.base import Registry
+from .tls import Certificates, check_name
 
 log = logging.getLogger("domi_fast")
 
@@ -61,6 +62,7 @@ class Mesh:
         self._registry = registry
         assert not isinstance(config.secret, str)
         self._secret = config.secret
+        self._certificates = None if config.tls is None else Certificates(config.tls, config.name)
         self._newer_came = newer_came
         self._members = Membership(config, registry, self)
         self._listeners: list[transport.Listener] = []
@@ -336,6 +338,7 @@ class Mesh:
             guard=None
             if self._secret is None
             else Dialler(self._secret, self._config.cluster, NODE, self.id, info.id),
+            tls=None if self._certificates is None else self._certificates.client(),
         )
         welcome = asyncio.get_running_loop().create_future()
         self._dials[info.id] = session
@@ -368,7 +371,14 @@ class Mesh:
             own = self.id if self.id >= 0 else NO_MACHINE
             guard = Dialled(self._secret, self._config.cluster, own)
         try:
-            session = Session(self._router, fd, ROLE_ACCEPTOR, address, guard=guard)
+            session = Session(
+                self._router,
+                fd,
+                ROLE_ACCEPTOR,
+                address,
+                guard=guard,
+                tls=None if self._certificates is None else self._certificates.server(),
+            )
         except DomiError:
             os.close(fd)  # the router stopped while the connection waited to be accepted
             return
@@ -391,8 +401,8 @@ class Mesh:
             check_claim(session.guard, NODE, machine)
         known = self._members.view.get(machine)
         if not extend:
-            unguarded = is_loopback(self._config.host) or self._config.insecure
-            if not unguarded or self._secret is not None:
+            guarded = self._secret is not None or self._certificates is not None
+            if guarded or not (is_loopback(self._config.host) or self._config.insecure):
                 raise AuthError("the plain protocol is not served here", peer=machine)
             if known is not None or self._router.session(machine) is not None:
                 raise AuthError(f"machine id {machine} is held by a live node", peer=machine)
@@ -404,6 +414,8 @@ class Mesh:
                 f"{self._config.cluster!r}",
                 peer=machine,
             )
+        if self._certificates is not None:
+            check_name(session.certificate, offer.name, machine)
         self._check_holder(machine, offer)
         session.info = offer
         known = self._members.view.get(machine)
@@ -435,8 +447,7 @@ class Mesh:
     def _check_holder(self, machine: int, offer: Offer) -> None:
         known = self._members.view.get(machine)
         if known is not None and (
-            offer.epoch < known.epoch
-            or (offer.epoch == known.epoch and offer.instance != known.instance)
+            offer.epoch < known.epoch or (offer.epoch == known.epoch and not known.is_of(offer))
         ):
             raise AuthError(f"machine id {machine} is leased to another node", peer=machine)
         session = self._router.session(machine)
@@ -472,6 +483,8 @@ class Mesh:
         if machine != session.peer or offer.cluster != self._config.cluster:
             raise FrameError(f"dialled node {session.peer} and reached node {machine}")
         known = self._members.view.get(machine)
+        if self._certificates is not None:
+            check_name(session.certificate, offer.name, machine)
         if known is not None and offer.instance != known.instance:
             raise AuthError(f"node {machine} is not the one that is registered", peer=machine)
         session.info = offer

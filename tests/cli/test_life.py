@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 
+from domi_fast import Tls
 from domi_fast.cli.commands import domi as command
 from domi_fast.config import NodeConfig
 from domi_fast.membership import NodeInfo, nodes_prefix
 from domi_fast.registry import open_registry
+from tests.certificates import Authority
 from tests.cli.conftest import Cluster, Here, Shell
 from tests.cli.nodes import TOKEN
 from tests.cli.test_looking import read_terminal
@@ -97,7 +99,7 @@ def test_a_cluster_with_a_secret(shell: Shell, here: Here) -> None:
         until_now((shell.folder / "runtime" / "domi" / "default.sqlite").exists, 20)
         until_now(lambda: here.run("nodes", "--json").json() != [], 20, pause=0)
         ask = ("request", "50", "")
-        here.run(*ask).fails(3, "does it ask for a secret?")
+        here.run(*ask).fails(3, "does it ask for a secret, or for TLS?")
         here.run(*ask, "--secret-file", "another").fails(3, "has it this secret?")
         assert here.run(*ask, "--secret-file", "secret").out == b"pong\n"
         short = here.run(*ask, "--secret-file", "short")
@@ -117,6 +119,44 @@ def test_a_cluster_with_a_secret(shell: Shell, here: Here) -> None:
         ended = shell.end(process)
     assert ended.code == 0
     assert secret not in ended.said
+
+
+def test_a_cluster_with_tls(shell: Shell, here: Here) -> None:
+    """The command shows a certificate, of files that are named or stand in the environment."""
+    authority = Authority(shell.folder / "authority")
+    tls, foreign = authority.issue("app"), Authority(shell.folder / "foreign").issue("tool")
+    (shell.folder / "app.py").write_text(
+        APP.replace("import Node", "import Node, Tls").replace(
+            'Node("server"', f'Node("app", tls={tls!r}'
+        )
+    )
+    process = shell.start("run", "app:node")
+    try:
+        until_now((shell.folder / "runtime" / "domi" / "default.sqlite").exists, 20)
+        until_now(lambda: here.run("nodes", "--json").json() != [], 20, pause=0)
+        ask = ("request", "50", "")
+        here.run(*ask).fails(3, "does it ask for a secret, or for TLS?")
+        here.run(*ask, *files(foreign)).fails(3, "self-signed certificate")
+        assert here.run(*ask, *files(authority.issue("tool"))).out == b"pong\n"
+        part = here.run(*ask, "--tls-key", tls.key)
+        assert part.code == 2
+        assert "give all three" in part.said
+        wrong = here.run(*ask, *files(Tls(tls.certificate, foreign.key, tls.authority)))
+        assert wrong.code == 2
+        assert "KEY_VALUES_MISMATCH" in wrong.said
+        for field in ("certificate", "key", "authority"):
+            shell.environment[f"DOMI_TLS_{field.upper()}"] = getattr(tls, field)
+        assert shell.run(*ask).out == b"pong\n"
+        process.send_signal(signal.SIGTERM)
+    finally:
+        ended = shell.end(process)
+    assert ended.code == 0
+
+
+def files(tls: Tls) -> list[str]:
+    """The options that name these files."""
+    fields = ("certificate", "key", "authority")
+    return [part for field in fields for part in (f"--tls-{field}", getattr(tls, field))]
 
 
 def test_run_says_in_json_when_it_is_there_and_when_it_has_ended(shell: Shell, here: Here) -> None:

@@ -286,8 +286,8 @@ async def test_nodes_with_different_secrets_never_meet(
 @pytest.mark.parametrize(
     ("secret", "reason"),
     [
-        (WRONG, "before it was authenticated: has it this secret"),
-        (None, "does it ask for a secret"),
+        (WRONG, "within the handshake: has it this secret"),
+        (None, "does it ask for a secret, or for TLS"),
     ],
 )
 async def test_a_guest_hears_what_it_can_do(
@@ -446,7 +446,7 @@ async def test_a_node_does_not_dial_itself(
             await registry.claim(["domi/default/nodes/0900"], gone.encode(), lease)
             await until(lambda: all(900 in node._mesh._members.view for node in (a, b)))
             await until(lambda: tried(a, "nobody but this node listens where node 900 did"))
-            await until(lambda: tried(b, "before it was authenticated"))
+            await until(lambda: tried(b, "within the handshake: has it this secret"))
             for node in (a, b):
                 assert node.counters().get("refused_auth", 0) == 0
                 assert node.counters().get("protocol_errors", 0) == 0

@@ -119,8 +119,7 @@ def test_the_docstring_of_a_node_leads_to_its_settings() -> None:
     assert text.startswith("A node of the mesh")
     assert "NodeConfig" in text
     described = set(re.findall(r":ivar (\w+):", inspect.getdoc(NodeConfig) or ""))
-    unbuilt = {"tls"}
-    assert set(NodeConfig.__dataclass_fields__) - unbuilt <= described
+    assert set(NodeConfig.__dataclass_fields__) <= described
 
 
 def test_a_wrong_keyword_is_answered_with_the_right_ones(registry_url: str) -> None:

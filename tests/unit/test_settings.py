@@ -116,11 +116,6 @@ def test_settings_that_are_refused(registry_url: str, setting: str, value: Any) 
     assert setting in str(refused.value) or isinstance(refused.value, RegistryError)
 
 
-def test_what_is_not_built_yet_says_so(registry_url: str) -> None:
-    with pytest.raises(DomiError, match=r"tls.*yet"):
-        Node("a", registry=registry_url, tls=1)
-
-
 def test_a_setting_that_does_not_exist(registry_url: str) -> None:
     with pytest.raises(TypeError, match=r"no setting colour.*heartbeat_interval"):
         Node("a", registry=registry_url, colour="red")

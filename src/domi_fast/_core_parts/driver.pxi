@@ -7,7 +7,6 @@
 cdef object open_drivers = weakref.WeakSet()
 
 
-@cython.final
 cdef class SocketDriver:
     """Owns a non-blocking descriptor.
 
@@ -23,7 +22,12 @@ cdef class SocketDriver:
         if self.fd >= 0:
             c_close(self.fd)
 
-    cdef Py_ssize_t recv(self, uint8_t* where, size_t size) noexcept:
+    cdef int begin(self, bytes first) except -1:
+        # Say this before anything else: 0, or an errno. The socket is empty, and has room for it.
+        cdef Py_ssize_t n = c_send(self.fd, PyBytes_AS_STRING(first), len(first))
+        return errno if n < 0 else EAGAIN if n < len(first) else 0
+
+    cdef Py_ssize_t recv(self, uint8_t* where, size_t size) except -4096:
         # Bytes received, 0 at the end of the stream, or -errno.
         cdef Py_ssize_t n
         while True:
@@ -33,7 +37,7 @@ cdef class SocketDriver:
             if errno != EINTR:
                 return -errno
 
-    cdef Py_ssize_t send(self, WriteQueue queue) noexcept:
+    cdef Py_ssize_t send(self, WriteQueue queue) except -4096:
         # Bytes that the kernel took, or -errno.
         cdef iovec vectors[MAX_VECTORS]
         cdef msghdr message

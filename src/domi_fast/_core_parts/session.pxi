@@ -64,10 +64,11 @@ cdef class Session:
     :param address: where it leads, for people.
     :param guard: this side of the authentication (``authentication.Guard``), which comes before
         anything else; None: there is none.
+    :param tls: the ``ssl.SSLContext`` by which the connection is enciphered; None: it is not.
     """
 
     def __cinit__(self, Router router not None, int fd, int role, str address not None, *,
-                  int peer=-1, info=None, guard=None):
+                  int peer=-1, info=None, guard=None, tls=None):
         if router.engine is None:
             raise errors.DomiError("the router is not started")
         if not -1 <= peer < MAX_MACHINES:
@@ -95,7 +96,7 @@ cdef class Session:
             AUTH_LIMIT if guard is not None
             else HANDSHAKE_LIMIT if role == ROLE_ACCEPTOR else router.frame_limit,
             magic=role == ROLE_ACCEPTOR)
-        self.driver = SocketDriver(self.engine, fd)
+        self.driver = new_driver(self.engine, fd, tls, role == ROLE_ACCEPTOR)
         self.state = SESSION_MAGIC if role == ROLE_ACCEPTOR else SESSION_DIALLED
         self.on_readable = self.readable
         self.on_writable = self.writable
@@ -121,9 +122,11 @@ cdef class Session:
         Where there is a guard, it has its say first.
         """
         cdef uint8_t magic[4]
+        cdef int failure
         store32(magic, MAGIC)
-        self.send_raw(PyBytes_FromStringAndSize(<char*>magic, 4))
-        if self.state == SESSION_CLOSED:
+        failure = self.driver.begin(PyBytes_FromStringAndSize(<char*>magic, 4))
+        if failure:
+            self.stop_for(-failure)
             return          # and the mesh has been told
         self.naming = (channel, name, offer)
         if self.guard is None:
@@ -202,6 +205,13 @@ cdef class Session:
     @property
     def is_guest(self):
         return self.role == ROLE_GUEST
+
+    @property
+    def certificate(self):
+        """What the peer's certificate says, as ``ssl.SSLSocket.getpeercert()`` has it; None
+        without TLS, and before its handshake is complete.
+        """
+        return None if self.driver is None else self.driver.certificate
 
     @property
     def descriptor(self):
@@ -369,12 +379,6 @@ cdef class Session:
             self.engine.mark_dirty(self)
         return 0
 
-    cdef int send_raw(self, bytes data) except -1:
-        # The magic goes before any frame, on an empty socket: the kernel has room for four bytes.
-        if c_send(self.driver.fd, PyBytes_AS_STRING(data), len(data)) != len(data):
-            self.fail("cannot send the magic")
-        return 0
-
     cdef int flush(self) except -1:
         cdef Py_ssize_t n
         cdef size_t budget = 1048576
@@ -528,10 +532,8 @@ cdef class Session:
                     if n == -EAGAIN:
                         if self.broken:
                             self.fail(f"cannot send: {os.strerror(self.broken)}")
-                    elif n == 0:
-                        self.fail(self.end_of_stream())
                     else:
-                        self.fail(f"the connection broke: {os.strerror(-n)}")
+                        self.stop_for(n)
                     break
                 self.last_heard = self.engine.refresh()
                 if not begun:
@@ -692,13 +694,27 @@ cdef class Session:
             self.say_name()
         return 0
 
+    cdef int stop_for(self, Py_ssize_t result) except -1:
+        # There is nothing more to read: 0, the stream has ended; otherwise -errno.
+        if result == 0:
+            return self.fail(self.end_of_stream())
+        if self.driver.fault is None:
+            return self.fail(f"the connection broke: {os.strerror(-result)}")
+        self.refuse(self.driver.fault)
+        return 0
+
     cdef str end_of_stream(self):
         # The reason, with what may be behind it.
+        cdef list asked = []
+        if self.state != SESSION_DIALLED and not self.is_guarded():
+            return "the peer closed the connection"
+        if type(self.driver) is TlsDriver:
+            asked.append("does it take this certificate")
         if self.is_guarded():
-            return "the peer closed the connection before it was authenticated: has it this secret?"
-        if self.state == SESSION_DIALLED and self.guard is None:
-            return "the peer closed the connection in the handshake: does it ask for a secret?"
-        return "the peer closed the connection"
+            asked.append("has it this secret")
+        if not asked:
+            asked.append("does it ask for a secret, or for TLS")
+        return f"the peer closed the connection within the handshake: {', and '.join(asked)}?"
 
     cdef int rise(self) except -1:
         # The handshake is complete.

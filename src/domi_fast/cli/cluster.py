@@ -15,6 +15,7 @@ from ..client import Client, connect
 from ..errors import DeadlineExceeded, DomiError, PeerLost, RegistryError
 from ..membership import NodeInfo, decode_nodes, nodes_prefix
 from ..registry import Registry, default_url, open_registry
+from ..tls import Tls
 from .outcome import FAILED, NOT_FOUND, UNREACHABLE, USAGE, Failure
 
 
@@ -25,6 +26,7 @@ class Where:
     :ivar registry: the URL; None is the default registry of the cluster.
     :ivar connect: the URL of one node, which is then asked for nothing of the registry.
     :ivar secret: the cluster's; None is the environment's.
+    :ivar tls: the certificate to show, where the nodes show theirs.
     :ivar patience: seconds to reach a node in. Registries have a patience of their own.
     """
 
@@ -33,6 +35,7 @@ class Where:
     connect: str | None = None
     patience: float = 5.0
     secret: bytes | None = field(default=None, repr=False)
+    tls: Tls | None = None
 
     @asynccontextmanager
     async def opened(self, *, make: bool = False) -> AsyncIterator[Registry]:
@@ -92,7 +95,12 @@ class Where:
             await client.close()
 
     async def _join(self, **settings: Any) -> Client:
-        settings |= {"name": "domi", "timeout": self.patience, "secret": self.secret}
+        settings |= {
+            "name": "domi",
+            "timeout": self.patience,
+            "secret": self.secret,
+            "tls": self.tls,
+        }
         if self.connect is not None:
             try:
                 return await connect(self.connect, **settings)

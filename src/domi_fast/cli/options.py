@@ -17,6 +17,8 @@ import click
 
 from ..channels import USER_FIRST, USER_LAST
 from ..config import SECRET_VARIABLE, check_cluster, checked_secret
+from ..errors import DomiError
+from ..tls import Certificates, Tls
 from .cluster import Where
 from .outcome import USAGE, explained
 from .output import Output
@@ -150,6 +152,32 @@ def _secret(ctx: click.Context, param: click.Parameter, given: str | None) -> by
         raise click.UsageError(str(error)) from error
 
 
+def _tls_option(field: str, text: str) -> Callable[[Function], Function]:
+    variable = f"DOMI_TLS_{field.upper()}"
+    return click.option(
+        f"--tls-{field}",
+        envvar=variable,
+        type=click.Path(exists=True, dir_okay=False),
+        metavar="FILE",
+        help=f"{text} [env: {variable}]",
+    )
+
+
+def _tls(certificate: str | None, key: str | None, authority: str | None) -> Tls | None:
+    if certificate and key and authority:
+        tls = Tls(certificate, key, authority)
+        try:
+            Certificates(tls, None)
+        except DomiError as error:
+            raise click.UsageError(str(error)) from error
+        return tls
+    if certificate or key or authority:
+        raise click.UsageError(
+            "--tls-certificate, --tls-key and --tls-authority go together: give all three"
+        )
+    return None
+
+
 def guest_options(function: Function) -> Function:
     """Which node to talk through; the command gets ``where`` and ``out``."""
 
@@ -167,12 +195,28 @@ def guest_options(function: Function) -> Function:
         help="What this file holds is the cluster's secret, without a newline at its end. [env: "
         "DOMI_SECRET_FILE, or the secret itself in DOMI_SECRET]",
     )
+    @_tls_option("certificate", "The certificate to show, where the nodes show theirs.")
+    @_tls_option("key", "Its private key.")
+    @_tls_option("authority", "Whose signature is good.")
     @registry_options
     @functools.wraps(function)
     def with_connect(
-        *, connect: str | None, secret_file: bytes | None, where: Where, **given: Any
+        *,
+        connect: str | None,
+        secret_file: bytes | None,
+        tls_certificate: str | None,
+        tls_key: str | None,
+        tls_authority: str | None,
+        where: Where,
+        **given: Any,
     ) -> Any:
-        there = Where(where.cluster, where.registry, connect, secret=secret_file)
+        there = Where(
+            where.cluster,
+            where.registry,
+            connect,
+            secret=secret_file,
+            tls=_tls(tls_certificate, tls_key, tls_authority),
+        )
         return function(where=there, **given)
 
     return with_connect

@@ -1,0 +1,467 @@
+"""A cluster with TLS: what is said in it nobody else can read, and who shows no good certificate is
+refused before anything is dispatched, without a word of why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import shutil
+import ssl
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from domi_fast import Context, Node, PeerLost, Tls, connect
+from tests import reference
+from tests.certificates import Authority
+from tests.proxy import Proxy
+from tests.reference import Offer
+from tests.support import RawPeer, echo, forget_records, nodes, session, until
+
+SECRET = b"the secret of this test"
+NOTIFY = reference.encode(50, b"dispatched")
+
+
+@pytest.fixture(autouse=True)
+def logged(caplog: pytest.LogCaptureFixture) -> Any:
+    caplog.set_level(logging.DEBUG)
+    yield
+    forget_records(caplog)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("certificates")
+
+
+@pytest.fixture(scope="module")
+def authority(folder: Path) -> Authority:
+    return Authority(folder / "known")
+
+
+@pytest.fixture(scope="module")
+def foreign(folder: Path) -> Authority:
+    return Authority(folder / "foreign")
+
+
+@pytest.fixture(scope="module")
+def tls(authority: Authority) -> Tls:
+    """One certificate for all nodes of a test."""
+    return authority.issue("a", "b", "c")
+
+
+# --------------------------------------------------------------------------------- who belongs
+
+
+@pytest.mark.parametrize("secret", [None, SECRET])
+async def test_nodes_and_guests_with_certificates_belong(
+    registry_url: str, authority: Authority, tls: Tls, secret: bytes | None, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"tls": tls, "secret": secret}
+    async with nodes(registry_url, "a", "b", "c", **settings) as (a, b, c):
+        b.subscribe(60, echo)
+        await asyncio.gather(*[each.wait_subscribed(60, timeout=5) for each in (a, c)])
+        for size in (0, 1, 16_375, 16_376, 16_377, 65_536, 3_000_000):
+            data = os.urandom(size)
+            assert await a.request(60, data) == data
+        guest_tls = authority.issue("tool")
+        async with await connect(
+            f"tcp://127.0.0.1:{a.port}", tls=guest_tls, secret=secret
+        ) as guest:
+            assert await guest.request(60, b"x") == b"x"
+        for each in (a, b, c):
+            assert each.counters().get("refused_auth", 0) == 0
+
+
+async def test_over_unix_sockets_too(registry_url: str, tls: Tls, tmp_path: Path) -> None:
+    one = Node("a", registry=registry_url, tls=tls, unix_path=str(tmp_path / "a"))
+    other = Node("b", registry=registry_url, tls=tls, unix_path=str(tmp_path / "b"))
+    async with one, other:
+        await one.wait_peers(1, 5)
+        one.subscribe(60, echo)
+        await other.wait_subscribed(60, timeout=5)
+        assert session(other, one.id).address.startswith("unix:")
+        assert await other.request(60, b"x") == b"x"
+        async with await connect(f"unix://{tmp_path}/a", tls=tls) as guest:
+            assert await guest.request(60, b"x") == b"x"
+
+
+async def test_many_messages_each_way_keep_their_order(registry_url: str, tls: Tls) -> None:
+    """Records end within frames, and frames within records; both ends are full at times."""
+    async with nodes(registry_url, "a", "b", tls=tls) as (a, b):
+        got: dict[Node, list[bytes]] = {a: [], b: []}
+        for node in (a, b):
+            node.subscribe(50, lambda ctx, kept=got[node]: kept.append(ctx.data))
+        await asyncio.gather(a.wait_subscribed(50, 2, 5), b.wait_subscribed(50, 2, 5))
+        sent = [struct.pack("<I", number) + bytes(number * 37 % 40_000) for number in range(1_000)]
+
+        async def send(source: Node, target: Node) -> None:
+            for data in sent:
+                source.notify(50, data, to=target.id)
+                if source.peers[target.id].queued > 1 << 20:
+                    await source.drained(target.id)
+
+        await asyncio.gather(send(a, b), send(b, a))
+        await until(lambda: len(got[a]) == len(got[b]) == len(sent), 30)
+        assert got == {a: sent, b: sent}
+
+
+async def test_busy_polling_finds_what_is_enciphered(registry_url: str, tls: Tls) -> None:
+    async with nodes(registry_url, "a", "b", tls=tls, busy_poll=0.01) as (a, b):
+        b.subscribe(60, echo)
+        await a.wait_subscribed(60, timeout=5)
+        for _ in range(200):
+            assert await a.request(60, b"x") == b"x"
+
+
+async def test_nobody_on_the_way_can_read_it(registry_url: str, tls: Tls) -> None:
+    """Nor change it: a bit that was turned ends the session, and no message comes of it."""
+    async with nodes(registry_url, "a", tls=tls) as (a,), Proxy(a.port) as proxy:
+        got: list[bytes] = []
+        a.subscribe(50, lambda ctx: got.append(ctx.data))
+        a.subscribe(60, echo)
+        seen: list[bytes] = []
+        turned = False
+
+        def pass_on(data: bytes) -> bytes:
+            seen.append(data)
+            return data[:-1] + bytes([data[-1] ^ 1]) if turned else data
+
+        proxy.through = pass_on
+        guest = await connect(f"tcp://127.0.0.1:{proxy.port}", tls=tls, name="the guest's name")
+        try:
+            payload = b"what nobody else may read " * 4
+            assert await guest.request(60, payload) == payload
+            assert payload[:26] not in b"".join(seen)
+            assert b"the guest's name" not in b"".join(seen)
+            turned = True
+            guest.notify(50, payload)
+            await until(lambda: not guest.connected)
+        finally:
+            await guest.close()
+        assert not got
+        assert a.counters()["protocol_errors"] == 1
+
+
+# ------------------------------------------------------------------------------- who is refused
+
+
+class Stranger(RawPeer):
+    """A dialler that says what it likes, by TLS or without."""
+
+    def wrap(self, context: ssl.SSLContext) -> None:
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self.outgoing)
+
+    def has_shaken(self) -> bool:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self.tls.do_handshake()
+            return True
+        return False
+
+    async def shake(self, context: ssl.SSLContext) -> None:
+        """The whole handshake, as far as this side is concerned."""
+        self.wrap(context)
+        while not self.has_shaken():
+            await self.send(self.outgoing.read())
+            self.incoming.write(await self.receive())
+
+    async def say(self, *frames: bytes) -> None:
+        self.tls.write(reference.magic() + b"".join(frames))
+        await self.send(self.outgoing.read())
+
+    async def receive(self) -> bytes:
+        """What comes; nothing once the other end has closed."""
+        try:
+            return await asyncio.wait_for(
+                asyncio.get_running_loop().sock_recv(self.sock, 1 << 16), 5
+            )
+        except ConnectionResetError:
+            return b""
+
+    async def rest(self) -> bytes:
+        """What comes, deciphered if it can be, until the other end closes."""
+        while data := await self.receive():
+            self.incoming.write(data)
+        return self.tls.read() if self.incoming.pending else b""
+
+
+def client(tls: Tls | None) -> ssl.SSLContext:
+    """A context that takes whatever the other end shows."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if tls is not None:
+        context.load_cert_chain(tls.certificate, tls.key)
+    return context
+
+
+def named(node: Node, name: str, machine: int = 700) -> bytes:
+    offer = reference.encode_offer(Offer(name, cluster=node.config.cluster))
+    return reference.encode(reference.NODE_NAME, struct.pack("<H", machine), offer)
+
+
+Attack = Callable[[Stranger, Node, Authority, Authority], Awaitable[object]]
+ATTACKS: dict[str, tuple[str, Attack]] = {}
+
+
+def attack(reason: str) -> Callable[[Attack], Attack]:
+    def keep(function: Attack) -> Attack:
+        ATTACKS[function.__name__] = (reason, function)  # type: ignore[attr-defined]
+        return function
+
+    return keep
+
+
+@attack("wrong version number")
+async def the_plain_protocol(stranger: Stranger, node: Node, *_: Authority) -> None:
+    plain = reference.encode(reference.NODE_NAME, struct.pack("<H", 700))
+    await stranger.send(reference.magic() + plain + NOTIFY)
+    assert await stranger.receive() == b""
+
+
+@attack("peer did not return a certificate")
+async def no_certificate(stranger: Stranger, node: Node, *_: Authority) -> None:
+    await stranger.shake(client(None))
+    await stranger.say(named(node, "a"), NOTIFY)
+    assert await stranger.rest() == b""
+
+
+@attack("unable to get local issuer certificate")
+async def a_foreign_certificate(
+    stranger: Stranger, node: Node, authority: Authority, foreign: Authority
+) -> None:
+    await stranger.shake(client(foreign.issue("a")))
+    await stranger.say(named(node, "a"), NOTIFY)
+    assert await stranger.rest() == b""
+
+
+@attack("certificate has expired")
+async def an_expired_certificate(
+    stranger: Stranger, node: Node, authority: Authority, foreign: Authority
+) -> None:
+    await stranger.shake(client(authority.issue("a", days=-1)))
+    await stranger.say(named(node, "a"), NOTIFY)
+    assert await stranger.rest() == b""
+
+
+@attack("unsupported protocol")
+async def an_older_tls(
+    stranger: Stranger, node: Node, authority: Authority, foreign: Authority
+) -> None:
+    context = client(authority.issue("a"))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    stranger.wrap(context)
+    assert not stranger.has_shaken()
+    await stranger.send(stranger.outgoing.read())
+    assert await stranger.receive() == b""
+
+
+@attack("it says that it is 'a', and its certificate is for 'other'")
+async def the_name_of_another(
+    stranger: Stranger, node: Node, authority: Authority, foreign: Authority
+) -> None:
+    await stranger.shake(client(authority.issue("other")))
+    await stranger.say(named(node, "a"), NOTIFY)
+    await stranger.rest()
+
+
+@attack("is not complete after")
+async def a_handshake_without_end(stranger: Stranger, node: Node, *_: Authority) -> None:
+    """A ClientHello that is announced to be of 120,000 bytes, which OpenSSL would wait for."""
+    hello = b"\x01" + (120_000).to_bytes(3, "big") + bytes(15_996)
+    head = b"\x16\x03\x01" + struct.pack(">H", 16_000)
+    for part in (hello, *[bytes(16_000)] * 4):
+        await stranger.send(head + part)
+    assert await stranger.receive() == b""
+
+
+@pytest.mark.parametrize("name", list(ATTACKS))
+async def test_a_stranger_is_refused(
+    registry_url: str,
+    name: str,
+    tls: Tls,
+    authority: Authority,
+    foreign: Authority,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reason, function = ATTACKS[name]
+    async with nodes(registry_url, "a", tls=tls) as (node,):
+        got: list[Context] = []
+        node.subscribe(50, got.append)
+        stranger = await Stranger.connect(node.port)
+        caplog.clear()
+        await function(stranger, node, authority, foreign)
+        await until(lambda: node.counters().get("refused_auth", 0) == 1)
+        assert node.counters()["protocol_errors"] == 1
+        (warned,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+        assert "closed the session with 127.0.0.1" in warned
+        assert reason in warned.lower()
+        assert not got
+        assert not node.peers
+        stranger.close()
+
+
+async def test_silence_within_the_handshake_ends_in_time(registry_url: str, tls: Tls) -> None:
+    """Wherever the stranger stops: before its first byte, or after half of them."""
+    async with nodes(registry_url, "a", tls=tls) as (node,):
+        silent, begun = [await Stranger.connect(node.port) for _ in range(2)]
+        begun.wrap(client(None))
+        assert not begun.has_shaken()
+        await begun.send(begun.outgoing.read()[:50])
+        began = asyncio.get_running_loop().time()
+        assert await silent.receive() == await begun.receive() == b""
+        assert asyncio.get_running_loop().time() - began < 2.5
+        silent.close()
+        begun.close()
+
+
+async def test_a_member_may_not_take_the_id_of_another(
+    registry_url: str, authority: Authority, tls: Tls
+) -> None:
+    """Though it has read in the registry what that one says of itself."""
+    async with nodes(registry_url, "a", "b", tls=tls) as (a, b):
+        info = a._mesh._members.view[b.id]
+        for name, wanted in (("insider", b"leased to another node"), ("b", b"certificate is for")):
+            offer = Offer(name, cluster=a.config.cluster, epoch=info.epoch, instance=info.instance)
+            stranger = await Stranger.connect(a.port)
+            await stranger.shake(client(authority.issue("insider")))
+            await stranger.say(
+                reference.encode(
+                    reference.NODE_NAME, struct.pack("<H", b.id), reference.encode_offer(offer)
+                )
+            )
+            assert wanted in await stranger.rest()
+            stranger.close()
+        assert a.counters()["refused_auth"] == 2
+        assert a.peers[b.id].name == "b"
+
+
+# ------------------------------------------------------------------------- whom a dialler refuses
+
+
+@pytest.mark.parametrize("enciphered", [True, False])
+async def test_a_guest_trusts_no_node_of_others(
+    registry_url: str, tls: Tls, foreign: Authority, enciphered: bool
+) -> None:
+    own = foreign.issue("a") if enciphered else None
+    reason = "self-signed certificate" if enciphered else "does it take this certificate"
+    async with nodes(registry_url, "a", tls=own) as (node,):
+        with pytest.raises(PeerLost, match=reason):
+            await connect(f"tcp://127.0.0.1:{node.port}", tls=tls)
+
+
+async def test_a_guest_is_told_nothing_by_who_has_the_name_of_another(
+    authority: Authority, tls: Tls
+) -> None:
+    """A member that listens where a node did, and says that it is that one."""
+    welcome = reference.encode(
+        reference.WELCOME, reference.encode_welcome(3, Offer("b", cluster="default"))
+    )
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4)
+        writer.write(welcome)
+        await reader.read()
+        writer.close()
+
+    insider = authority.issue("insider")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(insider.certificate, insider.key)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(PeerLost, match="'b', and its certificate is for 'insider'"):
+            await connect(f"tcp://127.0.0.1:{port}", tls=tls)
+
+
+async def test_nodes_of_different_authorities_never_meet(
+    registry_url: str, tls: Tls, foreign: Authority
+) -> None:
+    one = Node("a", registry=registry_url, tls=tls, start_timeout=0.3)
+    other = Node("b", registry=registry_url, tls=foreign.issue("b"), start_timeout=0.3)
+    async with one, other:
+        await until(
+            lambda: sum(node.counters().get("refused_auth", 0) for node in (one, other)) > 3
+        )
+        assert not one.peers
+        assert not other.peers
+
+
+# -------------------------------------------------------------------------------- new certificates
+
+
+async def test_new_files_are_read_without_a_restart(
+    registry_url: str, tmp_path: Path, foreign: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For who comes from then on; who is there stays."""
+    before = Authority(tmp_path / "before")
+    tls = before.issue("a", "b")
+    after = foreign.issue("a", "b")
+    kept = shutil.copy(tls.authority, tmp_path / "kept.pem")
+    old = dataclasses.replace(before.issue("old"), authority=kept)
+    async with nodes(registry_url, "a", "b", tls=tls) as (a, b):
+        b.subscribe(60, echo)
+        await a.wait_subscribed(60, timeout=5)
+        url = f"tcp://127.0.0.1:{a.port}"
+        with pytest.raises(PeerLost):
+            await connect(url, tls=after)
+        # In the order of the worst luck: for a moment the files do not fit together.
+        shutil.copy(after.certificate, tls.certificate)
+        async with await connect(url, tls=old) as guest:
+            assert await guest.request(60, b"x") == b"x"
+        assert any("that was read before stays" in r.getMessage() for r in caplog.records)
+        shutil.copy(after.key, tls.key)
+        shutil.copy(after.authority, tls.authority)
+        async with await connect(url, tls=after) as guest:
+            assert await guest.request(60, b"x") == b"x"
+        with pytest.raises(PeerLost):
+            await connect(url, tls=old)
+        assert await a.request(60, b"x") == b"x"
+        # And nodes among themselves, as when a connection is made anew.
+        session(a, b.id).close("the test ends it")
+        await until(lambda: not a.peers)
+        await a.wait_peers(1, 5)
+        await a.wait_subscribed(60, timeout=5)
+        assert await a.request(60, b"x") == b"x"
+
+
+# ------------------------------------------------------------------------------------------- losses
+
+
+async def test_what_is_said_to_be_lost_has_not_arrived(registry_url: str, tls: Tls) -> None:
+    """A record of which the kernel has a part is lost as a whole: nothing of it can be read."""
+    async with nodes(registry_url, "a", tls=tls) as (node,):
+        lost: list[int] = []
+        node.on_error = lambda error, frame: lost.append(struct.unpack("<I", frame.data[:4])[0])
+        peer = await Stranger.connect(node.port, receive_buffer=4096)
+        await peer.shake(client(tls))
+        greeting = reference.encode_offer(Offer("raw", cluster=node.config.cluster))
+        subscribed = reference.subscriptions(1, [50])
+        await peer.say(reference.encode(reference.GUEST_NAME, greeting), subscribed)
+        await node.wait_subscribed(50, timeout=5)
+        for number in range(3_000):
+            node.publish(50, struct.pack("<I", number) + bytes(3_000))
+        assert node._router.sessions()
+        decoder = reference.Decoder()
+        read = 0
+        while read < 1_000_000:
+            data = await peer.receive()
+            read += len(data)
+            peer.incoming.write(data)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            while peer.incoming.pending:
+                decoder.feed(peer.tls.read(1 << 20))
+        got = [struct.unpack("<I", f.data[:4])[0] for f in decoder.frames if f.channel == 50]
+        peer.reset()
+        await until(lambda: lost and lost[-1] == 2_999)
+        assert got == [*range(len(got))]
+        assert lost == [*range(lost[0], 3_000)]
+        assert got[-1] < lost[0]
