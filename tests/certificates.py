@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import subprocess
 from pathlib import Path
 
 import trustme
@@ -39,3 +40,19 @@ class Authority:
         )
         Path(tls.certificate).write_bytes(b"".join(b.bytes() for b in issued.cert_chain_pems))
         issued.private_key_pem.write_to_path(tls.key)
+
+    def issue_for_clients(self, name: str) -> Tls:
+        """One that is good for nobody who is dialled."""
+        self._signer.private_key_pem.write_to_path(str(self._folder / "authority.key"))
+        (self._folder / "extensions").write_text(
+            f"subjectAltName = DNS:{name}\nextendedKeyUsage = clientAuth\n"
+        )
+        new = "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout {0}.key -out {0}.csr"
+        sign = (
+            "x509 -req -days 1 -in {0}.csr -CA authority.pem -CAkey authority.key -CAcreateserial "
+            "-extfile extensions -out {0}.pem"
+        )
+        for command in (new + f" -subj /CN={name}", sign):
+            words = command.format(name).split()
+            subprocess.run(["openssl", *words], check=True, cwd=self._folder, capture_output=True)
+        return Tls(self._folder / f"{name}.pem", self._folder / f"{name}.key", self.file)

@@ -33,6 +33,7 @@ from .errors import (
     RingFull,
     VersionTooOld,
 )
+from .events import Event, Events
 from .node import Node
 from .peer import Peer
 from .serial import Serial
@@ -48,6 +49,8 @@ __all__ = [
     "Context",
     "DeadlineExceeded",
     "DomiError",
+    "Event",
+    "Events",
     "Frame",
     "FrameError",
     "FrameReader",

@@ -16,6 +16,7 @@ down to what they are for):
     driver.pxi       the descriptor: recv, sendmsg, reader and writer registration
     tls.pxi          the descriptor of a connection that is enciphered
     session.pxi      one connection: handshake state, heartbeats, flushing
+    backlog.pxi      what waits for a slow receiver: how much may, and what then
     dispatch.pxi     Context and Request: one message each way
     status.pxi       how a message failed: statuses and exceptions
     routes.pxi       the router's table of who subscribes to what
@@ -99,6 +100,7 @@ cdef class WriteQueue:
         Segment* head           # owned chain, oldest first
         Segment* last           # borrowed: the end of that chain
         readonly size_t queued  # bytes that are still to be sent
+        size_t pinned           # bytes at its beginning that have to stay as they are
 
     cdef int append_in_place(self, uint16_t channel, size_t size, const uint8_t* extend,
                              uint16_t extend_size, PyObject* owner) except -1
@@ -107,6 +109,7 @@ cdef class WriteQueue:
     cdef void consume(self, size_t size) noexcept
     cdef void clear(self) noexcept
     cdef list unsent(self)
+    cdef dict drop_oldest(self, size_t wanted, int prefix, dict policies, int policy)
 
 
 # ----------------------------------------------------------------------------------------- timers
@@ -280,6 +283,9 @@ cdef class SocketDriver:
         bint writing            # the kernel's buffer is full: wait for the writer
         object fault            # a DomiError behind an EPROTO: what is wrong with the peer; or None
         object certificate      # what its certificate says, as getpeercert() has it; None without
+        object binding          # bytes that both ends have of this connection, and nobody of
+                                # another; None without
+        bint heard              # bytes have come, though perhaps nothing of a frame
         object __weakref__
 
     cdef int begin(self, bytes first) except -1
@@ -298,14 +304,15 @@ cdef class TlsDriver(SocketDriver):
         object incoming         # what has come and is not deciphered
         object outgoing         # what is enciphered and has not been sent: empty between calls
         bint secure             # the handshake is complete, and the peer's certificate good
-        size_t shaken           # bytes that have come before that
+        bint enciphering        # the ssl module has the next record
+        size_t silent           # bytes that have come since the last plain text
         bytes first             # what is to be said first; None once it is
         object waiting          # called once `secure`, by who wants to send; or None
         bytes record            # the record that is being sent; or None
         size_t record_sent      # bytes of it that the kernel has
         size_t plain            # bytes of the queue that it stands for
 
-    cdef int wrap(self, context, bint dialled) except -1
+    cdef int wrap(self, context, bint server_side) except -1
     cdef int shake(self) except -1
     cdef int push(self) except -1
     cdef Py_ssize_t decipher(self, uint8_t* where, size_t size) except -4096
@@ -358,11 +365,22 @@ cdef class Session:
         uint64_t beats_in       # heartbeats and pings, which do not keep a loop polling
         uint64_t frames_flushed  # `frames_out` when something was sent the last time
         list room_waiters       # (bytes, future) of drained()
+        size_t room             # bytes that may be queued: ROOM_LEAST, and what was granted of the
+                                # node's
+        int when_full           # FULL_*: on channels that have none of their own
+        size_t gate             # as much as that; 0 while a request waits for room
+        object waiting          # a deque of Waiting: requests for which there was no room; or None
+        size_t waiting_bytes    # of their frames
+        bint slow               # its queue was full, and it has not caught up since
+        uint64_t slow_told      # nanoseconds: when that was told the last time; 0: never
         set channels            # what the peer subscribes to
         bint announced          # the peer's subscriptions are known
         object __weakref__
 
-    cdef int refuse_frame(self, uint16_t channel, size_t length) except -1
+    cdef bint find_room(self, uint16_t channel, size_t length, const uint8_t* extend,
+                        uint16_t extend_size) except -1
+    cdef int has_flushed(self) except -1
+    cdef bint is_drained(self, size_t limit, double wait) noexcept
     cdef int refuse_rate(self, uint16_t channel) except -1
     cdef int put(self, uint16_t channel, object data, const uint8_t* extend,
                  uint16_t extend_size) except -1
@@ -383,6 +401,7 @@ cdef class Session:
                          uint16_t extend_size) except -1
     cdef int stop_for(self, Py_ssize_t result) except -1
     cdef str end_of_stream(self)
+    cdef bint is_private(self) except -1
     cdef int send_failed(self, int error) except -1
     cdef int goodbye(self, str reason) except -1
     cdef int go_on(self) except -1
@@ -396,6 +415,16 @@ cdef class Session:
     cdef int wake_drained(self) except -1
     cdef int look_again(self, double wait) except -1
     cdef object lost_error(self)
+
+
+cdef class Waiting:
+    cdef:
+        Request request
+        int channel
+        bytes data
+        object to               # as it was given
+        uint64_t since          # nanoseconds
+        size_t size             # bytes of its frame
 
 
 # --------------------------------------------------------------------------------------- messages
@@ -623,6 +652,16 @@ cdef class Router(Verbs):
         double timeout          # seconds: default of request()
         set tasks               # of async handlers that have not finished
         size_t queue_limit      # bytes that a session may queue
+        size_t node_queue_limit  # bytes that all sessions may, beyond ROOM_LEAST of each
+        size_t granted          # bytes of that which sessions have as room
+        list short_of_room      # sessions that wait for some
+        uint32_t channel_limit  # channels that are subscribed here, or by one peer
+        uint32_t handler_count  # channels that have a handler
+        uint32_t handler_limit  # of `tasks`
+        int full_default        # FULL_*: of sessions that have none of their own
+        dict full_channels      # channel -> FULL_*
+        dict full_peers         # machine id -> FULL_*
+        dict drop_counts        # (machine id, channel) -> frames that were dropped
         size_t low_water
         uint32_t frame_limit
         dict totals             # counters by name
@@ -664,7 +703,7 @@ cdef class Router(Verbs):
     cdef int handle_answer(self, Session session, RawFrame* frame) except -1
     cdef int reject(self, Session session, uint8_t status, RawFrame* frame) except -1
     cdef int report(self, object error, object frame) except -1
-    cdef int count(self, str name) except -1
+    cdef int count(self, str name, uint64_t by=*) except -1
 
     cdef int peers_set(self, int machine, Session session) except -1
     cdef int peers_clear(self, Session session) except -1

@@ -33,7 +33,7 @@ except ImportError as error:
         "pip install 'domi-fast[admin]'"
     ) from error
 
-log = logging.getLogger("domi_fast")
+log = logging.getLogger(__name__)
 
 TOKEN_VARIABLE = "DOMI_ADMIN_TOKEN"
 REQUEST_TIME = 10.0

@@ -20,7 +20,7 @@ from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
 import uvloop
 
-log = logging.getLogger("domi_fast")
+log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FORCED_EXIT = 1

@@ -34,11 +34,14 @@ class Guard(Protocol):
     :ivar passed: whether the other end has shown that it knows the secret.
     :ivar role: NODE or GUEST: what the other end said that it is.
     :ivar machine: the machine id under which it said so; ``NO_MACHINE`` for a guest.
+    :ivar binding: what both ends know of the TLS of this connection, and nobody of another; empty
+        without TLS. Who passes a handshake on from one connection to another fails by it.
     """
 
     passed: bool
     role: int
     machine: int
+    binding: bytes
 
     def step(self, data: bytes) -> bytes:
         """What to send upon this, or nothing.
@@ -59,6 +62,7 @@ class Dialler:
 
     def __init__(self, secret: bytes, cluster: str, role: int, own: int, dialled: int) -> None:
         self.passed = False
+        self.binding = b""
         self.role = NODE
         self.machine = dialled
         self._secret = secret
@@ -83,7 +87,7 @@ class Dialler:
         return b""
 
     def _proof(self, side: str) -> bytes:
-        return prove(self._secret, side, self._hello, self._challenge)
+        return prove(self._secret, side, self._hello, self._challenge, self.binding)
 
     def _read_challenge(self, data: bytes) -> None:
         _check_form(data, _CHALLENGE, _CHALLENGE_FIELDS)
@@ -109,6 +113,7 @@ class Dialled:
 
     def __init__(self, secret: bytes, cluster: str, own: int) -> None:
         self.passed = False
+        self.binding = b""
         self.role = NODE
         self.machine = NO_MACHINE
         self._secret = secret
@@ -130,7 +135,7 @@ class Dialled:
         return bytes([_DIALLED_PROOF]) + self._proof("dialled")
 
     def _proof(self, side: str) -> bytes:
-        return prove(self._secret, side, self._hello, self._challenge)
+        return prove(self._secret, side, self._hello, self._challenge, self.binding)
 
     def _read_hello(self, data: bytes) -> None:
         _check_form(data, _HELLO, _HELLO_FIELDS)
@@ -159,11 +164,11 @@ def check_claim(guard: Guard, role: int, machine: int) -> None:
         raise AuthError(f"it showed the secret as machine {guard.machine}, and is another now")
 
 
-def prove(secret: bytes, side: str, hello: bytes, challenge: bytes) -> bytes:
+def prove(secret: bytes, side: str, hello: bytes, challenge: bytes, binding: bytes = b"") -> bytes:
     """The proof of one side, "dialler" or "dialled": HMAC-SHA256 over all that was said."""
     # A key of HMAC is as good with zeros behind it. A secret is not, once it is hashed.
     key = hmac.digest(_CONTEXT, secret, "sha256")
-    return hmac.digest(key, _CONTEXT + side.encode() + hello + challenge, "sha256")
+    return hmac.digest(key, _CONTEXT + side.encode() + hello + challenge + binding, "sha256")
 
 
 def _check_form(data: bytes, step: int, fields: struct.Struct) -> None:

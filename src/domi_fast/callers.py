@@ -1,4 +1,4 @@
-"""Who calls and has yet to complete the handshake, and how many of them one address may have."""
+"""Who has connected to a node, and how many of them there may be: in all, and of one address."""
 
 from __future__ import annotations
 
@@ -6,67 +6,116 @@ import ipaddress
 import logging
 import resource
 from collections import Counter
+from dataclasses import dataclass
 
 from ._core import Session
 
-log = logging.getLogger("domi_fast")
+log = logging.getLogger(__name__)
 
-MOST = 1024
+# Each costs some 2.5 KiB; with TLS, up to 200 KiB.
+HANDSHAKES, TLS_HANDSHAKES = 1024, 256
+# Of a process that may have as many descriptors as it likes.
+SESSIONS = 1 << 20
 
 
-def default_most() -> int:
-    """1,024, or a quarter of the descriptors that this process may have."""
+@dataclass(frozen=True)
+class Reached:
+    """A limit that is reached.
+
+    :ivar setting: its name.
+    :ivar caller: of which address; None: of all.
+    """
+
+    setting: str
+    limit: int
+    caller: str | None
+
+    def __str__(self) -> str:
+        whose = "this node" if self.caller is None else self.caller
+        what = "incomplete handshakes" if "handshakes" in self.setting else "connections"
+        return f"{whose} has {self.limit} {what}, as many as it may ({self.setting})"
+
+
+def most_handshakes(tls: bool) -> int:
+    """Incomplete ones of one address, where nobody says how many: at most a quarter of the
+    descriptors that this process may have.
+    """
+    return max(1, min(TLS_HANDSHAKES if tls else HANDSHAKES, _descriptors() // 4))
+
+
+def _descriptors() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MOST if soft == resource.RLIM_INFINITY else max(1, min(MOST, soft // 4))
+    return SESSIONS if soft == resource.RLIM_INFINITY else soft
 
 
 class Callers:
-    """The incomplete handshakes by address. Belongs to the loop's thread.
+    """The connections that others have made, by address. Belongs to the loop's thread.
 
     A UNIX socket is one address, and so are the 2**64 of an IPv6 network.
 
-    :param most: of one address at a time.
+    :param handshakes: that are incomplete, of one address at a time.
+    :param sessions: in all; None: three quarters of the descriptors that this process may have.
+    :param of_an_address: of one address; None: half of ``sessions``.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._sessions: dict[Session, str] = {}
-        self._count: Counter[str] = Counter()
-        self._refused: set[str] = set()
+    def __init__(self, handshakes: int, sessions: int | None, of_an_address: int | None) -> None:
+        self._most_handshakes = handshakes
+        self._most = sessions or max(1, _descriptors() * 3 // 4)
+        self._most_of_one = of_an_address or max(1, self._most // 2)
+        self._incomplete: dict[Session, str] = {}
+        self._connected: dict[Session, str] = {}
+        self._handshakes: Counter[str] = Counter()
+        self._sessions: Counter[str] = Counter()
+        self._told: set[Reached] = set()
 
-    def admit(self, address: str) -> bool:
-        """Whether one more connection from there may begin its handshake.
+    def reached(self, address: str) -> Reached | None:
+        """The limit that forbids one more connection from there; None: there is none.
 
-        The first that may not is logged; the next is when there has been room meanwhile.
+        Each is logged when it is reached, and again when there has been room meanwhile.
         """
         caller = _host(address)
-        if self._count[caller] < self._most:
-            return True
-        if caller not in self._refused:
-            self._refused.add(caller)
-            log.warning(
-                "%s has %d incomplete handshakes, and more of its connections are closed at once "
-                "(handshakes_per_address)",
-                caller,
-                self._most,
-            )
-        return False
+        found = None
+        if len(self._connected) >= self._most:
+            found = Reached("session_limit", self._most, None)
+        elif self._sessions[caller] >= self._most_of_one:
+            found = Reached("sessions_per_address", self._most_of_one, caller)
+        elif self._handshakes[caller] >= self._most_handshakes:
+            found = Reached("handshakes_per_address", self._most_handshakes, caller)
+        if found is not None and found not in self._told:
+            self._told.add(found)
+            log.warning("%s: more are closed at once", found, extra={"domi_address": address})
+        return found
 
     def began(self, session: Session) -> None:
-        """It was admitted."""
-        caller = self._sessions[session] = _host(session.address)
-        self._count[caller] += 1
+        """It is there, and its handshake begins."""
+        caller = _host(session.address)
+        self._connected[session] = self._incomplete[session] = caller
+        self._handshakes[caller] += 1
+        self._sessions[caller] += 1
 
-    def ended(self, session: Session) -> None:
-        """Its handshake is complete, or it is closed; of others this may be said too."""
-        caller = self._sessions.pop(session, None)
+    def completed(self, session: Session) -> None:
+        """Its handshake is complete, or over; it may be said of those that were dialled too."""
+        caller = self._incomplete.pop(session, None)
+        if caller is not None:
+            self._less(self._handshakes, caller, self._most_handshakes)
+
+    def left(self, session: Session) -> None:
+        """It is closed."""
+        self.completed(session)
+        caller = self._connected.pop(session, None)
         if caller is None:
             return
-        self._count[caller] -= 1
-        if self._count[caller] <= self._most // 2:
-            self._refused.discard(caller)
-        if not self._count[caller]:
-            del self._count[caller]
+        self._less(self._sessions, caller, self._most_of_one)
+        if len(self._connected) <= self._most // 2:
+            self._told.discard(Reached("session_limit", self._most, None))
+
+    def _less(self, counts: Counter[str], caller: str, most: int) -> None:
+        counts[caller] -= 1
+        if counts[caller] <= most // 2:
+            setting = "handshakes" if counts is self._handshakes else "sessions"
+            self._told.discard(Reached(f"{setting}_per_address", most, caller))
+        if not counts[caller]:
+            del counts[caller]
 
 
 def _host(address: str) -> str:

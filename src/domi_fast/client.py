@@ -14,7 +14,7 @@ from .channels import LibraryChannel
 from .checks import check_number
 from .config import GuestConfig
 from .endpoint import Endpoint
-from .errors import PeerLost
+from .errors import AuthError, PeerLost
 from .handshake import Offer, decode_welcome
 from .mesh import drain
 from .tls import Certificates, Tls, check_name
@@ -27,6 +27,7 @@ async def connect(
     cluster: str = "",
     secret: str | bytes | None = None,
     tls: Tls | None = None,
+    node: str = "",
     timeout: float = 5.0,
     **settings: Any,
 ) -> Client:
@@ -38,6 +39,8 @@ async def connect(
     :param secret: the cluster's, where its nodes have one: 16-1,024 bytes, or text. None is the
         environment's ``DOMI_SECRET``.
     :param tls: the certificate that this guest shows, where the nodes show theirs.
+    :param node: refuse to talk to a node of another name, which under TLS is that of its
+        certificate; empty: whichever it is.
     :param timeout: seconds to get connected in, 0.001 to 86,400.
     :param settings: ``heartbeat_interval``, ``heartbeat_timeout``, ``request_timeout`` (seconds),
         ``queue_limit``, ``frame_limit`` (bytes) and ``on_error``, as for a node: see
@@ -50,7 +53,7 @@ async def connect(
     :raises asyncio.TimeoutError: it took too long.
     """
     check_number("timeout", timeout, 0.001, 86400)
-    client = Client(url, name=name, cluster=cluster, secret=secret, tls=tls, **settings)
+    client = Client(url, name=name, cluster=cluster, secret=secret, tls=tls, node=node, **settings)
     await client._connect(timeout)
     return client
 
@@ -126,6 +129,7 @@ class Client(Endpoint):
     async def _join(self) -> None:
         self._router.start(self)
         host, port, path = self._address
+        tls = None if self._certificates is None else self._certificates.client()
         fd = await transport.dial(host, port, path)
         self._taken = asyncio.get_running_loop().create_future()
         self._session = session = Session(
@@ -134,7 +138,7 @@ class Client(Endpoint):
             ROLE_UPLINK,
             self.url,
             guard=self._make_guard(),
-            tls=None if self._certificates is None else self._certificates.client(),
+            tls=tls,
         )
         session.start()
         session.dial(LibraryChannel.GUEST_NAME, self._offer.encode(), b"")
@@ -191,10 +195,18 @@ class Client(Endpoint):
             check_claim(session.guard, NODE, self._node)
         if self._certificates is not None:
             check_name(session.certificate, offer.name, self._node)
+        if self.config.node not in ("", offer.name):
+            raise AuthError(f"this is node {offer.name!r}, and {self.config.node!r} was wanted")
         return self._node
 
     def joined(self, session: Session) -> None:
         self._decide(True)
+
+    def refused(self, session: Session, was_up: bool) -> None:
+        """See :class:`~domi_fast.mesh.Mesh`; :func:`connect` raises."""
+
+    def overloaded(self, session: Session, queued: int) -> None:
+        """Likewise; its verbs raise."""
 
     def lost(self, session: Session, was_up: bool) -> None:
         self._end_watches()

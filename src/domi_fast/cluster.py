@@ -27,7 +27,7 @@ from .errors import DeadlineExceeded, DomiError, LeadershipLost, RegistryError
 from .membership import Membership
 from .registry.base import Claim, Lease, Registry
 
-log = logging.getLogger("domi_fast")
+log = logging.getLogger(__name__)
 
 RETRY_PAUSE = 0.2
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import Field, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 from packaging.version import InvalidVersion, Version
 
@@ -20,6 +20,7 @@ from .limiter import RateLimit
 from .tls import Tls
 
 MIB = 1024 * 1024
+WhenFull = Literal["raise", "drop_oldest", "drop_newest", "disconnect"]
 _CLUSTER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{16,256}")
 SECRET_VARIABLE = "DOMI_SECRET"
@@ -165,6 +166,7 @@ class GuestConfig(EndpointConfig):
     :ivar secret: the cluster's, where its nodes have one; None is the environment's
         ``DOMI_SECRET``.
     :ivar tls: the certificate that it shows, where the nodes of the cluster show theirs.
+    :ivar node: refuse to talk to a node of another name; empty: whichever it is.
 
     All others are as in :class:`NodeConfig`.
     """
@@ -173,6 +175,7 @@ class GuestConfig(EndpointConfig):
     cluster: str = ""
     secret: str | bytes | None = dataclasses.field(default=None, repr=False)
     tls: Tls | None = None
+    node: str = ""
     heartbeat_interval: float = 5.0
     heartbeat_timeout: float = 10.0
     request_timeout: float = 5.0
@@ -182,6 +185,7 @@ class GuestConfig(EndpointConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_type("node", str)
         if self.cluster != "":
             check_cluster(self.cluster)
 
@@ -219,8 +223,15 @@ class NodeConfig(EndpointConfig):
     :ivar heartbeat_timeout: seconds of silence after which a peer is lost; above the interval.
     :ivar handshake_timeout: seconds within which a new connection must have named itself.
     :ivar handshakes_per_address: connections of one address that may be in their handshake at a
-        time; more are closed at once. None: 1,024, or a quarter of the descriptors that the
-        process may have.
+        time; more are closed at once. None: 1,024, with TLS 256, or a quarter of the descriptors
+        that the process may have if that is less.
+    :ivar session_limit: connections that others may have to this node, guests' among them; more are
+        closed at once. None: three quarters of the descriptors that the process may have.
+    :ivar sessions_per_address: of them, those of one address. None: half of ``session_limit``.
+    :ivar channel_limit: channels that may be subscribed on this node, or by one peer or guest: a
+        subscription more raises Overloaded here, and closes the session of who asks for it.
+    :ivar handler_limit: ``async def`` handlers that may run at a time: a request more is answered
+        with Overloaded, any other message is dropped and counted (``handlers_overloaded``).
     :ivar request_timeout: seconds: the deadline of a ``request`` that names none.
     :ivar start_timeout: seconds that ``start`` waits for the registered peers.
     :ivar drain_timeout: seconds that ``close`` waits for handlers and queues.
@@ -238,7 +249,13 @@ class NodeConfig(EndpointConfig):
     :ivar memory_interval: seconds between two looks at how much memory this machine (or this
         cgroup) uses, which the peers are told, for ``least_memory``.
     :ivar lease_ttl: seconds after which the registry forgets a node that has died.
-    :ivar queue_limit: bytes that may wait for one peer before sending to it raises Overloaded.
+    :ivar queue_limit: bytes that may wait for one peer; for more, ``when_full`` says what is done.
+    :ivar node_queue_limit: bytes that may wait for all peers and guests together, beyond 64 KiB for
+        each of them; at least ``queue_limit``. None: 256 MiB, or ``queue_limit`` if that is more.
+    :ivar when_full: what is done with a message for a peer whose queue is full: ``raise``
+        Overloaded, ``drop_oldest`` or ``drop_newest`` of what nobody waits for an answer to, or
+        ``disconnect`` that peer. A ``request`` waits for room. ``node.when_full`` says otherwise
+        for a channel or a peer.
     :ivar frame_limit: the largest frame in bytes, header included.
     :ivar on_error: called with (exception, Frame) for what is refused or lost after its verb
         returned; None logs it. No ``async def``.
@@ -261,6 +278,10 @@ class NodeConfig(EndpointConfig):
     heartbeat_timeout: float = 10.0
     handshake_timeout: float = 2.0
     handshakes_per_address: int | None = None
+    session_limit: int | None = None
+    sessions_per_address: int | None = None
+    channel_limit: int = 16_384
+    handler_limit: int = 65_536
     request_timeout: float = 5.0
     start_timeout: float = 5.0
     drain_timeout: float = 2.0
@@ -273,6 +294,8 @@ class NodeConfig(EndpointConfig):
     peer_rate_limit: RateLimit | None = None
     lease_ttl: float = 3.0
     queue_limit: int = 16 * MIB
+    node_queue_limit: int | None = None
+    when_full: WhenFull = "raise"
     frame_limit: int = 16 * MIB
     on_error: Callable[[DomiError, Any], object] | None = None
 
@@ -311,9 +334,13 @@ class NodeConfig(EndpointConfig):
             )
         self._check_range("busy_poll", 0.0, 1.0)
         self._check_range("handshake_timeout", 0.01, 60)
-        if self.handshakes_per_address is not None:
-            self._check_type("handshakes_per_address", int)
-            self._check_range("handshakes_per_address", 1, 1 << 20)
+        for field in ("handshakes_per_address", "session_limit", "sessions_per_address"):
+            if getattr(self, field) is not None:
+                self._check_type(field, int)
+                self._check_range(field, 1, 1 << 20)
+        for field, most in (("channel_limit", 65_536), ("handler_limit", 1 << 24)):
+            self._check_type(field, int)
+            self._check_range(field, 1, most)
         self._check_range("start_timeout", 0, 3600)
         self._check_range("drain_timeout", 0, 3600)
         self._check_range("weight", 1e-6, 1e6)
@@ -326,6 +353,12 @@ class NodeConfig(EndpointConfig):
         if self.roll_deadline is not None:
             self._check_range("roll_deadline", 0, 3600)
         self._check_range("lease_ttl", 0.1, 3600)
+        if self.node_queue_limit is not None:
+            self._check_type("node_queue_limit", int)
+            self._check_range("node_queue_limit", self.queue_limit, 1 << 50)
+        if self.when_full not in get_args(WhenFull):
+            allowed = ", ".join(map(repr, get_args(WhenFull)))
+            raise ValueError(f"when_full {self.when_full!r}: one of {allowed} is wanted")
 
 
 @dataclass(frozen=True)

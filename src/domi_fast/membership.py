@@ -36,7 +36,7 @@ from .registry.base import (
     Snapshot,
 )
 
-log = logging.getLogger("domi_fast")
+log = logging.getLogger(__name__)
 
 MACHINES = 1024
 REGISTER_PAUSE = 0.2

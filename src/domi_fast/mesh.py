@@ -20,18 +20,19 @@ from typing import Any
 from . import memory, transport
 from ._core import ROLE_ACCEPTOR, ROLE_DIALLER, Router, Session
 from .authentication import GUEST, NO_MACHINE, NODE, Dialled, Dialler, check_claim
-from .callers import Callers, default_most
+from .callers import Callers, most_handshakes
 from .channels import LibraryChannel
 from .conditions import Conditions
 from .config import NodeConfig, is_loopback, parse_version
 from .errors import AuthError, DomiError, FrameError, PeerLost, TryAgain
+from .events import Witness
 from .handshake import Offer, decode_welcome, encode_welcome
 from .membership import Membership, NodeInfo
 from .peer import STATES, Peer
 from .registry.base import Registry
 from .tls import Certificates, check_name
 
-log = logging.getLogger("domi_fast")
+log = logging.getLogger(__name__)
 
 DIAL_BACKOFF = (0.02, 1.0)
 NEWCOMER_GRACE = 0.1
@@ -64,15 +65,17 @@ class Mesh:
         self._secret = config.secret
         self._certificates = None if config.tls is None else Certificates(config.tls, config.name)
         self._newer_came = newer_came
+        self.witness = Witness()
         self._members = Membership(config, registry, self)
         self._listeners: list[transport.Listener] = []
         self._port = 0
         self._peers: dict[int, Peer] = {}
         self._dials: dict[int, Session] = {}
-        self._dialled: dict[Session, asyncio.Future[None]] = {}
+        self._dialled: dict[Session, tuple[NodeInfo, asyncio.Future[None]]] = {}
         self._accepting: dict[Session, int] = {}
         self._sessions: set[Session] = set()
-        self._callers = Callers(config.handshakes_per_address or default_most())
+        handshakes = config.handshakes_per_address or most_handshakes(config.tls is not None)
+        self._callers = Callers(handshakes, config.session_limit, config.sessions_per_address)
         self._diallers: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.conditions = Conditions(router)
@@ -209,6 +212,7 @@ class Mesh:
                 session.close("the node is closing")
             self._router.stop("the node is closing")
             self.conditions.fail()
+            self.witness.finish()
             await self._registry.close()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -318,6 +322,7 @@ class Mesh:
             else (info.host, info.port) == (self._config.host, self._port)
         ):
             raise TryAgain(f"nobody but this node listens where node {info.id} did", peer=info.id)
+        tls = None if self._certificates is None else self._certificates.client()
         fd = await asyncio.wait_for(
             transport.dial(info.host, info.port, path), self._config.handshake_timeout
         )
@@ -338,11 +343,11 @@ class Mesh:
             guard=None
             if self._secret is None
             else Dialler(self._secret, self._config.cluster, NODE, self.id, info.id),
-            tls=None if self._certificates is None else self._certificates.client(),
+            tls=tls,
         )
         welcome = asyncio.get_running_loop().create_future()
         self._dials[info.id] = session
-        self._dialled[session] = welcome
+        self._dialled[session] = info, welcome
         self._sessions.add(session)
         try:
             session.start()
@@ -362,9 +367,14 @@ class Mesh:
     # ----------------------------------------------------------------- what the core's router calls
 
     def _accepted(self, fd: int, address: str) -> None:
-        if not self._callers.admit(address):
+        reached = self._callers.reached(address)
+        if reached is not None:
             os.close(fd)
-            self._router.note("refused_handshakes")
+            if reached.setting == "handshakes_per_address":
+                self._router.note("refused_handshakes")
+            else:
+                self._router.note("refused_sessions")
+            self.witness.saw("refused", None, "", address, str(reached))
             return
         guard = None
         if self._secret is not None:
@@ -485,18 +495,21 @@ class Mesh:
         known = self._members.view.get(machine)
         if self._certificates is not None:
             check_name(session.certificate, offer.name, machine)
-        if known is not None and offer.instance != known.instance:
+        # Neither the one that was dialled, nor who has its id by now.
+        if not self._dialled[session][0].is_of(offer) or (
+            known is not None and not known.is_of(offer)
+        ):
             raise AuthError(f"node {machine} is not the one that is registered", peer=machine)
         session.info = offer
         return machine
 
     def joined(self, session: Session) -> None:
         """The handshake of this session is complete."""
-        self._callers.ended(session)
+        self._callers.completed(session)
         known = self._members.view.get(session.peer)
         if known is not None and not session.is_guest:
             self._weigh(session.peer, known.weight)
-        welcome = self._dialled.get(session)
+        _, welcome = self._dialled.get(session, (None, None))
         if welcome is not None and not welcome.done():
             welcome.set_result(None)
         self.conditions.changed()
@@ -504,10 +517,26 @@ class Mesh:
     def listed(self, session: Session) -> None:
         """The channels of this session's peer are known."""
         peer = self._peers[session.peer] = Peer(session)
+        self.witness.saw("joined", peer.id, peer.name, peer.address, "")
         self.conditions.changed()
         config = self._config
         if peer.name == config.name and parse_version(peer.version) > parse_version(config.version):
             self._newer_came(peer)
+
+    def refused(self, session: Session, was_up: bool) -> None:
+        """This session was closed because of what its other end is, or said."""
+        known = session.peer if was_up and not session.is_guest else None
+        self.witness.saw("refused", known, "", session.address, session.reason or "")
+
+    def overloaded(self, session: Session, queued: int) -> None:
+        """The queue for this session's peer was full, of so many bytes."""
+        self.witness.saw(
+            "overloaded",
+            None if session.is_guest else session.peer,
+            session.info.name if session.info else "",
+            session.address,
+            f"{queued} bytes wait for it",
+        )
 
     def routes_changed(self) -> None:
         """Subscriptions of a peer or of this node have changed."""
@@ -516,9 +545,9 @@ class Mesh:
     def lost(self, session: Session, was_up: bool) -> None:
         """The session is closed; it stands in no routing table any more."""
         self._sessions.discard(session)
-        self._callers.ended(session)
+        self._callers.left(session)
         self._accepting.pop(session, None)
-        welcome = self._dialled.get(session)
+        _, welcome = self._dialled.get(session, (None, None))
         if welcome is not None and not welcome.done():
             welcome.set_exception(
                 PeerLost(f"node {session.peer}: {session.reason}", peer=session.peer)
@@ -528,8 +557,15 @@ class Mesh:
         peer = self._peers.get(session.peer)
         if peer is not None and self._router.session(session.peer) is None:
             del self._peers[session.peer]
+            self.witness.saw("left", peer.id, peer.name, peer.address, session.reason or "")
         if not self._closing:
-            log.info("node %d: lost node %d: %s", self.id, session.peer, session.reason)
+            log.info(
+                "node %d: lost node %d: %s",
+                self.id,
+                session.peer,
+                session.reason,
+                extra={"domi_node": self.id, "domi_peer": session.peer},
+            )
             if session.peer in self._members.view:
                 self._want(session.peer, grace=DIAL_BACKOFF[0])
         self.conditions.changed()

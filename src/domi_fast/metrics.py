@@ -24,6 +24,7 @@ COUNTERS = {
     "circuits_closed": "Circuits of peers that have answered a ping.",
     "circuits_opened": "Circuits of peers that left too many requests without an answer.",
     "dropped_extend_too_long": "Messages for guests whose extend has no room for the sender.",
+    "dropped_slow_peer": "Messages that were dropped because their receiver was slow.",
     "dropped_no_subscriber": "Messages of channels that nobody here subscribes to.",
     "dropped_not_negotiated": "Frames of library channels that their session has no use for.",
     "handler_errors": "Handlers that raised.",
@@ -37,6 +38,7 @@ COUNTERS = {
     "refused_handshakes": "Connections of an address that has too many incomplete handshakes.",
     "refused_auth": "Connections whose other end could not show that it belongs here.",
     "refused_guest_queue_full": "Messages for guests whose queue was full.",
+    "refused_sessions": "Connections beyond the limit of sessions, of all or of one address.",
     "refused_queue_full": "Messages for peers whose queue was full.",
     "refused_rate": "Messages that were more than the limits of bytes a second let pass.",
     "rejected": "Messages of this node that a peer refused.",
@@ -64,6 +66,7 @@ class Measured(Protocol):
     @property
     def peers(self) -> Mapping[int, Peer]: ...
     def counters(self) -> dict[str, int]: ...
+    def drops(self) -> dict[tuple[int, int], int]: ...
 
 
 def rss() -> int:
@@ -90,6 +93,15 @@ def render(node: Measured) -> str:
         [
             ({"peer": str(peer.id), "peer_name": peer.name}, peer.queued)
             for peer in sorted(node.peers.values(), key=lambda peer: peer.id)
+        ],
+    )
+    page.family(
+        "counter",
+        "dropped_frames_total",
+        "Messages that were dropped because this peer was slow (guests: -1), by channel.",
+        [
+            ({"peer": str(peer), "channel": str(channel)}, count)
+            for (peer, channel), count in sorted(node.drops().items())
         ],
     )
     page.gauge("process_resident_memory_bytes", "Memory of the process.", [({}, rss())])

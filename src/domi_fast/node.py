@@ -13,7 +13,7 @@ from ._core import STATE_DRAINING, STATE_PAUSED, STATE_SERVING, Router
 from .channels import LibraryChannel
 from .checks import is_number
 from .cluster import Cluster
-from .config import NodeConfig
+from .config import MIB, NodeConfig
 from .endpoint import Endpoint
 from .errors import DomiError
 from .limiter import RateLimit
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _core.bind(errors, LibraryChannel)
 
-log = logging.getLogger("domi_fast")
+log = logging.getLogger(__name__)
 
 # Seconds between two looks at whether a node that drains has finished.
 _LOOK: Final = 0.005
@@ -56,12 +56,17 @@ class Node(Endpoint):
             timeout=config.request_timeout,
             queue_limit=config.queue_limit,
             frame_limit=config.frame_limit,
+            node_queue_limit=config.node_queue_limit or 256 * MIB,
+            when_full=config.when_full,
+            channel_limit=config.channel_limit,
+            handler_limit=config.handler_limit,
             busy_poll=config.busy_poll,
             on_error=config.on_error,
         )
         super().__init__(router, router, router)
         registry = open_registry(config.registry or default_url(config.cluster))
         self._mesh = Mesh(router, config, registry, self._newer_came)
+        self.events = self._mesh.witness.events
         self._cluster = Cluster(config, registry, self._mesh._members)
         self._state = "new"
         self._starting: asyncio.Future[None] | None = None
@@ -74,6 +79,8 @@ class Node(Endpoint):
         self.unsubscribe = router.unsubscribe
         self.request = router.request
         self.drained = router.drained
+        self.when_full = router.when_full
+        self.drops = router.drops
         self.subscribers = router.subscribers
         self.balance = router.balance
         self.choose = router.choose

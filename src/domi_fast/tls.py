@@ -15,8 +15,9 @@ from typing import Any
 
 from .errors import AuthError, DomiError
 
-log = logging.getLogger("domi_fast")
+log = logging.getLogger(__name__)
 
+StrPath = str | os.PathLike[str]
 Stamp = tuple[int, int, int] | None
 
 
@@ -32,20 +33,21 @@ class Tls:
     :ivar certificate: the file with the certificate, then those between it and the authority's.
     :ivar key: the file with its private key, which is not encrypted.
     :ivar authority: the file with the certificates of those whose signature is good.
-    :raises TypeError: one of them is no path.
+    :raises TypeError, ValueError: one of them is no path.
     """
 
-    certificate: str
-    key: str
-    authority: str
+    certificate: StrPath
+    key: StrPath
+    authority: StrPath
 
     def __post_init__(self) -> None:
         for field in ("certificate", "key", "authority"):
             given = getattr(self, field)
-            try:
-                path = os.fsdecode(given)
-            except TypeError:
-                raise TypeError(f"{field} {given!r}: the path of a PEM file is wanted") from None
+            if not isinstance(given, (str, os.PathLike)):
+                raise TypeError(f"{field} {given!r}: the path of a PEM file is wanted")
+            path = os.fsdecode(given)
+            if not path or "\0" in path:
+                raise ValueError(f"{field} {given!r}: the path of a PEM file is wanted")
             # Absolute, so that they are found again after a chdir.
             object.__setattr__(self, field, os.path.abspath(path))
 
@@ -89,21 +91,25 @@ class Certificates:
             log.info("%s has been read again", self._tls.certificate)
 
     def _look(self) -> tuple[Stamp, ...]:
-        return tuple(map(_stamp, (self._tls.certificate, self._tls.key, self._tls.authority)))
+        tls = self._tls
+        return tuple(map(_stamp, (tls.certificate, tls.key, tls.authority)))
 
     def _read(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:
         server = self._context(ssl.PROTOCOL_TLS_SERVER)
         server.num_tickets = 0  # sessions are not resumed
         client = self._context(ssl.PROTOCOL_TLS_CLIENT)
+        # A guest's certificate need not be good for a server.
+        dialler = client if self._name is not None else self._context(ssl.PROTOCOL_TLS_CLIENT)
+        dialler.verify_mode = ssl.CERT_REQUIRED if self._name is not None else ssl.CERT_NONE
         shown = self._tls.certificate
         try:
-            names = _names_shown(server, client)
-        except ssl.SSLError as error:
+            names = _names_shown(server, dialler)
+        except (ssl.SSLError, ValueError) as error:
             raise DomiError(
                 f"tls: {shown} would be refused by who has authority {self._tls.authority}: "
-                f"{getattr(error, 'verify_message', None) or error}"
+                f"{_why(error)}"
             ) from None
-        if self._name is not None and self._name.lower() not in names:
+        if self._name is not None and not _is_among(self._name, names):
             raise DomiError(
                 f"tls: {shown} is for {listed(names)}, and this node is {self._name!r}: its name "
                 "has to be a DNS name among the certificate's subject alternative names"
@@ -115,20 +121,37 @@ class Certificates:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.check_hostname = False  # the name is the node's, which check_name() looks for
         context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the authority may have one itself
         tls = self._tls
-        path = tls.authority
+        path = ""
         try:
+            for path in map(str, (tls.certificate, tls.key, tls.authority)):
+                with open(path, "rb") as file:
+                    file.read(1)
             context.load_verify_locations(tls.authority)
             path = f"{tls.certificate} with key {tls.key}"
             context.load_cert_chain(tls.certificate, tls.key, password=_refuse_password)
         except (OSError, ValueError) as error:
-            # Of an ssl.SSLError, the reason; of another OSError, what the system says.
-            why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-            raise DomiError(f"tls: cannot use {path}: {why}") from None
+            raise DomiError(f"tls: cannot use {path}: {_why(error)}") from None
         return context
 
 
-def _stamp(path: str) -> Stamp:
+def _why(error: Exception) -> str:
+    """What is wrong, without the line of the ssl module's source."""
+    if isinstance(error, ssl.SSLError):
+        verified: str | None = getattr(error, "verify_message", None)
+        if verified or error.reason:
+            return verified or str(error.reason).lower().replace("_", " ")
+        return "it is not PEM, or not of the kind that is wanted"
+    return str(getattr(error, "strerror", None) or error)
+
+
+def _is_among(name: str, names: frozenset[str]) -> bool:
+    """Whether it is one of them, without regard to case; of DNS names, all are ASCII."""
+    return name.isascii() and name.lower() in names
+
+
+def _stamp(path: StrPath) -> Stamp:
     """What changes with the file; None while there is none."""
     with contextlib.suppress(OSError):
         status = os.stat(path)
@@ -165,7 +188,7 @@ def names_of(certificate: dict[str, Any] | None) -> frozenset[str]:
 def check_name(certificate: dict[str, Any] | None, name: str, peer: int | None = None) -> None:
     """Raise AuthError unless the certificate is for the node of this name."""
     names = names_of(certificate)
-    if name.lower() not in names:
+    if not _is_among(name, names):
         raise AuthError(
             f"it says that it is {name!r}, and its certificate is for {listed(names)}", peer=peer
         )

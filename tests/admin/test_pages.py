@@ -107,11 +107,25 @@ async def test_metrics(registry_url: str) -> None:
         assert states == {state: int(state == "serving") for state in metrics.STATES}
 
 
+async def test_what_was_dropped_is_shown_by_peer_and_channel(registry_url: str) -> None:
+    settings: dict[str, Any] = {"queue_limit": 64 << 10, "when_full": "drop_newest"}
+    async with nodes(registry_url, "a", http_port=0, **settings) as (a,):
+        a.subscribe(50, lambda ctx: None)
+        for _ in range(100):
+            a.notify(50, bytes(1_000))
+        found = samples((await ask(a.http_port, "/metrics")).text)
+        own = {"cluster": "default", "node": "a", "id": str(a.id), "peer": str(a.id)}
+        dropped = a.drops()[a.id, 50]
+        assert dropped == 100 - 66
+        assert found["domi_dropped_frames_total"] == [({**own, "channel": "50"}, dropped)]
+        assert found["domi_dropped_slow_peer_total"][0][1] == dropped
+
+
 def test_every_counter_is_explained() -> None:
     """So that each is there from the beginning, with a HELP of its own."""
     parts = [*CORE_PARTS.glob("*.pxi"), CORE_PARTS.parent / "mesh.py"]
     text = "".join(path.read_text() for path in parts)
-    counted = set(re.findall(r'\b(?:count|note)\("(\w+)"\)', text))
+    counted = set(re.findall(r'\b(?:count|note)\("(\w+)"[,)]', text))
     assert len(counted) > 10
     always = {"frames_in", "frames_out", "bytes_in", "bytes_out"}
     assert counted == set(metrics.COUNTERS) - always

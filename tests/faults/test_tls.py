@@ -7,8 +7,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import hmac
 import logging
 import os
+import re
 import shutil
 import ssl
 import struct
@@ -17,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from domi_fast import Context, Node, PeerLost, Tls, connect
+from domi_fast import Context, DomiError, Node, PeerLost, Tls, connect
+from domi_fast.registry import open_registry
 from tests import reference
 from tests.certificates import Authority
 from tests.proxy import Proxy
@@ -270,7 +274,7 @@ async def the_name_of_another(
 ) -> None:
     await stranger.shake(client(authority.issue("other")))
     await stranger.say(named(node, "a"), NOTIFY)
-    await stranger.rest()
+    assert await stranger.rest() == reference.encode(reference.EXIT)
 
 
 @attack("is not complete after")
@@ -324,12 +328,12 @@ async def test_silence_within_the_handshake_ends_in_time(registry_url: str, tls:
 
 
 async def test_a_member_may_not_take_the_id_of_another(
-    registry_url: str, authority: Authority, tls: Tls
+    registry_url: str, authority: Authority, tls: Tls, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Though it has read in the registry what that one says of itself."""
     async with nodes(registry_url, "a", "b", tls=tls) as (a, b):
         info = a._mesh._members.view[b.id]
-        for name, wanted in (("insider", b"leased to another node"), ("b", b"certificate is for")):
+        for name, reason in (("insider", "leased to another node"), ("b", "certificate is for")):
             offer = Offer(name, cluster=a.config.cluster, epoch=info.epoch, instance=info.instance)
             stranger = await Stranger.connect(a.port)
             await stranger.shake(client(authority.issue("insider")))
@@ -338,13 +342,241 @@ async def test_a_member_may_not_take_the_id_of_another(
                     reference.NODE_NAME, struct.pack("<H", b.id), reference.encode_offer(offer)
                 )
             )
-            assert wanted in await stranger.rest()
+            assert await stranger.rest() == reference.encode(reference.EXIT)
+            assert any(reason in record.getMessage() for record in caplog.records)
             stranger.close()
         assert a.counters()["refused_auth"] == 2
         assert a.peers[b.id].name == "b"
 
 
+class Crafty:
+    """A member that makes its own records, as the ssl module would not."""
+
+    def __init__(self, stranger: Stranger, keys: Path) -> None:
+        self.stranger = stranger
+        found = re.search(r"CLIENT_TRAFFIC_SECRET_0 \w+ (\w+)", keys.read_text())
+        assert found is not None
+        self.secret = bytes.fromhex(found[1])
+        self.count = 0
+
+    @classmethod
+    async def connect(cls, node: Node, tls: Tls, keys: Path) -> Crafty:
+        context = client(tls)
+        context.keylog_filename = str(keys)
+        stranger = await Stranger.connect(node.port)
+        await stranger.shake(context)
+        assert stranger.tls.cipher() == ("TLS_AES_256_GCM_SHA384", "TLSv1.3", 256)
+        await stranger.send(stranger.outgoing.read())
+        crafty = cls(stranger, keys)
+        offer = reference.encode_offer(Offer("raw", cluster=node.config.cluster))
+        greeting = reference.magic() + reference.encode(reference.GUEST_NAME, offer)
+        await stranger.send(crafty.record(23, greeting + reference.subscriptions(1, [50])))
+        await node.wait_subscribed(50, timeout=5)
+        return crafty
+
+    def expand(self, label: bytes, size: int) -> bytes:
+        """HKDF-Expand-Label of RFC 8446, 7.1, without a context; of one block."""
+        label = b"tls13 " + label
+        info = struct.pack(">HB", size, len(label)) + label + b"\0\x01"
+        return hmac.digest(self.secret, info, "sha384")[:size]
+
+    def record(self, kind: int, data: bytes) -> bytes:
+        inner = data + bytes([kind])
+        head = b"\x17\x03\x03" + struct.pack(">H", len(inner) + 16)
+        nonce = int.from_bytes(self.expand(b"iv", 12), "big") ^ self.count
+        self.count += 1
+        key = AESGCM(self.expand(b"key", 32))
+        return head + key.encrypt(nonce.to_bytes(12, "big"), inner, head)
+
+    def new_keys(self) -> bytes:
+        """A KeyUpdate that asks for none in return."""
+        record = self.record(22, b"\x18\0\0\x01\0")
+        self.secret, self.count = self.expand(b"traffic upd", 48), 0
+        return record
+
+
+async def test_new_keys_are_taken(registry_url: str, tls: Tls, tmp_path: Path) -> None:
+    async with nodes(registry_url, "a", tls=tls) as (a,):
+        crafty = await Crafty.connect(a, tls, tmp_path / "keys")
+        ping = reference.encode(reference.PING, b"ping")
+        await crafty.stranger.send(crafty.new_keys() + crafty.record(23, ping))
+        await crafty.stranger.send(b"".join(crafty.new_keys() for _ in range(100)))
+        await crafty.stranger.send(crafty.record(23, ping))
+        session = a._router.sessions()[0]
+        await until(lambda: session.frames_in == 4)
+        crafty.stranger.close()
+
+
+async def test_a_member_cannot_hold_up_the_loop(
+    registry_url: str, tls: Tls, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With records in which there is nothing for the session: it ends, long before they do."""
+    async with nodes(registry_url, "a", tls=tls) as (a,):
+        crafty = await Crafty.connect(a, tls, tmp_path / "keys")
+        flood = b"".join(crafty.new_keys() for _ in range(10_000))
+        with contextlib.suppress(ConnectionError):
+            await crafty.stranger.send(flood)
+        await until(lambda: not a._router.sessions())
+        assert any("nothing is in them" in record.getMessage() for record in caplog.records)
+        crafty.stranger.close()
+
+
+async def test_half_a_message_of_tls_ends_its_session_alone(
+    registry_url: str, tls: Tls, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Until the rest of it comes nothing can be enciphered for that peer; others go on."""
+    async with nodes(registry_url, "a", "b", tls=tls) as (a, b):
+        b.subscribe(60, echo)
+        await a.wait_subscribed(60, timeout=5)
+        crafty = await Crafty.connect(a, tls, tmp_path / "keys")
+        session = a._router.sessions()[0]
+        await crafty.stranger.send(crafty.record(22, b"\x18\0\0\x01"))
+        await until(lambda: a.peers[b.id].queued == 0 and session.bytes_in > 0)
+        for _ in range(100):
+            a.publish(50, b"x")
+            await asyncio.sleep(0.001)
+        await until(lambda: len(a._router.sessions()) == 1)
+        assert await a.request(60, b"x") == b"x"
+        assert any("nothing can be enciphered" in r.getMessage() for r in caplog.records)
+        crafty.stranger.close()
+
+
+async def test_a_slow_link_is_not_a_silent_one(registry_url: str, tls: Tls) -> None:
+    """A record that takes longer than a peer may be silent, a few bytes at a time."""
+    settings: dict[str, Any] = {"heartbeat_interval": 0.2, "heartbeat_timeout": 0.5}
+    async with nodes(registry_url, "a", tls=tls, **settings) as (a,):
+        peer = await Stranger.connect(a.port)
+        await peer.shake(client(tls))
+        offer = reference.encode_offer(Offer("raw", cluster=a.config.cluster))
+        await peer.say(reference.encode(reference.GUEST_NAME, offer))
+        await until(a._router.sessions)
+        peer.tls.write(reference.encode(reference.PING, bytes(16_000)))
+        record = peer.outgoing.read()
+        for start in range(0, len(record), len(record) // 12):
+            await peer.send(record[start : start + len(record) // 12])
+            await asyncio.sleep(0.1)
+        assert a._router.sessions()
+        peer.close()
+
+
+async def test_who_hangs_up_is_no_stranger(registry_url: str, tls: Tls) -> None:
+    """A probe that says hello and goes, as health checks do, is no alarm."""
+    async with nodes(registry_url, "a", tls=tls) as (a,):
+        for _ in range(20):
+            probe = await Stranger.connect(a.port)
+            probe.wrap(client(None))
+            assert not probe.has_shaken()
+            await probe.send(probe.outgoing.read())
+            probe.reset()
+        await until(lambda: not a._mesh._callers._connected)
+        assert a.counters().get("refused_auth", 0) == a.counters().get("protocol_errors", 0) == 0
+
+
+async def test_the_secret_is_shown_for_this_connection(
+    registry_url: str, tls: Tls, authority: Authority
+) -> None:
+    """Who has a certificate and no secret gains nothing by passing it on to who has one."""
+    insider = authority.issue("a")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(insider.certificate, insider.key)
+    async with nodes(registry_url, "a", tls=tls, secret=SECRET) as (a,):
+
+        async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            there, back = await asyncio.open_connection("127.0.0.1", a.port, ssl=client(insider))
+
+            async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+                with contextlib.suppress(ConnectionError):
+                    while data := await source.read(1 << 16):
+                        target.write(data)
+                        await target.drain()
+                target.close()
+
+            await asyncio.gather(pump(reader, back), pump(there, writer))
+
+        server = await asyncio.start_server(relay, "127.0.0.1", 0, ssl=context)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            with pytest.raises(PeerLost, match="has it this secret"):
+                await connect(f"tcp://127.0.0.1:{port}", tls=tls, secret=SECRET)
+            assert a.counters()["refused_auth"] == 1
+        async with await connect(f"tcp://127.0.0.1:{a.port}", tls=tls, secret=SECRET) as guest:
+            assert guest.connected
+
+
 # ------------------------------------------------------------------------- whom a dialler refuses
+
+
+async def test_a_node_tells_nothing_to_who_answers_for_another(
+    registry_url: str, tls: Tls, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A member where a node was, which says what that one's registration says, and its own name."""
+    insider = authority.issue("insider")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(insider.certificate, insider.key)
+    heard: list[bytes] = []
+    known: Any = None
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(4)
+        offer = Offer("insider", cluster="default", epoch=known.epoch, instance=known.instance)
+        writer.write(reference.encode(reference.WELCOME, reference.encode_welcome(known.id, offer)))
+        heard.append(await reader.read())
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    registry = open_registry(registry_url)
+    await registry.open()
+    try:
+        async with server, nodes(registry_url, "a", tls=tls) as (a,):
+            own = a._mesh._members.view[a.id]
+            lease = await registry.grant(10.0)
+            known = dataclasses.replace(
+                own,
+                id=900,
+                name="b",
+                instance=os.urandom(16),
+                port=server.sockets[0].getsockname()[1],
+            )
+            claim = await registry.claim(["domi/default/nodes/0900"], known.encode(), lease)
+            known = dataclasses.replace(known, epoch=claim.epoch)
+            await until(lambda: heard)
+            assert 900 not in a.peers
+            assert any(
+                "is not the one that is registered" in r.getMessage() for r in caplog.records
+            )
+            assert reference.SUBSCRIPTIONS.to_bytes(2, "little") not in heard[0][10:]
+    finally:
+        await registry.close()
+
+
+async def test_a_certificate_for_clients_is_a_guests(
+    registry_url: str, tls: Tls, authority: Authority
+) -> None:
+    """It gets a guest in; no node starts with it, and no dialler takes it for a node's."""
+    tool = authority.issue_for_clients("tool")
+    with pytest.raises(DomiError, match="unsuitable certificate purpose"):
+        Node("tool", registry=registry_url, tls=tool)
+    async with (
+        nodes(registry_url, "a", tls=tls) as (a,),
+        await connect(f"tcp://127.0.0.1:{a.port}", tls=tool) as guest,
+    ):
+        assert guest.connected
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tool.certificate, tool.key)
+    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0, ssl=context)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(PeerLost, match="unsuitable certificate purpose"):
+            await connect(f"tcp://127.0.0.1:{port}", tls=tls)
+
+
+async def test_a_guest_may_say_which_node_it_wants(registry_url: str, tls: Tls) -> None:
+    async with nodes(registry_url, "a", tls=tls) as (a,):
+        url = f"tcp://127.0.0.1:{a.port}"
+        async with await connect(url, tls=tls, node="a") as guest:
+            assert guest.connected
+        with pytest.raises(PeerLost, match="this is node 'a', and 'b' was wanted"):
+            await connect(url, tls=tls, node="b")
 
 
 @pytest.mark.parametrize("enciphered", [True, False])
@@ -465,3 +697,33 @@ async def test_what_is_said_to_be_lost_has_not_arrived(registry_url: str, tls: T
         assert got == [*range(len(got))]
         assert lost == [*range(lost[0], 3_000)]
         assert got[-1] < lost[0]
+
+
+async def test_what_is_dropped_is_dropped_between_records(registry_url: str, tls: Tls) -> None:
+    """The record that is on its way stays as it is, whatever is dropped behind it."""
+    settings: dict[str, Any] = {"queue_limit": 256 << 10, "when_full": "drop_oldest"}
+    async with nodes(registry_url, "a", tls=tls, **settings) as (node,):
+        peer = await Stranger.connect(node.port, receive_buffer=4096)
+        await peer.shake(client(tls))
+        greeting = reference.encode_offer(Offer("raw", cluster=node.config.cluster))
+        await peer.say(
+            reference.encode(reference.GUEST_NAME, greeting), reference.subscriptions(1, [50])
+        )
+        await node.wait_subscribed(50, timeout=5)
+        for number in range(3_000):
+            node.publish(50, struct.pack("<I", number) + bytes(number % 3_000))
+            if number % 10 == 0:
+                await asyncio.sleep(0)
+        decoder = reference.Decoder()
+        got: list[int] = []
+        while not got or got[-1] != 2_999:
+            peer.incoming.write(await peer.receive())
+            with contextlib.suppress(ssl.SSLWantReadError):
+                while peer.incoming.pending:
+                    decoder.feed(peer.tls.read(1 << 20))
+            got = [struct.unpack("<I", f.data[:4])[0] for f in decoder.frames if f.channel == 50]
+        assert got == sorted(set(got))
+        # For the guest (-1), and on the way to it within the node.
+        assert node.drops()[-1, 50] > 100
+        assert len(got) + sum(node.drops().values()) == 3_000
+        peer.close()

@@ -6,7 +6,7 @@ import os
 import random
 import re
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -637,6 +637,40 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(beyond=st.integers(-9, 9))
     def pull_about_one_frame(self, beyond: int) -> None:
         self.pull_bytes(max(0, len(self.model[0][1]) + beyond))
+
+    @rule(count=st.integers(1, 5), prefix=st.sampled_from([0, 2]))
+    def push_requests(self, count: int, prefix: int) -> None:
+        """What somebody waits for an answer to."""
+        for size in range(count):
+            frame = (50, bytes(size), bytes(prefix) + b"\x01" + bytes(12))
+            self.queue.push(*frame)
+            self.model.append((frame, reference.encode(*frame)))
+
+    @rule(
+        wanted=st.one_of(st.integers(0, 300), st.integers(0, 100_000)),
+        pinned=st.one_of(st.just(0), st.integers(0, 50_000)),
+        prefix=st.sampled_from([0, 2]),
+        channels_kept=st.sampled_from([(), (50,)]),
+    )
+    def shed(self, wanted: int, pinned: int, prefix: int, channels_kept: tuple[int, ...]) -> None:
+        """The oldest go, but for what has begun to be sent, is pinned, or is no user's notify."""
+        kept: list[tuple[tuple[int, bytes, bytes], bytes]] = []
+        dropped: Counter[int] = Counter()
+        before = gone = 0
+        for frame, rest in self.model:
+            channel, data, extend = frame
+            length = 8 + len(data) + len(extend)
+            asks = len(extend) == prefix + 13 and extend[prefix] == 1
+            stays = len(rest) < length or before < pinned or channel > 65499 or asks
+            stays = stays or channel in channels_kept
+            before += len(rest)
+            if gone >= wanted or stays:
+                kept.append((frame, rest))
+            else:
+                gone += length
+                dropped[channel] += 1
+        assert dropped == self.queue.shed(wanted, pinned=pinned, prefix=prefix, kept=channels_kept)
+        self.model = deque(kept)
 
     @invariant()
     def agrees(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from domi_fast.authentication import (
     check_claim,
     prove,
 )
-from domi_fast.callers import _host, default_most
+from domi_fast.callers import _host
 from domi_fast.cli.cluster import Where
 from domi_fast.errors import TryAgain
 from tests import reference
@@ -202,6 +201,22 @@ def test_messages_that_are_cut_or_have_more(place: int) -> None:
         assert not side.passed
 
 
+def test_a_proof_is_for_one_connection() -> None:
+    """Where the connection has something of its own, as one by TLS has."""
+    for bindings in ((b"one", b"other"), (b"one", b""), (b"", b"other")):
+        dialler, dialled = node(), Dialled(SECRET, "one", 3)
+        challenge = dialled.step(dialler.hello())
+        dialler.binding, dialled.binding = bindings
+        with pytest.raises(AuthError, match="does not know the secret"):
+            dialled.step(dialler.step(challenge))
+    dialler, dialled = node(), Dialled(SECRET, "one", 3)
+    challenge = dialled.step(dialler.hello())
+    dialler.binding = dialled.binding = b"one"
+    dialler.step(dialled.step(dialler.step(challenge)))
+    assert dialler.passed
+    assert dialled.passed
+
+
 def test_nothing_is_said_twice() -> None:
     seen = set()
     for _ in range(100):
@@ -278,7 +293,7 @@ def test_listening_on_anything_but_loopback_needs_one(registry_url: str) -> None
 # ------------------------------------------------------------------------------------- who calls
 
 
-def test_an_address_is_a_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_is_a_caller() -> None:
     """Of IPv6 a network of 64 bits is one, for whoever has one address of it has all."""
     one = "2001:db8:0:1::1"
     same = ["2001:db8:0:1::1:7000", "2001:db8:0:1:ffff::2:7001"]
@@ -287,6 +302,3 @@ def test_an_address_is_a_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _host("fe80::1%eth0:7000") == "fe80::/64"
     assert _host("127.0.0.2:7000") == "127.0.0.2"
     assert _host("unix:/run/a:b") == "unix:/run/a:b"
-    for soft, most in ((1024, 256), (3, 1), (1 << 20, 1024), (resource.RLIM_INFINITY, 1024)):
-        monkeypatch.setattr(resource, "getrlimit", lambda _, soft=soft: (soft, soft))
-        assert default_most() == most

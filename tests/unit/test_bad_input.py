@@ -185,7 +185,7 @@ class Arena(NamedTuple):
         lines = [
             record.getMessage()
             for record in self.caplog.records
-            if record.levelname == "WARNING" and record.name == "domi_fast"
+            if record.levelname == "WARNING" and record.name.startswith("domi_fast.")
         ]
         assert len(lines) == 1
         assert re.match(r"closed the session with 127\.0\.0\.1:\d+: ", lines[0])

@@ -28,9 +28,9 @@ def test_paths_are_absolute_and_of_any_kind(
     given = authority.issue("node")
     monkeypatch.chdir(tmp_path)
     relative = Tls(
-        Path(given.certificate).relative_to(tmp_path),  # type: ignore[arg-type]
+        Path(given.certificate).relative_to(tmp_path),
         str(Path(given.key).relative_to(tmp_path)),
-        str(Path(given.authority).relative_to(tmp_path)).encode(),  # type: ignore[arg-type]
+        Path(given.authority).relative_to(tmp_path),
     )
     assert relative == given
     made(relative)
@@ -51,6 +51,9 @@ def test_each_file_has_to_be_there_and_to_be_pem(authority: Authority, field: st
 def test_a_path_is_wanted() -> None:
     with pytest.raises(TypeError, match="key 5: the path of a PEM file"):
         Tls("a", 5, "b")  # type: ignore[arg-type]
+    for path in ("", "a\0b"):
+        with pytest.raises(ValueError, match=r"authority '.*': the path of a PEM file"):
+            Tls("a", "b", path)
 
 
 @pytest.mark.parametrize("tls", [True, "node.pem", ("a", "b", "c"), {"certificate": "a"}])
@@ -63,14 +66,16 @@ def test_nothing_but_tls_is_taken(tls: Any) -> None:
 
 def test_a_key_of_another_certificate(authority: Authority) -> None:
     one, other = authority.issue("node"), authority.issue("node")
-    with pytest.raises(DomiError, match=r"(?i)key.values.mismatch"):
+    with pytest.raises(DomiError, match="key values mismatch"):
         made(Tls(one.certificate, other.key, one.authority))
+    with pytest.raises(DomiError, match="it is not PEM, or not of the kind"):
+        made(Tls(one.key, one.certificate, one.authority))
 
 
 def test_a_key_with_a_password(authority: Authority) -> None:
     """Nobody at a terminal is asked for it."""
     tls = authority.issue("node")
-    encrypted = tls.key + ".encrypted"
+    encrypted = f"{tls.key}.encrypted"
     subprocess.run(
         ["openssl", "ec", "-in", tls.key, "-out", encrypted, "-aes256", "-passout", "pass:hush"],
         check=True,
@@ -94,6 +99,8 @@ def test_the_certificate_is_for_the_nodes_name(authority: Authority) -> None:
         made(authority.issue("other", "third"))
     made(authority.issue("third", "node"))
     made(authority.issue("node"), "NODE")
+    with pytest.raises(DomiError, match="this node is '\u212aafka'"):
+        made(authority.issue("kafka"), "\u212aafka")  # a Kelvin sign, which is a k in lower case
 
 
 async def test_a_guest_is_told_of_its_files(authority: Authority) -> None:

@@ -50,7 +50,8 @@ cdef int request_failed(Router router, Session session) except -1:
         breaker.state = CIRCUIT_OPEN
         router.count("circuits_opened")
         log.warning("node %d: %d requests got no answer within %g s: its circuit is open",
-                    session.peer, breaker.most, <double>router.breaker_window * 1e-9)
+                    session.peer, breaker.most, <double>router.breaker_window * 1e-9,
+                    extra={"domi_peer": session.peer})
         reroute(router, session)
         breaker.timer = router.call_later(<double>router.breaker_pause * 1e-9, session.probe)
     return 0
@@ -77,7 +78,8 @@ cdef int heard_pong(Router router, Session session) except -1:
     breaker.timer.cancel()
     breaker.timer = None
     router.count("circuits_closed")
-    log.info("node %d has answered: its circuit is closed", session.peer)
+    log.info("node %d has answered: its circuit is closed", session.peer,
+             extra={"domi_peer": session.peer})
     return reroute(router, session)
 
 

@@ -224,6 +224,13 @@ cdef enum:
     REQUEST_FAILED = 2
     REQUEST_CANCELLED = 3
 
+# What is done with a message for a peer whose queue is full.
+cdef enum:
+    FULL_RAISE = 0
+    FULL_DROP_OLDEST = 1
+    FULL_DROP_NEWEST = 2
+    FULL_DISCONNECT = 3
+
 cdef enum:
     TIMER_ONCE = 0
     TIMER_PERIODIC = 1
@@ -243,6 +250,9 @@ cdef enum:
     HANDSHAKE_LIMIT = 4096      # largest frame before the handshake is complete
     FAILURE_TEXT = 65536        # bytes of text in an error answer
     WARNINGS_A_SECOND = 20      # of sessions that were closed because of bad input
+    ROOM_LEAST = 65536          # bytes that each session may queue, whatever the node has granted
+    ROOM_STEP = 262144          # bytes that it is granted at a time
+    DROP_COUNTS = 65536         # peers and channels whose dropped messages are counted apart
     GUEST_REQUESTS = 65536      # in flight through a node for one guest
     BATCH_MOST = 256            # contexts that a handler of lists is given at once
     CONTEXT_WIRE = 48           # bytes of message and extend that a context holds itself
@@ -256,5 +266,6 @@ cdef enum:
     POLLS_TO_YIELD = 4          # turns of a polling loop after which it lets others run
     SPINS_TO_YIELD = 64         # looks in vain after which a spinning thread lets others run
 
+cdef uint64_t SLOW_EVERY = 10000000000ULL   # nanoseconds between two warnings of one slow peer
 cdef double LOOK_EVERY = 0.01       # seconds, at least, between two of them
 cdef uint64_t NEVER = <uint64_t>0xFFFFFFFFFFFFFFFFULL

@@ -129,7 +129,7 @@ cdef extern from *:
     # Declared without an exception clause: the caller looks at the result.
     PyObject* call_one "domi_call_one"(PyObject* function, PyObject* argument)
 
-cdef object log = logging.getLogger("domi_fast")
+cdef object log = logging.getLogger("domi_fast.core")
 cdef bint EAGER_TASKS = sys.version_info >= (3, 12)
 
 cdef object errors = None           # the package's exception tree

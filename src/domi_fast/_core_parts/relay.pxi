@@ -163,6 +163,8 @@ cdef int relay_request(Router router, Session target, Session origin, uint16_t c
     try:
         target.put(channel, data, extend, <uint16_t>(prefix + REQUEST_EXTEND))
     except BaseException:
+        if request.origin is None:
+            return 0        # the target went, and with it the request: its outcome is on its way
         request.origin = None
         origin.relayed -= 1
         request.release()
@@ -225,7 +227,11 @@ cdef int relay_frame(Router router, Session guest, Session source, RawFrame* fra
                     frame.owner)
     except (errors.Overloaded, errors.FrameError):
         router.count("refused_guest_queue_full")
+        if frame.extend_size == 1 and frame.extend[0] == TAG_PUBLISH:
+            drop(guest, frame.channel, 1)       # its sender is told nothing of it
         router.reject(source, STATUS_OVERLOADED, frame)
+    except errors.PeerLost:
+        router.reject(source, STATUS_PEER_LOST, frame)
     return 0
 
 

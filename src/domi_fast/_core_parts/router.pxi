@@ -64,13 +64,18 @@ cdef class Router:
     :param handshake: seconds within which a handshake must be complete.
     :param timeout: seconds: the default of :meth:`request`.
     :param queue_limit: bytes that may wait for one peer before sending raises Overloaded.
+    :param node_queue_limit: bytes that may wait for all peers together, beyond 64 KiB for each.
+    :param channel_limit: channels that are subscribed here, or by one peer.
+    :param handler_limit: tasks of ``async def`` handlers at a time.
+    :param when_full: what is done then, as :meth:`when_full` takes it.
     :param frame_limit: largest frame in bytes, header included.
     :param busy_poll: seconds that the loop comes round without blocking after the last traffic.
     """
 
     def __cinit__(self, *, double heartbeat=5.0, double silence=10.0, double handshake=2.0,
                   double timeout=5.0, size_t queue_limit=16777216, uint32_t frame_limit=16777216,
-                  double busy_poll=0.0, on_error=None):
+                  double busy_poll=0.0, on_error=None, size_t node_queue_limit=268435456,
+                  when_full="raise", uint32_t channel_limit=16384, uint32_t handler_limit=65536):
         self.id = -1
         self.heartbeat_ns = <uint64_t>(heartbeat * 1e9)
         self.silence_ns = <uint64_t>(silence * 1e9)
@@ -78,6 +83,14 @@ cdef class Router:
         self.timeout = timeout
         self.queue_limit = queue_limit
         self.low_water = queue_limit // 4
+        self.node_queue_limit = max(node_queue_limit, queue_limit)
+        self.full_default = full_policy(when_full)
+        self.channel_limit = channel_limit
+        self.handler_limit = handler_limit
+        self.short_of_room = []
+        self.full_channels = {}
+        self.full_peers = {}
+        self.drop_counts = {}
         self.frame_limit = frame_limit
         self.busy_ns = <uint64_t>(busy_poll * 1e9)
         self.on_error = on_error
@@ -226,6 +239,40 @@ cdef class Router:
         """
         return self.chosen(channel_number(channel), None, key, policy)
 
+    def when_full(self, policy, *, channel=None, peer=None):
+        """What is done from now on with a message for a peer whose queue is full.
+
+        :param policy: ``raise``, ``drop_oldest``, ``drop_newest`` or ``disconnect``; None, of a
+            channel or a peer, takes its own off.
+        :param channel: of this channel, whoever the peer; :param peer: for the node of this machine
+            id, on channels that have no policy of their own. Neither: for all others.
+        """
+        cdef object code = None if policy is None else full_policy(policy)
+        cdef dict table
+        cdef Session session
+        if channel is not None and peer is not None:
+            raise ValueError("a policy is of a channel or of a peer: give one of them")
+        if channel is None and peer is None:
+            if code is None:
+                raise ValueError("when_full None: of all peers, one of the policies is wanted")
+            self.full_default = code
+        else:
+            table = self.full_peers if channel is None else self.full_channels
+            key = channel_number(channel) if peer is None else machine_of(peer)
+            if key == MAX_MACHINES and peer is not None:
+                raise ValueError(f"machine id {peer}: ids are 0-1023")
+            if code is None:
+                table.pop(key, None)
+            else:
+                table[key] = code
+        for session in self.sessions() + ([] if self.loopback is None else [self.loopback]):
+            session.when_full = self.full_peers.get(session.peer, self.full_default)
+
+    def drops(self):
+        """How many messages were dropped because their receiver was slow, as
+        ``{(machine id, channel): count}``; a guest's are under -1."""
+        return dict(self.drop_counts)
+
     def use_memory(self, double share):
         """This node uses that share of its memory, 0-1; the peers are told when it has changed."""
         cdef Session session
@@ -303,6 +350,7 @@ cdef class Router:
             handler = self.channels[channel].handler
             self.channels[channel].handler = NULL
             settle_entry(self, channel)
+            self.handler_count -= handler is not NULL
             Py_XDECREF(handler)
         return 0
 
@@ -420,6 +468,11 @@ cdef class Router:
         self.check_open()
         if entry.handler is not NULL:
             raise is_taken(self, number, None)
+        if self.handler_count >= self.channel_limit:
+            raise errors.Overloaded(
+                f"{self.handler_count} channels have a handler, as many as a node may subscribe to "
+                "(channel_limit)", channel=number, limit=self.channel_limit)
+        self.handler_count += 1
         Py_INCREF(handler)
         entry.handler = <PyObject*>handler
         entry.takes = isinstance(handler, Taker)
@@ -447,6 +500,7 @@ cdef class Router:
     cdef int uninstall(self, int number) except -1:
         cdef ChannelEntry* entry = &self.channels[number]
         cdef PyObject* handler = entry.handler
+        self.handler_count -= 1
         entry.handler = NULL
         settle_entry(self, number)
         maybe_not_local(self, number)
@@ -514,6 +568,7 @@ cdef class Router:
         cdef Session session
         cdef int sent = 0
         cdef list targets
+        cdef uint64_t frames
         cdef uint32_t i
         if not PyBytes_CheckExact(data):
             data = bytes_of(data)
@@ -531,10 +586,13 @@ cdef class Router:
         # A session that fails while it is written to leaves the route: go by a copy.
         targets = [<object>route.members[i] for i in range(route.count)]
         for session in targets:
+            frames = session.frames_out
             try:
                 session.put(channel, data, &tag, 1 if session.extended else 0)
-                sent += 1
+                sent += session.frames_out != frames    # or it was dropped
             except (errors.Overloaded, errors.PeerLost) as error:
+                if session.state != SESSION_CLOSED and not has_room(session):
+                    drop(session, channel, 1)
                 self.report(error, Frame(channel, data))
         return sent
 
@@ -558,10 +616,8 @@ cdef class Router:
         return session.put(<uint16_t>number, data, extend, 4)
 
     cdef object send_request(self, int channel, object data, object timeout, object to):
-        cdef uint8_t extend[REQUEST_EXTEND]
         cdef Session session
         cdef Request request
-        cdef uint32_t milliseconds
         if self.uplink is not None:
             self.require_engine()
             session = self.uplink
@@ -572,16 +628,11 @@ cdef class Router:
                     f"node {session.peer} speaks the plain protocol, which has no requests: "
                     "use call", channel=channel, peer=session.peer)
         request = self.open_request(session, <uint16_t>channel, timeout)
-        milliseconds = request.milliseconds
         try:
-            if session is self.uplink:
-                uplink_send(self, VERB_REQUEST, channel, data, 0, to, request.correlation,
-                            milliseconds, None)
+            if session.queue.queued >= session.gate and not request_has_room(session, channel):
+                await_room(self, session, request, channel, data, to)
             else:
-                extend[0] = TAG_REQUEST
-                store64(extend + 1, request.correlation)
-                store32(extend + 9, milliseconds)
-                session.put(<uint16_t>channel, data, extend, REQUEST_EXTEND)
+                put_request(self, session, request, channel, data, to)
         except BaseException:
             request.release()
             raise
@@ -767,11 +818,16 @@ cdef class Router:
         return 0
 
     cdef int handler_returned(self, object result, Context context) except -1:
-        if PyCoro_CheckExact(<PyObject*>result):
-            self.start_task(result, context)
-        elif inspect.isawaitable(result):
-            self.start_task(finish(result), context)
-        return 0
+        if not PyCoro_CheckExact(<PyObject*>result):
+            if not inspect.isawaitable(result):
+                return 0
+            result = finish(result)
+        if <uint32_t>len(self.tasks) >= self.handler_limit:
+            result.close()
+            return self.handler_failed(context, errors.Overloaded(
+                f"{len(self.tasks)} handlers have not finished, as many as a node may have at a "
+                "time (handler_limit)", channel=context.channel, limit=self.handler_limit))
+        return self.start_task(result, context)
 
     cdef int start_task(self, object coroutine, Context context) except -1:
         cdef object loop = context.session.engine.loop
@@ -806,7 +862,8 @@ cdef class Router:
             return 0
         self.count("handler_errors")
         log.error("the handler of channel %d failed on a message from node %d", context.channel,
-                  context.sender, exc_info=error)
+                  context.sender, exc_info=error,
+                  extra={"domi_channel": context.channel, "domi_peer": context.sender})
         if context.is_owed():
             self.answer_failure(context, STATUS_REMOTE_ERROR, remote_error(error))
         return 0
@@ -877,7 +934,8 @@ cdef class Router:
         # What was refused after the verb had returned.
         error = as_domi_error(error, frame.channel)
         if self.on_error is None:
-            log.warning("lost: %s (channel %d, %d bytes)", error, frame.channel, len(frame.data))
+            log.warning("lost: %s (channel %d, %d bytes)", error, frame.channel, len(frame.data),
+                        extra={"domi_channel": frame.channel, "domi_peer": error.peer})
         elif self.reporters:
             reporter = <ThreadScheduler>self.reporters[len(self.reporters) - 1]
             reporter.post(self.call_on_error, (error, frame))
@@ -898,8 +956,8 @@ cdef class Router:
         except BaseException as raised:
             log.error("on_error failed", exc_info=raised)
 
-    cdef int count(self, str name) except -1:
-        self.totals[name] = self.totals.get(name, 0) + 1
+    cdef int count(self, str name, uint64_t by=1) except -1:
+        self.totals[name] = self.totals.get(name, 0) + by
         return 0
 
     # -------------------------------------------------------------------------------------- peers
@@ -919,6 +977,7 @@ cdef class Router:
     cdef int attach(self, Session session) except -1:
         # The handshake is complete: the session takes its place.
         cdef Session older
+        session.when_full = self.full_peers.get(session.peer, self.full_default)
         if session.role == ROLE_GUEST:
             self.next_token += 1
             session.token = self.next_token
@@ -955,7 +1014,8 @@ cdef class Router:
             self.unsaid += 1
             return 0
         self.said += 1
-        log.warning("closed the session with %s: %s", session.address, session.reason)
+        log.warning("closed the session with %s: %s", session.address, session.reason,
+                    extra={"domi_address": session.address})
         return 0
 
     cdef int session_lost(self, Session session, bint was_up, bint protocol,
@@ -965,6 +1025,8 @@ cdef class Router:
         if protocol:
             self.count("protocol_errors")
             self.warn_of(session)
+            if self.mesh is not None:
+                self.mesh.refused(session, was_up)
         drop_routes(self, session, set(session.channels))
         if session is self.loopback:
             # Before on_error runs, which may subscribe: a dead session gets into no route.

@@ -172,6 +172,12 @@ cdef int handle_subscriptions(Router router, Session session, RawFrame* frame) e
     operation = frame.extend[0]
     for i in range(0, frame.size, 2):
         channels.add(load16(frame.data + i))
+    if operation != SUBSCRIBED_REMOVE:
+        count = len(channels if operation == SUBSCRIBED_ALL else channels | session.channels)
+        if count > router.channel_limit:
+            session.fail(f"it subscribes to {count} channels: at most {router.channel_limit} "
+                         "(channel_limit) are allowed", True)
+            return 0
     if operation == SUBSCRIBED_ALL:
         drop_routes(router, session, session.channels - channels)
     if operation == SUBSCRIBED_REMOVE:

@@ -41,8 +41,9 @@ cdef inline int write_frame(Session session, uint16_t channel, const uint8_t* da
                             PyObject* owner) except -1:
     cdef size_t length = HEADER + size + extend_size
     if (session.state == SESSION_CLOSED or length > session.router.frame_limit
-            or session.queue.queued >= session.router.queue_limit):
-        return session.refuse_frame(channel, length)
+            or session.queue.queued >= session.gate) and not session.find_room(
+                channel, length, extend, extend_size):
+        return 0
     if session.limited and channel <= USER_LAST and not let_pass(session, length):
         return session.refuse_rate(channel)
     append_frame(session.queue, channel, data, size, extend, extend_size, owner)
@@ -85,6 +86,8 @@ cdef class Session:
         self.channels = set()
         self.room_waiters = []
         self.queue = WriteQueue()
+        self.room = self.gate = room_at_least(router)
+        self.when_full = router.full_default
         self.heartbeat.node.kind = TIMER_SESSION
         self.heartbeat.owner = <PyObject*>self
         self.last_heard = monotonic_ns()
@@ -168,8 +171,13 @@ cdef class Session:
         if isinstance(error, errors.AuthError):
             self.router.count("refused_auth")
         if self.extended:
-            self.goodbye(str(error))
+            # Who does not belong is not told why, where something keeps strangers out.
+            self.goodbye("" if isinstance(error, errors.AuthError) and self.is_private()
+                         else str(error))
         self.fail(str(error), not isinstance(error, errors.TryAgain))
+
+    cdef bint is_private(self) except -1:
+        return self.guard is not None or type(self.driver) is TlsDriver
 
     cdef int goodbye(self, str reason) except -1:
         cdef bytes text = text_of(reason)[:1024] if self.extended else b""
@@ -231,16 +239,25 @@ cdef class Session:
             return future
         limit = 0 if everything else self.router.low_water
         wait = seconds_to_wait(self) if self.limited and limit else 0.0
-        if self.queue.queued <= limit and wait <= 0.0:
+        if self.is_drained(limit, wait):
             future.set_result(None)
         else:
             self.draining = True
+            note_shortage(self)
             if len(self.room_waiters) >= 64:
                 self.room_waiters = [waiter for waiter in self.room_waiters
                                      if not waiter[1].done()]
             self.room_waiters.append((limit, future))
             self.look_again(wait)
         return future
+
+    cdef bint is_drained(self, size_t limit, double wait) noexcept:
+        # Down to `limit`; above 0, there is room for more as well, and the limits let it pass.
+        if self.waiting is not None:
+            return False
+        if limit == 0:
+            return self.queue.queued == 0
+        return self.queue.queued <= limit and wait <= 0.0 and has_room(self)
 
     cdef int look_again(self, double wait) except -1:
         # For who waits for the limits, whom no flush will wake.
@@ -259,15 +276,30 @@ cdef class Session:
         """Ask the peer whose circuit is open whether it is there."""
         probe_peer(self.router, self)
 
+    def tell_slow(self, size_t queued):
+        """Say that the queue was full, by then of so many bytes."""
+        if self.state == SESSION_CLOSED:
+            return
+        log.warning("%s (%s) is slow: %d bytes wait for it, and its queue is full",
+                    f"node {self.peer}" if self.peer >= 0 else "a guest", self.address, queued,
+                    extra={"domi_peer": self.peer, "domi_address": self.address})
+        if self.state != SESSION_CLOSED:        # by who heard of it
+            self.router.mesh.overloaded(self, queued)
+
     @property
     def circuit(self):
         """``closed``, ``open`` or ``half-open``: whether the peer is left alone."""
         return CIRCUITS[CIRCUIT_CLOSED if self.breaker is None else self.breaker.state]
 
     cdef int wake_drained(self) except -1:
-        cdef list waiting = self.room_waiters
+        cdef list waiting
         cdef double wait = 0.0
-        if self.limited and waiting and self.state != SESSION_CLOSED:
+        if self.waiting is not None and self.state != SESSION_CLOSED:
+            self.draining = False       # until they are sent: what flushes meanwhile wakes nobody
+            send_waiting(self)
+        waiting = self.room_waiters
+        if (self.limited and (waiting or self.waiting is not None)
+                and self.state != SESSION_CLOSED):
             wait = seconds_to_wait(self)
         self.room_waiters = []
         for limit, future in waiting:
@@ -275,12 +307,13 @@ cdef class Session:
                 continue
             if self.state == SESSION_CLOSED:
                 future.set_exception(self.lost_error())
-            elif self.queue.queued <= limit and (limit == 0 or wait <= 0.0):
+            elif self.is_drained(limit, wait):
                 future.set_result(None)
             else:
                 self.room_waiters.append((limit, future))
-        self.draining = bool(self.room_waiters)
-        if self.draining:
+        self.draining = bool(self.room_waiters) or self.waiting is not None
+        if self.draining and self.state != SESSION_CLOSED:
+            note_shortage(self)
             self.look_again(wait)
         return 0
 
@@ -291,20 +324,15 @@ cdef class Session:
 
     # ------------------------------------------------------------------------------------- sending
 
-    cdef int refuse_frame(self, uint16_t channel, size_t length) except -1:
-        # Raises what forbids to write a frame of this length.
-        if self.state == SESSION_CLOSED:
-            raise self.lost_error()
-        if length > self.router.frame_limit:
-            raise frame_too_large(channel, length, self.router.frame_limit)
-        self.router.count("refused_queue_full")
-        raise overloaded(
-            self, channel, self.router.queue_limit,
-            f"{self.queue.queued} bytes wait for node {self.peer}, as many as a session may queue")
+    cdef bint find_room(self, uint16_t channel, size_t length, const uint8_t* extend,
+                        uint16_t extend_size) except -1:
+        # Whether a frame may be queued after all; if not, it is dropped. A method, as
+        # refuse_rate(): a function that is called once would become a part of write_frame(), which
+        # would then be too large to become a part of put().
+        return make_room(self, channel, length, asks_for_answer(
+            extend, extend_size, 2 if self.role == ROLE_GUEST else 0))
 
     cdef int refuse_rate(self, uint16_t channel) except -1:
-        # A method, as refuse_frame(): a function that is called once would become a part of
-        # write_frame(), which would then be too large to become a part of put().
         return refuse_for_rate(self, channel)
 
     cdef int put(self, uint16_t channel, object data, const uint8_t* extend,
@@ -329,15 +357,13 @@ cdef class Session:
                          uint16_t extend_size) except -1:
         # What tells a peer that something failed has a quarter of the queue limit on top of it: a
         # request that was refused because the queue is full ends all the same.
-        cdef size_t limit
         if self.state == SESSION_CLOSED:
             raise self.lost_error()
-        limit = self.router.queue_limit
         data = data[:min(<uint32_t>FAILURE_TEXT,
                          self.router.frame_limit - HEADER - extend_size)]
-        if self.queue.queued >= limit + limit // 4:
+        if not has_room_on_top(self):
             raise errors.Overloaded(f"too much waits for node {self.peer}", channel=channel,
-                                    peer=self.peer, limit=limit)
+                                    peer=self.peer, limit=self.room)
         append_frame(self.queue, channel, <uint8_t*>PyBytes_AS_STRING(data), len(data), extend,
                      extend_size, <PyObject*>data)
         self.frames_out += 1
@@ -373,7 +399,7 @@ cdef class Session:
 
     cdef int control(self, uint16_t channel, bytes data) except -1:
         # The library's own small frames: a full queue does not raise, but it holds no more.
-        if self.state != SESSION_CLOSED and self.queue.queued < self.router.queue_limit:
+        if self.state != SESSION_CLOSED and has_room_on_top(self):
             append_frame(self.queue, channel, <uint8_t*>PyBytes_AS_STRING(data), len(data), NULL,
                          0, NULL)
             self.engine.mark_dirty(self)
@@ -389,11 +415,11 @@ cdef class Session:
         while self.queue.queued:
             n = self.driver.send(self.queue)
             if n < 0:
-                if n == -EAGAIN:
-                    self.driver.want_write(self.on_writable)
-                else:
+                if n != -EAGAIN:
                     self.send_failed(-n)
-                return 0
+                    return 0
+                self.driver.want_write(self.on_writable)
+                break
             self.bytes_out += n
             self.queue.consume(n)
             if self.engine.busy_ns and self.frames_out != self.frames_flushed:
@@ -403,6 +429,14 @@ cdef class Session:
                 self.driver.want_write(self.on_writable)
                 break
             budget -= n
+        return self.has_flushed()
+
+    cdef int has_flushed(self) except -1:
+        if self.queue.queued <= self.router.low_water:
+            self.slow = False
+        if self.room > ROOM_LEAST and (
+                self.queue.queued == 0 or self.room > self.queue.queued + 2 * ROOM_STEP):
+            shrink_room(self, self.queue.queued + ROOM_STEP if self.queue.queued else 0)
         if self.draining:
             self.wake_drained()
         return 0
@@ -426,12 +460,17 @@ cdef class Session:
         try:
             while self.queue.head is not NULL and self.state == SESSION_UP and not self.holding:
                 length = frame_at(self.queue.head, self.queue.head.sent, &frame)
+                # There is room for its answer where it was, and it stays there until then.
+                self.queue.queued -= length
+                self.queue.pinned = length
                 try:
                     self.frames_in += 1
                     self.router.deliver(self, &frame)
                 finally:
                     Py_XDECREF(frame.owner)
                     if self.state == SESSION_UP:
+                        self.queue.pinned = 0
+                        self.queue.queued += length
                         self.queue.consume(length)
                 if monotonic_ns() > until:
                     break
@@ -439,9 +478,7 @@ cdef class Session:
             self.continuing = False
             if self.queue.head is not NULL and self.state == SESSION_UP and not self.holding:
                 self.engine.mark_dirty(self)
-        if self.draining:
-            self.wake_drained()
-        return 0
+        return 0 if self.state == SESSION_CLOSED else self.has_flushed()
 
     def writable(self):
         # May be called spuriously.
@@ -530,6 +567,9 @@ cdef class Session:
                 if n <= 0:
                     finished = True
                     if n == -EAGAIN:
+                        if self.driver.heard:
+                            self.driver.heard = False
+                            self.last_heard = self.engine.refresh()
                         if self.broken:
                             self.fail(f"cannot send: {os.strerror(self.broken)}")
                     else:
@@ -685,6 +725,8 @@ cdef class Session:
             raise errors.AuthError(
                 f"a frame on channel {channel}, and it has not shown that it knows the secret",
                 channel=channel)
+        if self.driver.binding is not None:
+            self.guard.binding = self.driver.binding
         answer = self.guard.step(data)
         if answer:
             self.control(CH_AUTH, answer)
@@ -708,13 +750,11 @@ cdef class Session:
         cdef list asked = []
         if self.state != SESSION_DIALLED and not self.is_guarded():
             return "the peer closed the connection"
-        if type(self.driver) is TlsDriver:
-            asked.append("does it take this certificate")
-        if self.is_guarded():
-            asked.append("has it this secret")
-        if not asked:
-            asked.append("does it ask for a secret, or for TLS")
-        return f"the peer closed the connection within the handshake: {', and '.join(asked)}?"
+        tls = type(self.driver) is TlsDriver
+        asked.append("has it TLS, and does it take this certificate" if tls
+                     else "does it ask for TLS")
+        asked.append("has it this secret" if self.is_guarded() else "does it ask for a secret")
+        return f"the peer closed the connection within the handshake: {'; '.join(asked)}?"
 
     cdef int rise(self) except -1:
         # The handshake is complete.
@@ -787,6 +827,8 @@ cdef class Session:
                 self.reader.drop()
         unsent = self.queue.unsent() if self.queue.queued else []
         self.queue.clear()
+        forget_all(self)
+        shrink_room(self, 0)
         self.engine.spare = None        # it may lead here
         if self.breaker is not None and self.breaker.timer is not None:
             self.breaker.timer.cancel()

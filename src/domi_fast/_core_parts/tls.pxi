@@ -2,11 +2,16 @@
 #
 # Invariants: what is sent is enciphered a record at a time, and counts as sent once the kernel has
 # the whole record (of less of it the peer can make nothing); the bytes of a handshake that fails
-# are never sent, so who is refused is not told why. Owned by the loop thread.
+# are never sent, so who is refused is not told why; whatever the ssl module raises, a signal's
+# handler within it included, ends the session, whose stream nobody could go on with. Owned by the
+# loop thread.
 
 cdef enum:
     TLS_RECORD = 16384          # bytes of plain text in a record, at most
     TLS_HANDSHAKE_MOST = 65536  # bytes that a peer may send before its handshake is complete
+    TLS_SILENT_MOST = 32768     # bytes without any plain text in them, afterwards: more than a
+                                # record, and what our own ends never send
+
 
 cdef object tls_reason(error):
     # Why the ssl module would not go on, in its words, without the line of its source.
@@ -18,11 +23,10 @@ cdef object tls_reason(error):
 cdef class TlsDriver(SocketDriver):
     """Owns a descriptor, and the TLS of the connection, once it is wrapped."""
 
-    cdef int wrap(self, context, bint dialled) except -1:
-        # The context is of the side that has dialled, or was dialled.
+    cdef int wrap(self, context, bint server_side) except -1:
         self.incoming = ssl.MemoryBIO()
         self.outgoing = ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=dialled)
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=server_side)
         return 0
 
     cdef int begin(self, bytes first) except -1:
@@ -34,8 +38,10 @@ cdef class TlsDriver(SocketDriver):
         # One step of the handshake: 0, or EPROTO with `fault` set.
         try:
             self.tls.do_handshake()
-            self.secure = True
             self.certificate = self.tls.getpeercert()
+            # That of the dialler's last message, in TLS 1.3: of this connection and no other.
+            self.binding = self.tls.get_channel_binding("tls-unique")
+            self.secure = True
             if self.first:
                 self.tls.write(self.first)
                 self.first = None
@@ -44,13 +50,22 @@ cdef class TlsDriver(SocketDriver):
         except (OSError, ValueError) as error:
             self.fault = errors.AuthError(f"the TLS handshake failed: {tls_reason(error)}")
             return EPROTO
+        except BaseException:
+            self.fault = errors.AuthError("the TLS handshake was interrupted")
+            raise
         return 0
 
     cdef int push(self) except -1:
         # Send what the handshake has to say: 0, or an errno. The kernel has room for it, as for
         # all that comes first.
         cdef bytes data = self.outgoing.read()
-        if data and c_send(self.fd, PyBytes_AS_STRING(data), len(data)) != len(data):
+        cdef Py_ssize_t n
+        if not data:
+            return 0
+        n = c_send(self.fd, PyBytes_AS_STRING(data), len(data))
+        if n < 0 and errno != EAGAIN:
+            return errno
+        if n < len(data):
             self.fault = errors.AuthError("the TLS handshake failed: the peer reads nothing of it")
             return EPROTO
         return 0
@@ -60,6 +75,8 @@ cdef class TlsDriver(SocketDriver):
         cdef Py_ssize_t n
         cdef int failure
         while True:
+            if self.fault is not None:
+                return -EPROTO
             if self.secure and (self.incoming.pending or self.tls.pending()):
                 n = self.decipher(where, size)
                 if n != -EAGAIN:
@@ -67,45 +84,55 @@ cdef class TlsDriver(SocketDriver):
             n = SocketDriver.recv(self, sealed, sizeof(sealed))
             if n <= 0:
                 return n
+            self.heard = True
+            self.silent += n
             self.incoming.write(PyMemoryView_FromMemory(<char*>sealed, n, PyBUF_READ))
             if self.secure:
+                if self.silent > TLS_SILENT_MOST + <size_t>n:
+                    self.fault = errors.FrameError(
+                        f"{self.silent} bytes of TLS came, and nothing is in them")
                 continue
-            self.shaken += n
             failure = self.shake()
-            if failure == 0 and not self.secure and self.shaken > TLS_HANDSHAKE_MOST:
+            if failure == 0 and not self.secure and self.silent > TLS_HANDSHAKE_MOST:
                 self.fault = errors.AuthError(
-                    f"the TLS handshake failed: it is not complete after {self.shaken} bytes")
+                    f"the TLS handshake failed: it is not complete after {self.silent} bytes")
                 failure = EPROTO
             if failure == 0:
                 failure = self.push()
             if failure:
                 return -failure
-            if self.secure and self.waiting is not None:
-                self.engine.call_soon(self.waiting)
-                self.waiting = None
+            if self.secure:
+                self.silent = 0
+                if self.waiting is not None:
+                    self.engine.call_soon(self.waiting)
+                    self.waiting = None
 
     cdef Py_ssize_t decipher(self, uint8_t* where, size_t size) except -4096:
         # Bytes of plain text, 0 at the end of the stream, or -errno.
-        if self.fault is not None:
-            return -EPROTO
+        cdef Py_ssize_t n
         try:
-            return self.tls.read(size, PyMemoryView_FromMemory(<char*>where, size, PyBUF_WRITE))
+            n = self.tls.read(size, PyMemoryView_FromMemory(<char*>where, size, PyBUF_WRITE))
         except ssl.SSLWantReadError:
             return -EAGAIN
-        except ssl.SSLZeroReturnError:
-            return 0
         except (OSError, ValueError) as error:
             self.fault = errors.FrameError(f"what came cannot be deciphered: {tls_reason(error)}")
             return -EPROTO
+        except BaseException:
+            self.fault = errors.FrameError("the deciphering was interrupted")
+            raise
+        self.silent = 0
+        return n
 
     cdef Py_ssize_t send(self, WriteQueue queue) except -4096:
         cdef Py_ssize_t n
-        if not self.secure:
-            return -EAGAIN
         if self.fault is not None:
             return -EPROTO
+        if not self.secure or self.enciphering:
+            return -EAGAIN
         if self.record is None:
             self.encipher(queue)
+            if self.fault is not None:
+                return -EPROTO
         while self.record_sent < <size_t>PyBytes_GET_SIZE(self.record):
             n = c_send(self.fd, PyBytes_AS_STRING(self.record) + self.record_sent,
                        <size_t>PyBytes_GET_SIZE(self.record) - self.record_sent)
@@ -114,11 +141,12 @@ cdef class TlsDriver(SocketDriver):
             elif errno != EINTR:
                 return -errno
         self.record = None
+        queue.pinned = 0
         return self.plain
 
     cdef int encipher(self, WriteQueue queue) except -1:
-        # The next record. The queue keeps its bytes until they count as sent, and grows at its end
-        # alone.
+        # The next record, or a fault. The queue keeps its bytes until they count as sent, and grows
+        # at its end alone. The ssl module may run a finalizer that sends: not from here.
         cdef uint8_t text[TLS_RECORD]
         cdef iovec vectors[MAX_VECTORS]
         cdef size_t size
@@ -130,9 +158,19 @@ cdef class TlsDriver(SocketDriver):
             self.plain += size
             if self.plain == TLS_RECORD:
                 break
-        self.tls.write(PyMemoryView_FromMemory(<char*>text, self.plain, PyBUF_READ))
-        self.record = self.outgoing.read()
-        self.record_sent = 0
+        queue.pinned = self.plain
+        self.enciphering = True
+        try:
+            self.tls.write(PyMemoryView_FromMemory(<char*>text, self.plain, PyBUF_READ))
+            self.record = self.outgoing.read()
+            self.record_sent = 0
+        except (OSError, ValueError) as error:
+            self.fault = errors.FrameError(f"nothing can be enciphered: {tls_reason(error)}")
+        except BaseException:
+            self.fault = errors.FrameError("the enciphering was interrupted")
+            raise
+        finally:
+            self.enciphering = False
         return 0
 
     cdef int want_write(self, object callback) except -1:
@@ -145,13 +183,14 @@ cdef class TlsDriver(SocketDriver):
 
     cdef int close(self) except -1:
         self.waiting = self.record = self.first = None
+        self.tls = self.incoming = self.outgoing = None
         return SocketDriver.close(self)
 
 
-cdef SocketDriver new_driver(Engine engine, int fd, context, bint dialled):
+cdef SocketDriver new_driver(Engine engine, int fd, context, bint server_side):
     cdef TlsDriver driver
     if context is None:
         return SocketDriver(engine, fd)
     driver = TlsDriver(engine, fd)
-    driver.wrap(context, dialled)
+    driver.wrap(context, server_side)
     return driver

@@ -172,7 +172,7 @@ cdef class WriteQueue:
             self.head = segment.next
             give_segment(segment)
         self.last = NULL
-        self.queued = 0
+        self.queued = self.pinned = 0
 
     cdef list unsent(self):
         # The frames of which the peer cannot have got the whole, oldest first.
@@ -192,12 +192,70 @@ cdef class WriteQueue:
             segment = segment.next
         return frames
 
+    cdef dict drop_oldest(self, size_t wanted, int prefix, dict policies, int policy):
+        # Drop the oldest frames that may be dropped, until they are `wanted` bytes or there are no
+        # more: how many of each channel. `policies` of channels go before `policy`; only what is
+        # to be dropped so is. What is on its way, or pinned, stays.
+        cdef dict dropped = {}
+        cdef Segment* before = NULL
+        cdef Segment* segment = self.head
+        cdef Segment* following
+        cdef size_t pinned = self.pinned
+        cdef size_t offset, length, kept, left, gone = 0
+        cdef RawFrame frame
+        while segment is not NULL and gone < wanted:
+            following = segment.next
+            left = segment.size - segment.sent
+            offset = kept = 0
+            while offset < segment.size:
+                length = frame_at(segment, offset, &frame)
+                Py_XDECREF(frame.owner)     # the segment's own is enough here
+                if (gone < wanted and offset >= segment.sent + pinned
+                        and frame.channel <= USER_LAST
+                        and not asks_for_answer(frame.extend, frame.extend_size, prefix)
+                        and policies.get(frame.channel, policy) == FULL_DROP_OLDEST):
+                    dropped[frame.channel] = dropped.get(frame.channel, 0) + 1
+                    gone += length
+                else:
+                    if kept != offset:
+                        memmove(segment.memory + kept, segment.memory + offset, length)
+                    kept += length
+                offset += length
+            pinned -= min(pinned, left)
+            segment.size = kept
+            if (before is not NULL and before.owner is NULL and segment.owner is NULL
+                    and before.capacity - before.size >= kept):
+                # What is left of it has room there: no chunk is kept for a few bytes.
+                copy(before.memory + before.size, segment.memory, kept)
+                before.size += kept
+                kept = 0
+            if kept == segment.sent:
+                if before is NULL:
+                    self.head = following
+                else:
+                    before.next = following
+                if self.last is segment:
+                    self.last = before
+                give_segment(segment)
+            else:
+                before = segment
+            segment = following
+        self.queued -= gone
+        return dropped
+
     def push(self, channel, bytes data, bytes extend=b""):
         """Queue a frame (for tests; the verbs do it in C)."""
         if not 0 <= channel < MAX_CHANNELS or len(extend) > 0xFFFF:
             raise errors.FrameError("a channel is 0-65535 and an extend at most 65535 bytes")
         append_frame(self, channel, <uint8_t*>PyBytes_AS_STRING(data), len(data),
                      <uint8_t*>PyBytes_AS_STRING(extend), <uint16_t>len(extend), <PyObject*>data)
+
+    def shed(self, Py_ssize_t wanted, *, pinned=0, prefix=0, kept=()):
+        """Drop the oldest frames that may be, ``wanted`` bytes of them (for tests): how many of
+        each channel. The first ``pinned`` bytes stay, and the channels that are to be ``kept``."""
+        self.pinned = pinned
+        return self.drop_oldest(
+            <size_t>wanted, prefix, dict.fromkeys(kept, FULL_RAISE), FULL_DROP_OLDEST)
 
     def pull(self, Py_ssize_t most):
         """Take up to ``most`` bytes off the front, as a socket would (for tests)."""

@@ -16,7 +16,7 @@ from .link import Away, Link
 from .remote import Ending
 from .watching import OpenedWatch, Watched
 
-log = logging.getLogger("domi_fast")
+log = logging.getLogger(__name__)
 
 _PAUSE: Final = 0.1
 
