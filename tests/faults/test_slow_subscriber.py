@@ -18,6 +18,7 @@ from tests.support import ROOT, environment
 
 COUNT = 400_000 if SOAK else 60_000
 LIMIT = 16 << 20
+SANITIZED = os.environ.get("DOMI_SANITIZE") == "1"
 POLICIES = ["raise", "drop_oldest", "drop_newest", "disconnect"]
 
 
@@ -89,7 +90,8 @@ def test_a_subscriber_that_is_stopped(policy: str, tmp_path: Any) -> None:
         publisher.go_on()
         sums = publisher.said()
         assert sums["sent"] == 2 * COUNT
-        assert grown <= LIMIT * 1.1
+        if not SANITIZED:  # which keeps what was freed
+            assert grown <= LIMIT * 1.1
         # Not more than the sockets and the queue could take, so there were drops.
         assert sums["dropped"] > COUNT // 10
         assert sums["others"] == 0
