@@ -563,7 +563,18 @@ async def test_a_certificate_for_clients_is_a_guests(
         assert guest.connected
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tool.certificate, tool.key)
-    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0, ssl=context)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        dialled = context.wrap_bio(incoming, outgoing, server_side=True)
+        incoming.write(await reader.read(1 << 16))
+        with contextlib.suppress(ssl.SSLWantReadError):
+            dialled.do_handshake()
+        writer.write(outgoing.read())
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(PeerLost, match="unsuitable certificate purpose"):
