@@ -93,7 +93,9 @@ async def test_ten_thousand_strangers_are_gone_in_time(
 ) -> None:
     """They cost little while they are there, and nothing afterwards; nor do they fill the log."""
     settings: dict[str, Any] = {"secret": SECRET, "registry": registry_url}
-    async with Node("crowded", host="0.0.0.0", handshakes_per_address=20_000, **settings) as node:
+    for limit in ("handshakes_per_address", "session_limit", "sessions_per_address"):
+        settings[limit] = 20_000
+    async with Node("crowded", host="0.0.0.0", **settings) as node:
         gc.collect()
         before, waited = resident(), kept_waiting()
         async with crowd(node.port, count) as strangers:
