@@ -39,6 +39,8 @@ cdef bint has_room(Session session) noexcept:
 cdef size_t more_room(Session session) noexcept:
     # Bytes by which the session's room may grow now.
     cdef Router router = session.router
+    if router.granted >= router.node_queue_limit:
+        return 0            # what waits may be one request more, of each session
     return min(<size_t>ROOM_STEP, min(router.queue_limit - session.room,
                                       router.node_queue_limit - router.granted))
 
