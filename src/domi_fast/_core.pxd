@@ -371,6 +371,7 @@ cdef class Session:
         size_t gate             # as much as that; 0 while a request waits for room
         object waiting          # a deque of Waiting: requests for which there was no room; or None
         size_t waiting_bytes    # of their frames
+        Py_ssize_t ended_waiting    # of `waiting`, whose requests have ended
         bint slow               # its queue was full, and it has not caught up since
         uint64_t slow_told      # nanoseconds: when that was told the last time; 0: never
         set channels            # what the peer subscribes to
@@ -419,9 +420,9 @@ cdef class Session:
 
 cdef class Waiting:
     cdef:
-        Request request
+        Request request         # None once it is sent or has ended
         int channel
-        bytes data
+        bytes data              # None then
         object to               # as it was given
         uint64_t since          # nanoseconds
         size_t size             # bytes of its frame
@@ -495,6 +496,7 @@ cdef class Request:
         Session origin          # a relayed request: who wants the answer, otherwise None
         uint64_t origin_correlation
         Candidate candidate     # whose outstanding it is one of; None for a guest's
+        Waiting waiting         # while it waits for room to be sent; otherwise None
         uint64_t began          # nanoseconds: when it was sent; 0 where latencies are of no use
         double timeout
 

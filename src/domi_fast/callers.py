@@ -124,5 +124,8 @@ def _host(address: str) -> str:
     host = address.rpartition(":")[0]
     if ":" not in host:
         return host
-    network = int(ipaddress.IPv6Address(host.partition("%")[0])) >> 64
+    whole = ipaddress.IPv6Address(host.partition("%")[0])
+    if whole.ipv4_mapped is not None:
+        return str(whole.ipv4_mapped)
+    network = int(whole) >> 64
     return str(ipaddress.IPv6Network((network << 64, 64)))

@@ -300,5 +300,5 @@ def test_an_address_is_a_caller() -> None:
     assert {_host(address) for address in same} == {"2001:db8:0:1::/64"}
     assert _host("2001:db8:0:2::1:7000") != _host(f"{one}:7000")
     assert _host("fe80::1%eth0:7000") == "fe80::/64"
-    assert _host("127.0.0.2:7000") == "127.0.0.2"
+    assert _host("127.0.0.2:7000") == _host("::ffff:127.0.0.2:7000") == "127.0.0.2"
     assert _host("unix:/run/a:b") == "unix:/run/a:b"

@@ -480,6 +480,45 @@ async def test_what_waits_counts_for_the_node(registry_url: str) -> None:
         await asyncio.gather(*again)
 
 
+async def test_what_has_ended_waits_no_more(registry_url: str) -> None:
+    """Requests to a peer that is stuck, once they have ended, leave their room to others."""
+    settings: dict[str, Any] = {"queue_limit": LIMIT, "node_queue_limit": 2 * LIMIT}
+    async with nodes(registry_url, "a", "b", **settings) as (a, b), stuck(a):
+        b.subscribe(50, lambda ctx: None)
+        await a.wait_subscribed(50, timeout=5)
+        with deaf(b, a):
+            fill_at_once(a)
+            asked = [a.request(50, bytes(SIZE), timeout=0.05) for _ in range(20)]
+            short, error = await fill(a, 700)
+            for request in asked:
+                with pytest.raises(DeadlineExceeded):
+                    await request
+            more, again = await fill(a, 700)
+            assert "as many as the node may queue" in str(error)
+            assert "as many as a session may queue" in str(again)
+            assert short > 0 < more
+            assert a.peers[700].queued >= LIMIT
+        await asyncio.wait_for(a.drained(b.id), 5)
+
+
+async def test_nobody_is_disconnected_for_what_waits(registry_url: str) -> None:
+    """A queue that is not full is no reason, though a request waits and the node has no room."""
+    settings: dict[str, Any] = {"queue_limit": 4 * LIMIT, "node_queue_limit": 4 * LIMIT}
+    async with nodes(registry_url, "a", "b", **settings) as (a, b), stuck(a):
+        b.subscribe(50, lambda ctx: ctx.reply(b"") if ctx.is_request else None)
+        await a.wait_subscribed(50, timeout=5)
+        await fill(a, 700)
+        a.when_full("disconnect", channel=50)
+        with deaf(b, a):
+            fill_at_once(a)
+            assert b.id in a.peers
+            request = a.request(50, b"waits")
+            with pytest.raises(Overloaded, match="as many as the node may queue"):
+                a.notify(50, b"")
+            assert b.id in a.peers
+        assert await request == b""
+
+
 async def test_a_request_waits_for_room(registry_url: str) -> None:
     """In its turn: what is sent after it on its channel does not pass it."""
     async with nodes(registry_url, "a", queue_limit=64 << 10) as (a,):

@@ -145,7 +145,7 @@ cdef int make_room(Session session, uint16_t channel, size_t length, bint asks) 
     if (session.waiting is None or (channel > USER_LAST and channel != CH_RELAY)) and (
             grow_room(session)):
         return 1
-    of_node = session.room < router.queue_limit and session.waiting is None
+    of_node = session.room < router.queue_limit
     if channel <= USER_LAST:
         policy = policy_when_full(session, channel)
     elif channel == CH_ANSWER and session.when_full == FULL_DROP_OLDEST:
@@ -154,7 +154,8 @@ cdef int make_room(Session session, uint16_t channel, size_t length, bint asks) 
         policy = FULL_RAISE
     if policy == FULL_DROP_OLDEST and drop_oldest(session, length):
         return 1
-    if policy == FULL_DISCONNECT and session.role != ROLE_LOOPBACK and not of_node:
+    if (policy == FULL_DISCONNECT and session.role != ROLE_LOOPBACK and not of_node
+            and session.queue.queued >= session.room):
         disconnect(session, channel, asks)
     if asks or policy == FULL_RAISE or policy == FULL_DISCONNECT:
         router.count("refused_queue_full")
@@ -233,14 +234,12 @@ cdef int await_room(Router router, Session session, Request request, int channel
     if size > router.frame_limit:
         raise frame_too_large(channel, size, router.frame_limit)
     if may_wait_no_more(session, size):
-        forget_ended(session)
-        if may_wait_no_more(session, size):
-            router.count("refused_queue_full")
-            note_slow(session)
-            raise overloaded(
-                session, channel, router.queue_limit,
-                f"{session.waiting_bytes} bytes of requests wait for room in the queue for node "
-                f"{session.peer}, as many as may")
+        router.count("refused_queue_full")
+        note_slow(session)
+        raise overloaded(
+            session, channel, router.queue_limit,
+            f"{session.waiting_bytes} bytes of requests wait for room in the queue for node "
+            f"{session.peer}, as many as may")
     waiting = Waiting.__new__(Waiting)
     waiting.request = request
     waiting.channel = channel
@@ -248,6 +247,7 @@ cdef int await_room(Router router, Session session, Request request, int channel
     waiting.to = to
     waiting.since = monotonic_ns()
     waiting.size = size
+    request.waiting = waiting
     if session.waiting is None:
         session.waiting = deque()
     session.waiting.append(waiting)
@@ -267,33 +267,40 @@ cdef bint may_wait_no_more(Session session, size_t size) noexcept:
 
 
 cdef int forget_waiting(Session session, Waiting waiting) noexcept:
+    # It is sent, or never will be: its bytes are nobody's.
     session.waiting_bytes -= waiting.size
-    session.router.granted -= min(waiting.size, session.router.granted)
+    session.router.granted -= waiting.size
+    waiting.request.waiting = None
+    waiting.request = None
+    waiting.data = None
     return 0
+
+
+cdef int stop_waiting(Session session, Waiting waiting) except -1:
+    # The request has ended. Its place in the queue goes with the others' that have, all at once.
+    forget_waiting(session, waiting)
+    session.ended_waiting += 1
+    if 2 * session.ended_waiting > <Py_ssize_t>len(session.waiting) + 64:
+        forget_ended(session)
+    if session.waiting is None:
+        session.wake_drained()
+    return wake_short(session.router)
 
 
 cdef int end_waiting(Session session) noexcept:
     # None waits any more.
     session.waiting = None
+    session.ended_waiting = 0
     session.gate = session.room
     return 0
 
 
 cdef int forget_ended(Session session) except -1:
-    # Requests that have ended without having been sent.
+    # The places of requests that have ended without having been sent.
     cdef Waiting waiting
-    if session.waiting is None:
-        return 0
-    kept = deque()
-    for waiting in session.waiting:
-        if waiting.request.state == REQUEST_PENDING:
-            kept.append(waiting)
-        else:
-            forget_waiting(session, waiting)
-    session.waiting = kept
-    if not kept:
-        end_waiting(session)
-    return 0
+    session.waiting = deque([waiting for waiting in session.waiting if waiting.request is not None])
+    session.ended_waiting = 0
+    return 0 if session.waiting else end_waiting(session)
 
 
 cdef int forget_all(Session session) except -1:
@@ -301,7 +308,8 @@ cdef int forget_all(Session session) except -1:
     cdef Waiting waiting
     if session.waiting is not None:
         for waiting in session.waiting:
-            forget_waiting(session, waiting)
+            if waiting.request is not None:
+                forget_waiting(session, waiting)
         end_waiting(session)
     if session in session.router.short_of_room:
         session.router.short_of_room.remove(session)
@@ -312,30 +320,33 @@ cdef int send_waiting(Session session) except -1:
     # As many of the requests that wait as there is room for, and the limits let pass.
     cdef Waiting waiting
     cdef Request request
+    cdef bytes data
     cdef uint64_t milliseconds
     while session.waiting is not None:
-        waiting = session.waiting[0]
-        request = waiting.request
-        if request.state == REQUEST_PENDING:
-            if not grow_room(session) or (session.limited and seconds_to_wait(session) > 0.0):
-                return 0
-        session.waiting.popleft()
-        forget_waiting(session, waiting)
-        session.gate = session.room
-        if request.state == REQUEST_PENDING:
-            if request.milliseconds != NO_DEADLINE:
-                milliseconds = (monotonic_ns() - waiting.since) // 1000000ULL
-                request.milliseconds = <uint32_t>max(
-                    <int64_t>1, <int64_t>request.milliseconds - <int64_t>milliseconds)
-            try:
-                put_request(session.router, session, request, waiting.channel, waiting.data,
-                            waiting.to)
-            except errors.DomiError as error:
-                request.settle(REQUEST_FAILED, error, False)
-            if session.state == SESSION_CLOSED:
-                return 0
         if not session.waiting:
             return end_waiting(session)
+        waiting = session.waiting[0]
+        request = waiting.request
+        if request is None:
+            session.waiting.popleft()
+            session.ended_waiting -= 1
+            continue
+        if not grow_room(session) or (session.limited and seconds_to_wait(session) > 0.0):
+            return 0
+        session.waiting.popleft()
+        data = waiting.data
+        forget_waiting(session, waiting)
+        if request.milliseconds != NO_DEADLINE:
+            milliseconds = (monotonic_ns() - waiting.since) // 1000000ULL
+            request.milliseconds = <uint32_t>max(
+                <int64_t>1, <int64_t>request.milliseconds - <int64_t>milliseconds)
+        session.gate = session.room
+        try:
+            put_request(session.router, session, request, waiting.channel, data, waiting.to)
+        except errors.DomiError as error:
+            request.settle(REQUEST_FAILED, error, False)
+        if session.state == SESSION_CLOSED:
+            return 0
         session.gate = 0
     return 0
 

@@ -610,6 +610,8 @@ cdef class Request:
             self.candidate.outstanding -= 1
             if self.began:
                 self.measure(answered)
+        if self.waiting is not None:
+            stop_waiting(self.session, self.waiting)
         slot = <uint32_t>(self.correlation & SLOT_MASK)
         router.engine.wheel.remove(&self.deadline.node)
         router.free_slot(slot)
@@ -636,7 +638,8 @@ cdef class Request:
         cdef Router router = self.router
         if self.state != REQUEST_PENDING:
             return 0
-        if state == REQUEST_FAILED and isinstance(value, errors.DeadlineExceeded):
+        if (state == REQUEST_FAILED and self.waiting is None
+                and isinstance(value, errors.DeadlineExceeded)):
             request_failed(router, self.session)
         self.release(state == REQUEST_DONE)
         self.state = state

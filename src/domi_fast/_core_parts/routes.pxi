@@ -301,6 +301,9 @@ cdef int handle_state(Router router, Session session, RawFrame* frame) except -1
     else:
         session.state_of_peer = frame.data[0]
         reroute(router, session)
+        if not has_room_on_top(session):
+            session.fail("it takes nothing, and cannot be told that its state is known")
+            return 0
         # Behind all that was sent to the peer before.
         append_frame(session.queue, CH_STATE, frame.data, 1, &heard, 1, NULL)
         router.engine.mark_dirty(session)

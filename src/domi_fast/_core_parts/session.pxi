@@ -314,7 +314,8 @@ cdef class Session:
         self.draining = bool(self.room_waiters) or self.waiting is not None
         if self.draining and self.state != SESSION_CLOSED:
             note_shortage(self)
-            self.look_again(wait)
+            # The limits may let pass by now what they did not a moment ago.
+            self.look_again(wait if self.waiting is None or not self.limited else max(wait, 1e-3))
         return 0
 
     cdef object lost_error(self):
@@ -414,6 +415,8 @@ cdef class Session:
             return 0
         while self.queue.queued:
             n = self.driver.send(self.queue)
+            if self.state == SESSION_CLOSED:
+                return 0        # by what the ssl module ran
             if n < 0:
                 if n != -EAGAIN:
                     self.send_failed(-n)

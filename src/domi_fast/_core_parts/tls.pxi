@@ -3,8 +3,9 @@
 # Invariants: what is sent is enciphered a record at a time, and counts as sent once the kernel has
 # the whole record (of less of it the peer can make nothing); the bytes of a handshake that fails
 # are never sent, so who is refused is not told why; whatever the ssl module raises, a signal's
-# handler within it included, ends the session, whose stream nobody could go on with. Owned by the
-# loop thread.
+# handler within it included, ends the session, whose stream nobody could go on with; and as it runs
+# Python, the session may be closed after each call of it, and no memory but this file's own is lent
+# to it. Owned by the loop thread.
 
 cdef enum:
     TLS_RECORD = 16384          # bytes of plain text in a record, at most
@@ -36,14 +37,17 @@ cdef class TlsDriver(SocketDriver):
 
     cdef int shake(self) except -1:
         # One step of the handshake: 0, or EPROTO with `fault` set.
+        tls = self.tls
+        if self.fd < 0:
+            return EPROTO
         try:
-            self.tls.do_handshake()
-            self.certificate = self.tls.getpeercert()
+            tls.do_handshake()
+            self.certificate = tls.getpeercert()
             # That of the dialler's last message, in TLS 1.3: of this connection and no other.
-            self.binding = self.tls.get_channel_binding("tls-unique")
+            self.binding = tls.get_channel_binding("tls-unique")
             self.secure = True
             if self.first:
-                self.tls.write(self.first)
+                tls.write(self.first)
                 self.first = None
         except ssl.SSLWantReadError:
             pass
@@ -53,7 +57,7 @@ cdef class TlsDriver(SocketDriver):
         except BaseException:
             self.fault = errors.AuthError("the TLS handshake was interrupted")
             raise
-        return 0
+        return EPROTO if self.fd < 0 else 0
 
     cdef int push(self) except -1:
         # Send what the handshake has to say: 0, or an errno. The kernel has room for it, as for
@@ -75,7 +79,7 @@ cdef class TlsDriver(SocketDriver):
         cdef Py_ssize_t n
         cdef int failure
         while True:
-            if self.fault is not None:
+            if self.fault is not None or self.fd < 0:
                 return -EPROTO
             if self.secure and (self.incoming.pending or self.tls.pending()):
                 n = self.decipher(where, size)
@@ -109,9 +113,11 @@ cdef class TlsDriver(SocketDriver):
 
     cdef Py_ssize_t decipher(self, uint8_t* where, size_t size) except -4096:
         # Bytes of plain text, 0 at the end of the stream, or -errno.
+        cdef uint8_t text[TLS_RECORD]
         cdef Py_ssize_t n
         try:
-            n = self.tls.read(size, PyMemoryView_FromMemory(<char*>where, size, PyBUF_WRITE))
+            n = self.tls.read(min(size, <size_t>TLS_RECORD),
+                              PyMemoryView_FromMemory(<char*>text, TLS_RECORD, PyBUF_WRITE))
         except ssl.SSLWantReadError:
             return -EAGAIN
         except (OSError, ValueError) as error:
@@ -120,6 +126,9 @@ cdef class TlsDriver(SocketDriver):
         except BaseException:
             self.fault = errors.FrameError("the deciphering was interrupted")
             raise
+        if self.fd < 0:
+            return -EPROTO      # and `where` may be gone with the session
+        copy(where, text, n)
         self.silent = 0
         return n
 
@@ -131,7 +140,7 @@ cdef class TlsDriver(SocketDriver):
             return -EAGAIN
         if self.record is None:
             self.encipher(queue)
-            if self.fault is not None:
+            if self.fault is not None or self.fd < 0:
                 return -EPROTO
         while self.record_sent < <size_t>PyBytes_GET_SIZE(self.record):
             n = c_send(self.fd, PyBytes_AS_STRING(self.record) + self.record_sent,
@@ -160,9 +169,10 @@ cdef class TlsDriver(SocketDriver):
                 break
         queue.pinned = self.plain
         self.enciphering = True
+        outgoing = self.outgoing
         try:
             self.tls.write(PyMemoryView_FromMemory(<char*>text, self.plain, PyBUF_READ))
-            self.record = self.outgoing.read()
+            self.record = outgoing.read()
             self.record_sent = 0
         except (OSError, ValueError) as error:
             self.fault = errors.FrameError(f"nothing can be enciphered: {tls_reason(error)}")
