@@ -18,7 +18,7 @@ from tests.support import ROOT, environment
 
 COUNT = 400_000 if SOAK else 60_000
 LIMIT = 16 << 20
-SANITIZED = os.environ.get("DOMI_SANITIZE") == "1"
+SLOW_BUILD = any(os.environ.get(f"DOMI_{name}") == "1" for name in ("DEBUG", "SANITIZE"))
 POLICIES = ["raise", "drop_oldest", "drop_newest", "disconnect"]
 
 
@@ -90,7 +90,7 @@ def test_a_subscriber_that_is_stopped(policy: str, tmp_path: Any) -> None:
         publisher.go_on()
         sums = publisher.said()
         assert sums["sent"] == 2 * COUNT
-        if not SANITIZED:  # which keeps what was freed
+        if not SLOW_BUILD:  # which keeps what was freed, or counts it
             assert grown <= LIMIT * 1.1
         # Not more than the sockets and the queue could take, so there were drops.
         assert sums["dropped"] > COUNT // 10
