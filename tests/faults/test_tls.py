@@ -738,3 +738,45 @@ async def test_what_is_dropped_is_dropped_between_records(registry_url: str, tls
         assert node.drops()[-1, 50] > 100
         assert len(got) + sum(node.drops().values()) == 3_000
         peer.close()
+
+
+@pytest.mark.parametrize("call", ["read", "write", "do_handshake"])
+@pytest.mark.parametrize("turn", [1, 2, 3])
+async def test_a_session_may_end_within_the_ssl_module(
+    registry_url: str, tls: Tls, monkeypatch: pytest.MonkeyPatch, call: str, turn: int
+) -> None:
+    """By a finalizer or a signal's handler that runs there: in the middle of a large message too.
+
+    A stand-in for those ends it, because nobody can tell when they run.
+    """
+    async with nodes(registry_url, "a", "b", tls=tls) as (a, b):
+        a.on_error = b.on_error = lambda error, frame: None
+        b.subscribe(50, lambda ctx: None)
+        await a.wait_subscribed(50, timeout=5)
+        original = getattr(ssl.SSLObject, call)
+        calls = 0
+
+        def ends_all(self: ssl.SSLObject, *arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == turn:
+                for node in (a, b):
+                    for each in list(node._mesh._sessions):
+                        each.close("the test ends it")
+            return original(self, *arguments)
+
+        monkeypatch.setattr(ssl.SSLObject, call, ends_all)
+        for _ in range(5):
+            with contextlib.suppress(DomiError):
+                a.notify(50, bytes(500_000))
+            await asyncio.sleep(0.001)
+        if call == "do_handshake":
+            for each in a._router.sessions():
+                each.close("to be made anew")
+        await until(lambda: calls >= turn)
+        monkeypatch.undo()
+        await a.wait_peers(1, 5)
+        await a.wait_subscribed(50, timeout=5)
+        b.subscribe(60, echo)
+        await a.wait_subscribed(60, timeout=5)
+        assert await a.request(60, b"x") == b"x"

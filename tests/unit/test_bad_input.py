@@ -35,6 +35,7 @@ from domi_fast import (
 from domi_fast.registry import open_registry
 from tests import reference
 from tests.reference import Decoder, Offer
+from tests.support import until
 
 SECONDS = 10.0
 MIB = 1 << 20
@@ -1353,6 +1354,24 @@ async def test_pings_without_end_from_a_peer_that_never_reads(
             assert await scene.other.request(50, b"between", SECONDS) == b"between"
             highest = max(highest, scene.node.peers[7].queued if 7 in scene.node.peers else 0)
         assert highest <= 2 * limit
+
+
+async def test_states_without_end_from_a_peer_that_never_reads(
+    registry_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each is to be acknowledged: who takes nothing is closed."""
+    limit = 256 * 1024
+    async with (
+        arena(registry_url, caplog, queue_limit=limit) as scene,
+        extended(scene.node, registry_url, 7, channels=(60,)) as peer,
+    ):
+        flood = reference.state(0) * 20_000
+        with contextlib.suppress(OSError):
+            while 7 in scene.node.peers:
+                await asyncio.wait_for(peer.say(flood), SECONDS)
+                assert await scene.other.request(50, b"between", SECONDS) == b"between"
+                assert 7 not in scene.node.peers or scene.node.peers[7].queued <= 2 * limit
+        await until(lambda: 7 not in scene.node.peers)
 
 
 async def test_a_drip_of_64_bytes_delays_nobody(
