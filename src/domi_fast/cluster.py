@@ -240,8 +240,14 @@ class Cluster:
                 blocks.append(held._left)
         if blocks:
             await asyncio.wait(blocks, timeout=self._config.drain_timeout)
+        # Those that begin meanwhile too; the registry will see run out what is not given back.
+        end = time.monotonic() + self._config.drain_timeout
+        while self._tasks and time.monotonic() < end:
+            await asyncio.wait(self._tasks, timeout=end - time.monotonic())
+        for task in self._tasks:
+            task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self._config.drain_timeout)
+            await asyncio.wait(self._tasks)
 
     # ------------------------------------------------------------------ holding and waiting
 
@@ -265,7 +271,7 @@ class Cluster:
         finally:
             held._leave()
             self._held.discard(held)
-            await asyncio.shield(self._spawn(_revoke(held._lease)))
+            await asyncio.wait([self._spawn(_revoke(held._lease))])
 
     async def _take(self, key: str, what: str, timeout: float | None) -> Claim:
         # Not wait_for: before Python 3.12 it may lose a result that comes with a cancellation.

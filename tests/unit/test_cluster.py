@@ -574,6 +574,28 @@ async def test_closing_the_node_ends_its_leaderships(url: str, lease: float) -> 
                 await try_for(a)
 
 
+async def test_closing_leaves_nothing_to_a_registry_that_hangs(
+    registry_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be given back in time runs out there; no task is left, and the block hears why.
+
+    A stand-in hangs, for a server cannot be made to do so for one call alone.
+    """
+    async with nodes(registry_url, "a", drain_timeout=0.2) as (a,):
+        it = Holder(a)
+        held = (await it.has_it())._lease
+        revoke = type(held).revoke
+
+        async def hangs(lease: Any) -> None:
+            await (asyncio.Event().wait() if lease is held else revoke(lease))
+
+        monkeypatch.setattr(type(held), "revoke", hangs)
+        await asyncio.wait_for(a.close(), 5)
+        assert not a.cluster._tasks
+        with pytest.raises(LeadershipLost, match="the node was closed"):
+            await it.ends()
+
+
 @pytest.mark.parametrize("moment", range(12))
 async def test_a_node_that_closes_at_any_moment_of_a_wait(registry_url: str, moment: int) -> None:
     """Also at the one at which it has just won: no block is left that has not heard of it."""
