@@ -90,7 +90,8 @@ def test_a_subscriber_that_is_stopped(policy: str, tmp_path: Any) -> None:
         publisher.go_on()
         sums = publisher.said()
         assert sums["sent"] == 2 * COUNT
-        if not SLOW_BUILD:  # which keeps what was freed, or counts it
+        # A slow build keeps what was freed, or counts it; a session that ends reports what it had.
+        if not SLOW_BUILD and policy != "disconnect":
             assert grown <= LIMIT * 1.1
         # Not more than the sockets and the queue could take, so there were drops.
         assert sums["dropped"] > COUNT // 10
