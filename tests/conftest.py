@@ -10,6 +10,7 @@ import gc
 import inspect
 import os
 import re
+import signal
 import uuid
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
@@ -44,6 +45,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="both",
         help="the event loop that coroutine tests run on; both unless given",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # What a script starts in the background ignores SIGINT, and so would all that tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
