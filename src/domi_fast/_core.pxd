@@ -15,7 +15,8 @@ down to what they are for):
     engine.pxi       one a loop: receive buffer, wheel, sessions to flush, time slices
     driver.pxi       the descriptor: recv, sendmsg, reader and writer registration
     tls.pxi          the descriptor of a connection that is enciphered
-    session.pxi      one connection: handshake state, heartbeats, flushing
+    session.pxi      one connection: handshake state, flushing
+    heartbeat.pxi    heartbeats, and who is lost for its silence
     backlog.pxi      what waits for a slow receiver: how much may, and what then
     dispatch.pxi     Context and Request: one message each way
     status.pxi       how a message failed: statuses and exceptions
@@ -341,6 +342,9 @@ cdef class Session:
         bint sliced             # the reader's tail holds whole frames: the time was up
         int broken              # errno of a failed send, until the stream has been read to its end
         uint64_t beat_due       # nanoseconds: when the next heartbeat goes out
+        uint64_t last_answer    # nanoseconds: when the peer has answered one
+        double interval_mean    # seconds between its answers, the newest weighing most
+        double interval_variance
         bint extended           # the peer understands what the original does not
         bint draining           # above the low water mark: somebody waits for room
         readonly int peer       # machine id; -1 for a guest or before the handshake
@@ -409,9 +413,6 @@ cdef class Session:
     cdef int hold_reading(self) except -1
     cdef int go_on_reading(self) except -1
     cdef int rise(self) except -1
-    cdef int schedule_beat(self, uint64_t now) except -1
-    cdef int beat(self) except -1
-    cdef int say_beat(self, uint64_t now) except -1
     cdef int fail(self, object reason, bint protocol=*) except -1
     cdef int wake_drained(self) except -1
     cdef int look_again(self, double wait) except -1
@@ -649,6 +650,7 @@ cdef class Router(Verbs):
         public object on_error  # callable(exc, frame) or None
         uint64_t heartbeat_ns
         uint64_t silence_ns
+        double phi_deviations   # of a silence that is too long; infinite: silence_ns alone decides
         uint64_t handshake_ns
         uint64_t busy_ns
         double timeout          # seconds: default of request()

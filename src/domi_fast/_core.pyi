@@ -194,6 +194,8 @@ class Session:
     def candidate(self) -> Candidate: ...
     @property
     def circuit(self) -> str: ...
+    @property
+    def phi(self) -> float: ...
     def probe(self) -> None: ...
     def look_for_room(self) -> None: ...
     @property
@@ -405,6 +407,7 @@ class Router(Verbs):
         timeout: float = 5.0,
         queue_limit: int = 16777216,
         frame_limit: int = 16777216,
+        phi: float | None = None,
         busy_poll: float = 0.0,
         on_error: Callable[[DomiError, Frame], object] | None = None,
         node_queue_limit: int = 268435456,

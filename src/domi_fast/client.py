@@ -43,8 +43,8 @@ async def connect(
         certificate; empty: whichever it is.
     :param timeout: seconds to get connected in, 0.001 to 86,400.
     :param settings: ``heartbeat_interval``, ``heartbeat_timeout``, ``request_timeout`` (seconds),
-        ``queue_limit``, ``frame_limit`` (bytes) and ``on_error``, as for a node: see
-        :class:`~domi_fast.config.GuestConfig`.
+        ``phi_threshold``, ``queue_limit``, ``frame_limit`` (bytes) and ``on_error``, as for a node:
+        see :class:`~domi_fast.config.GuestConfig`.
     :raises ValueError: the URL is not of one of the two forms, or a setting is out of its range.
     :raises TypeError: a setting does not exist, or is of the wrong kind.
     :raises DomiError: the files of ``tls`` cannot be used.
@@ -92,6 +92,7 @@ class Client(Endpoint):
         router = Router(
             heartbeat=config.heartbeat_interval,
             silence=config.heartbeat_timeout,
+            phi=config.phi_threshold,
             handshake=86400.0,  # connect() has a timeout of its own
             timeout=config.request_timeout,
             queue_limit=config.queue_limit,

@@ -126,6 +126,7 @@ class EndpointConfig(Checked):
     name: str
     heartbeat_interval: float
     heartbeat_timeout: float
+    phi_threshold: float | None
     request_timeout: float
     queue_limit: int
     frame_limit: int
@@ -152,6 +153,8 @@ class EndpointConfig(Checked):
                 f"heartbeat_timeout {self.heartbeat_timeout}: it must be above the "
                 f"heartbeat_interval of {self.heartbeat_interval}"
             )
+        if self.phi_threshold is not None:
+            self._check_range("phi_threshold", 1, 100)
         self._check_range("request_timeout", 0.001, 86400)
         self._check_range("queue_limit", 64 * 1024, 1 << 40)
         self._check_range("frame_limit", 4096, 0xFFFFFFFF)
@@ -178,6 +181,7 @@ class GuestConfig(EndpointConfig):
     node: str = ""
     heartbeat_interval: float = 5.0
     heartbeat_timeout: float = 10.0
+    phi_threshold: float | None = None
     request_timeout: float = 5.0
     queue_limit: int = 16 * MIB
     frame_limit: int = 16 * MIB
@@ -221,6 +225,10 @@ class NodeConfig(EndpointConfig):
         costs a core meanwhile.
     :ivar heartbeat_interval: seconds between heartbeats, 0.1 or more.
     :ivar heartbeat_timeout: seconds of silence after which a peer is lost; above the interval.
+    :ivar phi_threshold: a peer is lost before that, once the chance that its silence ends by itself
+        is 10 to the minus so many, by the rhythm in which it has answered heartbeats until then
+        (the phi-accrual detector; 8 is usual, and 2.4 intervals of a regular peer). None: the
+        timeout alone decides.
     :ivar handshake_timeout: seconds within which a new connection must have named itself.
     :ivar handshakes_per_address: connections of one address that may be in their handshake at a
         time; more are closed at once. None: 1,024, with TLS 256, or a quarter of the descriptors
@@ -276,6 +284,7 @@ class NodeConfig(EndpointConfig):
     busy_poll: float = 0.0
     heartbeat_interval: float = 5.0
     heartbeat_timeout: float = 10.0
+    phi_threshold: float | None = None
     handshake_timeout: float = 2.0
     handshakes_per_address: int | None = None
     session_limit: int | None = None

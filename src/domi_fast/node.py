@@ -52,6 +52,7 @@ class Node(Endpoint):
         router = Router(
             heartbeat=config.heartbeat_interval,
             silence=config.heartbeat_timeout,
+            phi=config.phi_threshold,
             handshake=config.handshake_timeout,
             timeout=config.request_timeout,
             queue_limit=config.queue_limit,

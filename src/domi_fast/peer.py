@@ -54,6 +54,13 @@ class Peer:
         return self._session.queued
 
     @property
+    def phi(self) -> float:
+        """How sure it is by now that the peer is dead: 3 when a silence as long as its present one
+        ends by itself once in a thousand times, going by the rhythm of its heartbeats; 0 and up.
+        """
+        return self._session.phi
+
+    @property
     def circuit(self) -> str:
         """``closed``; ``open`` or ``half-open`` while its circuit breaker has it left alone."""
         return self._session.circuit

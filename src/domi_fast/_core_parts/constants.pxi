@@ -267,5 +267,7 @@ cdef enum:
     SPINS_TO_YIELD = 64         # looks in vain after which a spinning thread lets others run
 
 cdef uint64_t SLOW_EVERY = 10000000000ULL   # nanoseconds between two warnings of one slow peer
+cdef double NEWEST_WEIGHT = 0.0625   # in the mean of the intervals between a peer's answers
+cdef double LEAST_SPREAD = 0.25     # of that mean: their standard deviation, if it is not more
 cdef double LOOK_EVERY = 0.01       # seconds, at least, between two of them
 cdef uint64_t NEVER = <uint64_t>0xFFFFFFFFFFFFFFFFULL

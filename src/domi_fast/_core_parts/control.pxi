@@ -9,7 +9,7 @@ cdef bint handle_library(Router router, Session session, RawFrame* frame) except
     if channel == CH_HEARTBEAT:
         session.control(CH_HEARTBEAT_REPLY, b"")
     elif channel == CH_HEARTBEAT_REPLY:
-        pass
+        heard_answer(session)
     elif channel == CH_PONG:
         heard_pong(router, session)
     elif channel == CH_PING:

@@ -61,6 +61,7 @@ cdef class Router:
 
     :param heartbeat: seconds between heartbeats, 0.1 or more.
     :param silence: seconds without a byte after which a peer is lost.
+    :param phi: how sure it must be that a peer is dead for it to be lost before; None: it is not.
     :param handshake: seconds within which a handshake must be complete.
     :param timeout: seconds: the default of :meth:`request`.
     :param queue_limit: bytes that may wait for one peer before sending raises Overloaded.
@@ -74,11 +75,12 @@ cdef class Router:
 
     def __cinit__(self, *, double heartbeat=5.0, double silence=10.0, double handshake=2.0,
                   double timeout=5.0, size_t queue_limit=16777216, uint32_t frame_limit=16777216,
-                  double busy_poll=0.0, on_error=None, size_t node_queue_limit=268435456,
+                  phi=None, double busy_poll=0.0, on_error=None, size_t node_queue_limit=268435456,
                   when_full="raise", uint32_t channel_limit=16384, uint32_t handler_limit=65536):
         self.id = -1
         self.heartbeat_ns = <uint64_t>(heartbeat * 1e9)
         self.silence_ns = <uint64_t>(silence * 1e9)
+        self.phi_deviations = INFINITY if phi is None else deviations(phi)
         self.handshake_ns = <uint64_t>(handshake * 1e9)
         self.timeout = timeout
         self.queue_limit = queue_limit

@@ -1,4 +1,4 @@
-# One connection: handshake, heartbeats, reading in slices, flushing.
+# One connection: handshake, reading in slices, flushing.
 #
 # Invariants: every wake-up ends in EAGAIN, the end of the stream, an error, or a call_soon
 # continuation (libuv stops polling after an error, so a reader that stops early would never hear
@@ -287,6 +287,14 @@ cdef class Session:
             self.router.mesh.overloaded(self, queued)
 
     @property
+    def phi(self):
+        """How sure it is by now that the peer is dead: -log10 of the chance that it is not."""
+        if self.state != SESSION_UP or self.role == ROLE_LOOPBACK:
+            return 0.0
+        silent = (monotonic_ns() - min(monotonic_ns(), self.last_heard)) * 1e-9
+        return max(0.0, phi_at((silent - self.interval_mean) / spread(self)))
+
+    @property
     def circuit(self):
         """``closed``, ``open`` or ``half-open``: whether the peer is left alone."""
         return CIRCUITS[CIRCUIT_CLOSED if self.breaker is None else self.breaker.state]
@@ -314,8 +322,10 @@ cdef class Session:
         self.draining = bool(self.room_waiters) or self.waiting is not None
         if self.draining and self.state != SESSION_CLOSED:
             note_shortage(self)
-            # The limits may let pass by now what they did not a moment ago.
-            self.look_again(wait if self.waiting is None or not self.limited else max(wait, 1e-3))
+            if self.waiting is not None and self.limited and has_room(self):
+                # The limits may let pass by now what they did not a moment ago.
+                wait = max(wait, 1e-3)
+            self.look_again(wait)
         return 0
 
     cdef object lost_error(self):
@@ -764,55 +774,11 @@ cdef class Session:
         self.state = SESSION_UP
         self.guard = None
         self.engine.wheel.remove(&self.heartbeat.node)
-        self.last_heard = self.engine.now
-        self.beat_due = self.engine.now + self.router.heartbeat_ns
-        self.schedule_beat(self.engine.now)
+        begin_beats(self)
         self.router.attach(self)
         return 0
 
     # ------------------------------------------------------------------------------ life and death
-
-    cdef int schedule_beat(self, uint64_t now) except -1:
-        cdef uint64_t silent_at = self.last_heard + self.router.silence_ns
-        cdef uint64_t when = min(self.beat_due, silent_at)
-        self.engine.schedule(&self.heartbeat.node, when - now if when > now else 1000000)
-        return 0
-
-    cdef int beat(self) except -1:
-        # The session's timer, in a batch.
-        cdef uint64_t now = monotonic_ns()
-        if self.state == SESSION_CLOSED:
-            return 0
-        if self.state != SESSION_UP:
-            self.fail("no complete handshake in time", True)
-            return 0
-        if now - self.last_heard >= self.router.silence_ns:
-            # Perhaps it was this process that stood still: look before judging.
-            if not self.continuing:
-                self.engine.schedule(&self.heartbeat.node, 1000000)     # should a handler raise
-                self.read_some()
-                self.engine.wheel.remove(&self.heartbeat.node)
-            if self.state == SESSION_CLOSED:
-                return 0
-            now = max(now, self.last_heard)
-            if self.continuing:
-                # There is more to read; what it is will be known then.
-                self.say_beat(now)
-                self.engine.schedule(&self.heartbeat.node, 1000000)
-                return 0
-            if now - self.last_heard >= self.router.silence_ns:
-                self.router.count("peers_silent")
-                self.fail(f"silent for {(now - self.last_heard) * 1e-9:.1f} s")
-                return 0
-        self.say_beat(now)
-        self.schedule_beat(now)
-        return 0
-
-    cdef int say_beat(self, uint64_t now) except -1:
-        if now >= self.beat_due:
-            self.beat_due = now + self.router.heartbeat_ns
-            self.control(CH_HEARTBEAT, b"")
-        return 0
 
     cdef int fail(self, object reason, bint protocol=False) except -1:
         cdef int state = self.state

@@ -338,7 +338,7 @@ cdef int fire(TimerNode* node) except -1:
         request.expire()
     elif node.kind == TIMER_SESSION:
         session = <Session><object>(<OwnedNode*>node).owner
-        session.beat()
+        beat(session)
     else:
         timer = <Timer><object>timer_at(node)
         if node.kind == TIMER_ONCE:
