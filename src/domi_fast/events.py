@@ -18,7 +18,8 @@ class Event:
 
     :ivar kind: ``joined``: a peer is there, and its channels are known; ``left``: its session is
         over; ``refused``: a connection was closed because its other end does not belong here, or
-        said what it may not; ``overloaded``: the queue for a peer was full, once in a while.
+        said what it may not; ``overloaded``: the queue for a peer was full, once in a while, or
+        this process has no descriptors for who wants to connect.
     :ivar peer: its machine id; None for a guest, and for who has not shown that it is that one.
     :ivar name: of a peer; empty where it is not known.
     :ivar address: where the connection leads, for people.

@@ -34,7 +34,7 @@ from .tls import Certificates, check_name
 
 log = logging.getLogger(__name__)
 
-DIAL_BACKOFF = (0.02, 1.0)
+DIAL_BACKOFF = (0.02, 0.5)
 NEWCOMER_GRACE = 0.1
 # Seconds without a byte of a peer that has been told of a state, after which it hangs.
 PATIENCE = 1.0
@@ -80,6 +80,7 @@ class Mesh:
         self._tasks: set[asyncio.Task[None]] = set()
         self.conditions = Conditions(router)
         self._closing = False
+        self._was_short = False
         self.peers: Mapping[int, Peer] = MappingProxyType(self._peers)
 
     # ------------------------------------------------------------------------------ start and stop
@@ -108,14 +109,20 @@ class Mesh:
         self._router.start(self)
         self._listeners.append(
             transport.Listener(
-                loop, transport.listen_tcp(self._config.host, self._config.port), self._accepted
+                loop,
+                transport.listen_tcp(self._config.host, self._config.port),
+                self._accepted,
+                self._short,
             )
         )
         self._port = self._listeners[0].port or 0
         if self._config.unix_path is not None:
             self._listeners.append(
                 transport.Listener(
-                    loop, transport.listen_unix(self._config.unix_path), self._accepted
+                    loop,
+                    transport.listen_unix(self._config.unix_path),
+                    self._accepted,
+                    self._short,
                 )
             )
         snapshot = await self._members.join(self._port, http)
@@ -366,7 +373,16 @@ class Mesh:
 
     # ----------------------------------------------------------------- what the core's router calls
 
+    def _short(self, error: OSError) -> None:
+        self._router.note("accepts_put_off")
+        if not self._was_short:
+            self._was_short = True
+            reason = f"callers are left waiting: {error.strerror}"
+            log.warning("node %d: %s", self.id, reason, extra={"domi_node": self.id})
+            self.witness.saw("overloaded", None, "", "", reason)
+
     def _accepted(self, fd: int, address: str) -> None:
+        self._was_short = False
         reached = self._callers.reached(address)
         if reached is not None:
             os.close(fd)

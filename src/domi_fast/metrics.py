@@ -19,6 +19,7 @@ COUNTERS = {
     "frames_out": "Frames sent.",
     "bytes_in": "Bytes received.",
     "bytes_out": "Bytes sent.",
+    "accepts_put_off": "Times that callers were left waiting, because there were no descriptors.",
     "answers_lost": "Answers that could not be sent: the asker is gone, or its queue is full.",
     "call_errors": "Errors that a call, which has no form for them, could not be told.",
     "circuits_closed": "Circuits of peers that have answered a ping.",

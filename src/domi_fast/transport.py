@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 ACCEPTS_A_TURN = 64
+ACCEPT_AGAIN = 0.1
 BACKLOG = 1024
 
 
@@ -37,6 +38,8 @@ class Listener:
 
     :param sock: bound and listening, non-blocking.
     :param connected: called with (descriptor, address) for each connection; owns the descriptor.
+    :param short: called with the error each time that the process has no descriptor, or the kernel
+        no memory, for a connection that waits; it is tried again every ``ACCEPT_AGAIN`` seconds.
     """
 
     def __init__(
@@ -44,10 +47,12 @@ class Listener:
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
         connected: Callable[[int, str], None],
+        short: Callable[[OSError], None],
     ) -> None:
         self._loop = loop
         self._sock = sock
         self._connected = connected
+        self._short = short
         self._retry: asyncio.TimerHandle | None = None
         self._path: str | None = sock.getsockname() if sock.family == socket.AF_UNIX else None
         loop.add_reader(sock.fileno(), self._accept)
@@ -64,9 +69,10 @@ class Listener:
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     raise
-                # Out of descriptors: the socket stays readable, so look away for a moment.
+                # The socket stays readable, so look away for a moment.
                 self._loop.remove_reader(self._sock.fileno())
-                self._retry = self._loop.call_later(0.1, self._resume)
+                self._retry = self._loop.call_later(ACCEPT_AGAIN, self._resume)
+                self._short(error)
                 return
             tune(sock, self._path or address[0])
             name = f"unix:{self._path}" if self._path else f"{address[0]}:{address[1]}"

@@ -7,10 +7,12 @@ order of the commands. Started by ``tests.support.Worker``; the loop's kind is i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
 import random
+import resource
 import socket
 import struct
 import sys
@@ -40,6 +42,7 @@ class Nodes:
         self.lost: list[tuple[int, int, float, str]] = []
         self.outcomes: Counter[str] = Counter()
         self.worked = 0
+        self.hoarded: list[int] = []
 
     def node(self, machine: int) -> Any:
         return next(node for node in self.nodes if node.id == machine)
@@ -263,6 +266,24 @@ class Nodes:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         node.notify(channel, bytes(size), to=machine)
         os.kill(os.getpid(), 9)
+
+    async def hoard(self, most: int) -> int:
+        """Take all the descriptors that this process may have, which are so many from now on."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, soft), hard))
+        with contextlib.suppress(OSError):
+            while True:
+                self.hoarded.append(os.open(os.devnull, os.O_RDONLY))
+        return len(self.hoarded)
+
+    async def let_go(self) -> float:
+        """Give them back; the time when that was."""
+        while self.hoarded:
+            os.close(self.hoarded.pop())
+        return time.monotonic()
+
+    async def processor_time(self) -> float:
+        return time.process_time()
 
     async def fork_and_stay(self) -> int:
         """Fork a child that does nothing for a while; its process id."""

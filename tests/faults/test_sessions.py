@@ -477,11 +477,8 @@ async def test_out_of_descriptors(registry_url: str) -> None:
                 one.setblocking(False)
             await until(lambda: listener._retry is not None)
             assert await a.request(60, b"inside") == b"inside"
-            # Nobody spins: the loop is free while the listener waits.
-            used = time.process_time()
-            await asyncio.sleep(0.3)
-            assert time.process_time() - used < 0.2
             assert len(b.peers) == 1
+            assert b.counters()["accepts_put_off"] >= 1
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         try:
@@ -493,6 +490,30 @@ async def test_out_of_descriptors(registry_url: str) -> None:
             for one in waiting:
                 one.close()
         await b.wait_peers(1, 5)
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+def test_a_node_without_descriptors_idles_and_recovers_at_once(kind: str, sqlite_url: str) -> None:
+    """Its process has opened as many files as it may. A newcomer waits, and costs it nothing."""
+    settings: dict[str, Any] = {"registry": sqlite_url, "start_timeout": 0.0}
+    with workers(kind, kind, kind) as (old, starved, newcomer):
+        old.ask("start", **settings)
+        [machine] = starved.ask("start", **settings)
+        old.ask("wait_peers", count=1)
+        starved.ask("watch_losses")
+        assert starved.ask("hoard", most=256) > 100
+        newcomer.ask("start", **settings)
+        until_now(lambda: starved.ask("counters")[0].get("accepts_put_off", 0) > 0)
+        used, begun = starved.ask("processor_time"), time.monotonic()
+        time.sleep(3.0)
+        used, took = starved.ask("processor_time") - used, time.monotonic() - begun
+        assert used < 0.05 * took
+        assert old.ask("request", machine=machine, channel=50, text="inside") == "inside"
+        assert starved.ask("losses") == []
+        assert len(starved.ask("sessions")[str(machine)]["peers"]) == 1
+        let_go = starved.ask("let_go")
+        assert starved.ask("wait_peers", count=2) - let_go < 1.0
+        newcomer.ask("wait_peers", count=2)
 
 
 async def test_who_connects_before_the_node_is_in_the_registry(

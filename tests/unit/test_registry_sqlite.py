@@ -384,6 +384,23 @@ def test_an_idle_registry_wakes_its_loop_only_for_changes(path: str) -> None:
     run(main)
 
 
+def test_its_log_stays_small(path: str) -> None:
+    """The write-ahead log begins anew after a few changes, where there are pauses between them."""
+
+    async def main() -> None:
+        async with opened(path) as registry:
+            for number in range(300):
+                await registry.put("a", str(number).encode())
+                await asyncio.sleep(0.002)
+            assert os.stat(path + "-wal").st_size < 256 << 10
+        async with opened(path) as again:
+            entry = await again.get("a")
+            assert entry is not None
+            assert entry.value == b"299"
+
+    run(main)
+
+
 def test_a_holder_stopped_beyond_its_lease_finds_it_lost(path: str) -> None:
     async def main() -> None:
         with child_of(path) as child:

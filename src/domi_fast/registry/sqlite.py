@@ -276,6 +276,8 @@ class _Worker(threading.Thread):
             self._renew()
         with suppress(RegistryError):
             self._look(force=wrote)
+        if self._file is not None and not self._writes:
+            self._file.store.tidy()
 
     def _wait(self) -> None:
         """Sleep until there is work or it is time to look."""

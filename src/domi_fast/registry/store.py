@@ -52,6 +52,10 @@ LOG_BYTES: Final = 16 << 20
 # changes between two boots, so adding it at a reboot keeps the counter from going back.
 REBOOT_GAP: Final = 1 << 32
 
+# Of one process, after which the write-ahead log begins anew: it stays small, and where the disk is
+# full what it has taken already is room enough.
+COMMITS: Final = 4
+
 # Oldest SQLite builds take 999 variables in one statement.
 _CHUNK: Final = 500
 
@@ -101,6 +105,7 @@ class Store:
         self._clock = clock
         self._max_events = log_events
         self._max_bytes = log_bytes
+        self._commits = 0  # since the write-ahead log began anew
         # Of the transaction under way; read at its start and written at its end.
         self._incarnation = ""
         self._revision = self._log_start = self._log_count = self._log_bytes = 0
@@ -138,7 +143,8 @@ class Store:
         """Make the schema where there is none; end all leases of an earlier boot."""
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            if not self._check():
+            is_new = not self._check()
+            if is_new:
                 for statement in SCHEMA:
                     self._db.execute(statement)
                 self._db.execute(
@@ -154,10 +160,19 @@ class Store:
             self._sweep(self._clock())
             self._flush()
             self._db.execute("COMMIT")
+            if is_new:
+                self._restart_log(
+                    "RESTART"
+                )  # what the tables take is theirs, should the disk fill up
         except sqlite3.Error as exc:
             raise self._translated(exc) from exc
         finally:
             self._rollback()
+
+    def tidy(self) -> None:
+        """Keep the write-ahead log small, while there is nothing else to do: it syncs the file."""
+        if self._commits >= COMMITS:
+            self._restart_log("PASSIVE")
 
     def close(self) -> None:
         self._db.close()
@@ -339,10 +354,27 @@ class Store:
             yield now
             self._flush()
             self._db.execute("COMMIT")
+            self._commits += 1
         except sqlite3.Error as exc:
+            if "disk is full" in str(exc):
+                self._rollback()
+                if self._restart_log("RESTART"):
+                    raise Busy(f"{self._where}: {exc}") from exc
             raise self._translated(exc) from exc
         finally:
             self._rollback()
+
+    def _restart_log(self, mode: str) -> bool:
+        """Have the write-ahead log begin anew; whether there was anything in it, and it has.
+
+        In the file that it is: on a full disk somebody else would take what is given back.
+        """
+        try:
+            busy, pages, _ = self._one(f"PRAGMA wal_checkpoint({mode})")
+        except sqlite3.Error:
+            return False
+        self._commits = 0
+        return not busy and pages > 0
 
     @contextmanager
     def _read(self) -> Iterator[None]:
