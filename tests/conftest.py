@@ -22,6 +22,7 @@ import uvloop
 from hypothesis import HealthCheck, settings
 
 from domi_fast import _core
+from tests.overheard import EAR
 
 SOAK = os.environ.get("DOMI_SOAK") == "1"
 DEADLINE = 600.0 if SOAK else 60.0
@@ -51,6 +52,18 @@ def pytest_configure(config: pytest.Config) -> None:
     # What a script starts in the background ignores SIGINT, and so would all that tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    listening = EAR.listening()
+    listening.__enter__()
+    config.add_cleanup(lambda: listening.__exit__(None, None, None))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name == "test_secrecy.py")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    for _, text in report.sections:
+        EAR.hear(text)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

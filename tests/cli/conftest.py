@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from domi_fast.cli.commands import run_command
+from tests.overheard import EAR
 from tests.support import ROOT
 
 PATIENCE = 30.0
@@ -96,6 +97,7 @@ class Shell:
         finally:
             process.kill()
             process.communicate()
+        EAR.hear((said or b"").decode())
         return Ended(process.returncode, out or b"", (said or b"").decode())
 
 

@@ -161,9 +161,8 @@ class Store:
             self._flush()
             self._db.execute("COMMIT")
             if is_new:
-                self._restart_log(
-                    "RESTART"
-                )  # what the tables take is theirs, should the disk fill up
+                # What the tables take is theirs then, should the disk fill up.
+                self._restart_log("RESTART")
         except sqlite3.Error as exc:
             raise self._translated(exc) from exc
         finally:
