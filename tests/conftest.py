@@ -100,6 +100,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def run_on(kind: str, work: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine on a new loop of this kind; fail when it hangs or leaves tasks behind."""
     loop = LOOPS[kind]()
+    # asyncio's debug mode would tell of callbacks that the machine was slow with.
+    loop.slow_callback_duration = DEADLINE
     problems: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: problems.append(context))
     try:

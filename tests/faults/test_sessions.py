@@ -250,11 +250,11 @@ async def test_a_peer_that_always_has_more_lets_the_loop_turn(registry_url: str)
         node.subscribe(60, handler)
         try:
             await raw.send(frame)
-            begun = time.monotonic()
+            begun = time.thread_time()
             while arrived < 20_000:
                 turns += 1
                 await asyncio.sleep(0)
-            slices = (time.monotonic() - begun) / 100e-6
+            slices = (time.thread_time() - begun) / 100e-6
             assert turns > slices / 10, f"{turns} turns of the loop in {slices:.0f} slices"
         finally:
             raw.close()

@@ -92,12 +92,13 @@ async def test_tasks_and_timers_are_on_time_meanwhile(registry_url: str) -> None
             loop.call_later(0.003, woken.set_result, None)
             await woken
             timers.append(time.monotonic() - due)
-            asked = time.monotonic()
+            # To poll is to use the processor.
+            asked = time.thread_time()
             await asyncio.create_task(asyncio.sleep(0))
-            tasks.append(time.monotonic() - asked)
+            tasks.append(time.thread_time() - asked)
         # The loop's own timers may be a millisecond late, too.
         assert statistics.median(timers) < 0.002 * slowness()
-        assert statistics.median(tasks) < 0.001 * slowness()
+        assert statistics.median(tasks) < 0.001
 
 
 async def test_all_sessions_are_served(registry_url: str) -> None:

@@ -25,6 +25,7 @@ class Terminal:
         paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
         self.environment = {
             **os.environ,
+            "PYTHONASYNCIODEBUG": "",  # which says more than the example
             "XDG_RUNTIME_DIR": str(runtime),
             "PYTHONPATH": os.pathsep.join(str(ROOT / path) for path in paths if path),
         }
