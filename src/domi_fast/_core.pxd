@@ -102,14 +102,17 @@ cdef class WriteQueue:
         Segment* last           # borrowed: the end of that chain
         readonly size_t queued  # bytes that are still to be sent
         size_t pinned           # bytes at its beginning that have to stay as they are
+        size_t taken            # bytes of the first segment that take() has passed
 
     cdef int append_in_place(self, uint16_t channel, size_t size, const uint8_t* extend,
                              uint16_t extend_size, PyObject* owner) except -1
     cdef Segment* link(self, size_t capacity, bint exact) except NULL
     cdef int gather(self, iovec* vectors, int most) noexcept
     cdef void consume(self, size_t size) noexcept
+    cdef void drop_first(self) noexcept
     cdef void clear(self) noexcept
-    cdef list unsent(self)
+    cdef object take(self)
+    cdef dict droppable(self, int prefix)
     cdef dict drop_oldest(self, size_t wanted, int prefix, dict policies, int policy)
 
 
@@ -714,7 +717,7 @@ cdef class Router(Verbs):
     cdef int attach(self, Session session) except -1
     cdef int warn_of(self, Session session) except -1
     cdef int session_lost(self, Session session, bint was_up, bint protocol,
-                          list unsent) except -1
+                          WriteQueue unsent) except -1
 
 
 cdef class BatchChannel(Taker):

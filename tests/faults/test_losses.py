@@ -31,7 +31,7 @@ from domi_fast import (
     encode_frame,
 )
 from domi_fast.handshake import Offer, encode_welcome
-from tests.support import RawPeer, forget_records, nodes, until
+from tests.support import RawPeer, forget_records, nodes, session, until
 
 BIG = bytes(100_000)
 
@@ -185,6 +185,26 @@ async def test_close_delivers_what_the_node_has_sent_to_itself(registry_url: str
             node.notify(60, b"%d" % number)
         node.notify(61, b"last")
     assert got == [b"%d" % number for number in range(5000)] + [b"last"]
+
+
+async def test_what_its_handler_has_is_not_lost(registry_url: str) -> None:
+    """A node's session with itself ends inside a handler: the rest is told of, in order."""
+    lost: list[bytes] = []
+    got: list[bytes] = []
+    settings: dict[str, Any] = {"on_error": lambda error, frame: lost.append(frame.data)}
+    async with nodes(registry_url, "a", **settings) as (a,):
+
+        def handler(ctx: Context) -> None:
+            got.append(ctx.data)
+            session(a, a.id).close("for the test")
+            assert ctx.data == got[0]
+
+        a.subscribe(50, handler)
+        sent = [b"%d" % number + bytes(10_000 * (number % 3)) for number in range(100)]
+        for data in sent:
+            a.notify(50, data, to=a.id)
+        await until(lambda: len(lost) == 99)
+        assert (got, lost) == (sent[:1], sent[1:])
 
 
 async def test_every_task_that_iterates_ends(registry_url: str) -> None:

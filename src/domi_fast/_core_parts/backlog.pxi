@@ -188,14 +188,10 @@ cdef int disconnect(Session session, uint16_t channel, bint asks) except -1:
     # The session ends; what waited in it is counted, and reported as what any lost peer missed.
     cdef int prefix = 2 if session.role == ROLE_GUEST else 0
     cdef size_t queued = session.queue.queued
-    cdef bytes extend
     if not asks:
         drop(session, channel, 1)
-    for frame in session.queue.unsent():
-        extend = frame.extend
-        if frame.channel <= USER_LAST and not asks_for_answer(
-                <const uint8_t*>PyBytes_AS_STRING(extend), <uint16_t>len(extend), prefix):
-            drop(session, frame.channel, 1)
+    for found, count in session.queue.droppable(prefix).items():
+        drop(session, found, count)
     session.fail(f"it is slow: {queued} bytes wait for it (when_full='disconnect')")
     raise session.lost_error()
 

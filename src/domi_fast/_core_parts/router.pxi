@@ -1021,7 +1021,7 @@ cdef class Router:
         return 0
 
     cdef int session_lost(self, Session session, bint was_up, bint protocol,
-                          list unsent) except -1:
+                          WriteQueue unsent) except -1:
         cdef uint32_t slot
         cdef Request request
         if protocol:
@@ -1056,7 +1056,10 @@ cdef class Router:
                         request.settle(REQUEST_CANCELLED, None, False)
         if self.mesh is not None and session.role != ROLE_LOOPBACK:
             self.mesh.lost(session, was_up)
-        for frame in unsent:
+        while True:
+            frame = unsent.take()
+            if frame is None:
+                break
             if session.role == ROLE_UPLINK:
                 uplink_frame_lost(self, session, frame)
             elif frame.channel > USER_LAST:

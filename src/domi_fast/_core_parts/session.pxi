@@ -782,7 +782,7 @@ cdef class Session:
 
     cdef int fail(self, object reason, bint protocol=False) except -1:
         cdef int state = self.state
-        cdef list unsent
+        cdef WriteQueue unsent = self.queue
         cdef Session alive = self       # the table that this leaves may hold the last reference
         if state == SESSION_CLOSED:
             return 0
@@ -794,8 +794,9 @@ cdef class Session:
             self.driver.close()
             if self.reader.window is NULL:
                 self.reader.drop()
-        unsent = self.queue.unsent() if self.queue.queued else []
-        self.queue.clear()
+        self.queue = WriteQueue()
+        if self.driver is None and unsent.pinned:
+            unsent.head.sent += unsent.pinned   # its handler runs: it is not lost
         forget_all(self)
         shrink_room(self, 0)
         self.engine.spare = None        # it may lead here

@@ -150,20 +150,22 @@ cdef class WriteQueue:
 
     cdef void consume(self, size_t size) noexcept:
         # `size` more bytes were sent.
-        cdef Segment* segment
         cdef size_t left
         self.queued -= size
         while self.head is not NULL:
-            segment = self.head
-            left = segment.size - segment.sent
+            left = self.head.size - self.head.sent
             if size < left:
-                segment.sent += size
+                self.head.sent += size
                 return
             size -= left
-            self.head = segment.next
-            if self.head is NULL:
-                self.last = NULL
-            give_segment(segment)
+            self.drop_first()
+
+    cdef void drop_first(self) noexcept:
+        cdef Segment* segment = self.head
+        self.head = segment.next
+        if self.head is NULL:
+            self.last = NULL
+        give_segment(segment)
 
     cdef void clear(self) noexcept:
         cdef Segment* segment
@@ -174,9 +176,29 @@ cdef class WriteQueue:
         self.last = NULL
         self.queued = self.pinned = 0
 
-    cdef list unsent(self):
-        # The frames of which the peer cannot have got the whole, oldest first.
-        cdef list frames = []
+    cdef object take(self):
+        # The oldest frame of which the peer cannot have got the whole; None: there is none. Of a
+        # queue that nothing is sent from any more: it lets go of what it has passed.
+        cdef Segment* segment
+        cdef RawFrame frame
+        while self.head is not NULL:
+            segment = self.head
+            while self.taken < segment.size:
+                self.taken += frame_at(segment, self.taken, &frame)
+                try:
+                    if self.taken > segment.sent:
+                        return frame_object(&frame)
+                finally:
+                    Py_XDECREF(frame.owner)
+            self.queued -= segment.size - segment.sent
+            self.taken = 0
+            self.drop_first()
+        return None
+
+    cdef dict droppable(self, int prefix):
+        # How many frames of each channel there are that are a user's and ask for no answer, of
+        # those of which the peer cannot have got the whole.
+        cdef dict found = {}
         cdef Segment* segment = self.head
         cdef RawFrame frame
         cdef size_t offset
@@ -184,13 +206,12 @@ cdef class WriteQueue:
             offset = 0
             while offset < segment.size:
                 offset += frame_at(segment, offset, &frame)
-                try:
-                    if offset > segment.sent:
-                        frames.append(frame_object(&frame))
-                finally:
-                    Py_XDECREF(frame.owner)
+                Py_XDECREF(frame.owner)     # the segment's own is enough here
+                if (offset > segment.sent and frame.channel <= USER_LAST
+                        and not asks_for_answer(frame.extend, frame.extend_size, prefix)):
+                    found[frame.channel] = found.get(frame.channel, 0) + 1
             segment = segment.next
-        return frames
+        return found
 
     cdef dict drop_oldest(self, size_t wanted, int prefix, dict policies, int policy):
         # Drop the oldest frames that may be dropped, until they are `wanted` bytes or there are no
@@ -275,7 +296,21 @@ cdef class WriteQueue:
 
     def frames(self):
         """The frames of which not every byte has been taken, as a list of :class:`Frame`."""
-        return self.unsent()
+        cdef list frames = []
+        cdef Segment* segment = self.head
+        cdef RawFrame frame
+        cdef size_t offset
+        while segment is not NULL:
+            offset = 0
+            while offset < segment.size:
+                offset += frame_at(segment, offset, &frame)
+                try:
+                    if offset > segment.sent:
+                        frames.append(frame_object(&frame))
+                finally:
+                    Py_XDECREF(frame.owner)
+            segment = segment.next
+        return frames
 
 
 cdef size_t frame_at(Segment* segment, size_t offset, RawFrame* frame) noexcept:
