@@ -240,11 +240,14 @@ def environment() -> dict[str, str]:
 
 
 class Worker:
-    """A process that runs nodes (tests/cluster/worker.py): one JSON line each way a command."""
+    """A process that runs nodes (tests/cluster/worker.py): one JSON line each way a command.
 
-    def __init__(self, loop: str = "uvloop") -> None:
+    :param program: a module with other commands.
+    """
+
+    def __init__(self, loop: str = "uvloop", program: str = "tests.cluster.worker") -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "cluster" / "worker.py"), loop],
+            [sys.executable, "-m", program, loop],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,

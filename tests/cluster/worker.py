@@ -317,7 +317,8 @@ async def until(condition: Callable[[], bool], timeout: float) -> None:
         await asyncio.sleep(0.005)
 
 
-async def main() -> None:
+async def obey(commands: object) -> None:
+    """Do what the test says, by the coroutine methods of this object, until the test is over."""
     loop = asyncio.get_running_loop()
     lines: asyncio.Queue[bytes] = asyncio.Queue()
     rest = b""
@@ -333,18 +334,26 @@ async def main() -> None:
 
     os.set_blocking(0, False)
     loop.add_reader(0, readable)
-    nodes = Nodes()
     while True:
         command, arguments = json.loads(await lines.get())
         try:
-            result = ["ok", await getattr(nodes, command)(**arguments)]
+            result = ["ok", await getattr(commands, command)(**arguments)]
         except Exception as error:
             result = ["error", f"{type(error).__name__}: {error}"]
         os.write(1, json.dumps(result).encode() + b"\n")
 
 
-if __name__ == "__main__":
+def run(commands: type) -> None:
+    """The program: its argument is the loop's kind."""
+
+    async def main() -> None:
+        await obey(commands())
+
     if sys.argv[1] == "uvloop":
         uvloop.run(main())
     else:
         asyncio.run(main())
+
+
+if __name__ == "__main__":
+    run(Nodes)
