@@ -1,8 +1,8 @@
 """The benchmarks: what is run, and in what order.
 
 Each gives figures, and runs its anchor in turn with itself: the machine may be in another mood a
-minute later. Latency and serial mode have modules of their own beside this one; the list at the end
-has all of them.
+minute later. Latency, serial mode and others have modules of their own beside this one; the list at
+the end has all of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import balance_suite, latency_suite, serial_suite
+from bench import balance_suite, latency_suite, serial_suite, trouble_suite
 from bench.figures import Figure, Target
 from bench.peers import c_echo, raw_stream
 from bench.settings import Settings, Skip, in_turn
@@ -342,6 +342,8 @@ BENCHMARKS = [
     Benchmark("publish", "publish to 1, 10 and 100 nodes, two cores", publish),
     Benchmark("idle-session", "memory of an idle session", idle_session),
     Benchmark("flood", "a peer's p99 while another floods the node", flood),
+    Benchmark("crowd", "who joins a node that 10,000 strangers crowd", trouble_suite.crowd),
+    Benchmark("stopped", "a publish's p99 while one of three is stopped", trouble_suite.stopped),
     Benchmark("serial", "call and reply in serial mode, two cores", serial_suite.call_reply),
     Benchmark(
         "serial-thread", "a node's p99 while its serial thread is held up", serial_suite.thread

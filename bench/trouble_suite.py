@@ -1,0 +1,156 @@
+"""Trouble: what strangers who crowd a node, or a subscriber that is stopped, cost the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import statistics
+
+from bench.figures import Figure, Target
+from bench.settings import Settings, Skip, in_turn
+from bench.two_process.processes import BenchError, Worker, cluster, start
+
+STRANGERS = 10_000
+POLICIES = ("raise", "drop_oldest", "drop_newest", "disconnect")
+TWICE = Target("ratio", 2.0, at_most=True)
+
+__all__ = ["crowd", "stopped"]
+
+
+def crowd(settings: Settings) -> list[Figure]:
+    """Joining a node from 127.0.0.1, beside strangers from 127.0.0.2 who say no more than hello.
+
+    Who is closed comes again at once. They share the joiner's processor, below everybody else.
+    """
+    figures = {
+        who: Figure(
+            f"crowd-{who}",
+            f"p99 of joining: a {who[:-1]}, beside 10,000 half-open handshakes",
+            "s",
+            anchor="without them",
+            target=TWICE,
+        )
+        for who in ("nodes", "guests")
+    }
+    cpus = settings.pair()
+    strangers = settings.few(STRANGERS)
+    counts = {"nodes": 2 if settings.smoke else 100, "guests": 2 if settings.smoke else 400}
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < strangers + 1000:
+        raise Skip(f"a process may not open {strangers + 1000} files")
+    medians: dict[str, list[float]] = {who: [] for who in figures}
+    held, refused, busy = [], [], []
+    with cluster() as (stack, folder):
+        node = start(stack, "crowded", folder, cpus[0])
+        port = node.ready["port"]
+        joiner = start(stack, "crowded", folder, cpus[1], "--url", f"tcp://127.0.0.1:{port}")
+
+        def join(beside: bool) -> None:
+            for who, figure in figures.items():
+                joiner.ask(who, count=max(1, counts[who] // 10))
+                measured = joiner.ask(who, count=counts[who])
+                to = figure.values if beside else figure.anchor_values
+                to.append(measured["p99_ns"] * 1e-9)
+                figure.samples = measured["count"]
+                if beside:
+                    medians[who].append(measured["p50_ns"] * 1e-9)
+
+        def besieged() -> None:
+            given = {"port": port, "source": "127.0.0.2", "count": strangers}
+            with Worker("tests.faults.crowd", json.dumps(given)) as crowd:
+                below_everybody(crowd.pid, cpus[1])
+                before = node.ask("counters")
+                join(beside=True)
+                after = node.ask("counters")
+            held.append(after["held"])
+            refused.append(after["refused_handshakes"] - before["refused_handshakes"])
+            busy.append(after["cpu_s"] - before["cpu_s"])
+            if settings.few(STRANGERS) == STRANGERS and not refused[-1]:
+                raise BenchError("the strangers were not so many that one was refused")
+
+        for number in range(settings.rounds):
+            in_turn(number, lambda: join(beside=False), besieged)
+    for who, figure in figures.items():
+        figure.detail = {
+            "p50": statistics.median(medians[who]),
+            "connections_held": statistics.median(held),
+            "handshakes_refused": statistics.median(refused),
+            "cpu_s_of_the_node": statistics.median(busy),
+        }
+    return list(figures.values())
+
+
+def below_everybody(process: int, cpu: int) -> None:
+    """Keep a process on one processor, where every other goes first."""
+    os.sched_setaffinity(process, {cpu})
+    try:
+        os.sched_setscheduler(process, os.SCHED_IDLE, os.sched_param(0))
+    except OSError:
+        os.setpriority(os.PRIO_PROCESS, process, 19)
+
+
+def stopped(settings: Settings) -> list[Figure]:
+    """Publishing to three, of which one is stopped, and not.
+
+    As fast as the two others take it: what they wait is mostly the length of full buffers, and who
+    is stopped leaves them its share of the processor. Then half as fast, where nothing hides what
+    one publish holds up the next for; counted from when it was due.
+    """
+    return [figure for policy in POLICIES for figure in stopped_with(policy, settings)]
+
+
+def stopped_with(policy: str, settings: Settings) -> list[Figure]:
+    full, half = (
+        Figure(
+            f"stopped-{policy.replace('_', '-')}-{load}",
+            f"p99 of a publish to arrive, {load} load, another subscriber is stopped: {policy}",
+            "s",
+            anchor="while it is not",
+            target=TWICE,
+            detail={"p50": [], "anchor_p50": [], "per_s": [], "anchor_per_s": [], "missed": []},
+        )
+        for load in ("full", "half")
+    )
+    cpus = settings.pair()
+    length = (
+        {"warm_up": 0.1, "seconds": 0.1} if settings.smoke else {"warm_up": 0.7, "seconds": 1.0}
+    )
+    with cluster() as (stack, folder):
+        names = ("one", "other", "third")
+        *live, third = (start(stack, "stopped", folder, cpus[1], "--name", name) for name in names)
+        publisher = start(stack, "stopped", folder, cpus[0], "--when-full", policy)
+        ids = [each.ready["id"] for each in live]
+
+        def measure(figure: Figure, beside: bool) -> None:
+            rate = 0.0 if figure is full else min(full.detail["anchor_per_s"]) / 2
+            fed = publisher.ask("feed", live=ids, rate=rate, **length)
+            found = [each.ask("latencies", count=fed["counted"]) for each in live]
+            to = figure.values if beside else figure.anchor_values
+            to.append(max(each["p99_ns"] for each in found) * 1e-9)
+            prefix = "" if beside else "anchor_"
+            figure.detail[f"{prefix}p50"].append(max(each["p50_ns"] for each in found) * 1e-9)
+            figure.detail[f"{prefix}per_s"].append(fed["rate"])
+            if beside:
+                figure.detail["missed"].append(fed["missed"])
+                figure.samples = fed["counted"]
+
+        def phase(figure: Figure, beside: bool) -> None:
+            if beside:
+                os.kill(third.pid, signal.SIGSTOP)
+            try:
+                measure(figure, beside)
+            finally:
+                os.kill(third.pid, signal.SIGCONT)
+            publisher.ask("recovered")
+            third.ask("forget")
+
+        for _ in range(settings.rounds):
+            for figure in (full, half):
+                # Half of the load is known once all of it was measured.
+                phase(figure, beside=False)
+                phase(figure, beside=True)
+    for figure in (full, half):
+        if not settings.smoke and not min(figure.detail["missed"]):
+            figure.void = "the queue for who was stopped was never full"
+    return [full, half]
