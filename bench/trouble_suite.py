@@ -23,6 +23,7 @@ def crowd(settings: Settings) -> list[Figure]:
     """Joining a node from 127.0.0.1, beside strangers from 127.0.0.2 who say no more than hello.
 
     Who is closed comes again at once. They share the joiner's processor, below everybody else.
+    ``alone_p99`` is without the time that what else runs here has kept node and joiner waiting.
     """
     figures = {
         who: Figure(
@@ -39,12 +40,12 @@ def crowd(settings: Settings) -> list[Figure]:
     counts = {"nodes": 2 if settings.smoke else 100, "guests": 2 if settings.smoke else 400}
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < strangers + 1000:
         raise Skip(f"a process may not open {strangers + 1000} files")
-    medians: dict[str, list[float]] = {who: [] for who in figures}
     held, refused, busy = [], [], []
     with cluster() as (stack, folder):
         node = start(stack, "crowded", folder, cpus[0])
         port = node.ready["port"]
-        joiner = start(stack, "crowded", folder, cpus[1], "--url", f"tcp://127.0.0.1:{port}")
+        to_there = ["--url", f"tcp://127.0.0.1:{port}", "--pid", node.pid]
+        joiner = start(stack, "crowded", folder, cpus[1], *to_there)
 
         def join(beside: bool) -> None:
             for who, figure in figures.items():
@@ -53,8 +54,9 @@ def crowd(settings: Settings) -> list[Figure]:
                 to = figure.values if beside else figure.anchor_values
                 to.append(measured["p99_ns"] * 1e-9)
                 figure.samples = measured["count"]
-                if beside:
-                    medians[who].append(measured["p50_ns"] * 1e-9)
+                prefix = "" if beside else "anchor_"
+                for of in ("p50", "alone_p99"):
+                    figure.detail.setdefault(prefix + of, []).append(measured[f"{of}_ns"] * 1e-9)
 
         def besieged() -> None:
             given = {"port": port, "source": "127.0.0.2", "count": strangers}
@@ -71,9 +73,8 @@ def crowd(settings: Settings) -> list[Figure]:
 
         for number in range(settings.rounds):
             in_turn(number, lambda: join(beside=False), besieged)
-    for who, figure in figures.items():
-        figure.detail = {
-            "p50": statistics.median(medians[who]),
+    for figure in figures.values():
+        figure.detail |= {
             "connections_held": statistics.median(held),
             "handshakes_refused": statistics.median(refused),
             "cpu_s_of_the_node": statistics.median(busy),

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import resource
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from bench.two_process.commands import percentiles, pin, run, serve
@@ -32,30 +36,56 @@ async def stay(given: argparse.Namespace) -> None:
         await serve({"counters": counters}, port=node.port)
 
 
+def kept_waiting(*processes: int) -> int:
+    """Nanoseconds that these could have run and had no processor; 0 where nobody counts them."""
+    waited = 0
+    with suppress(OSError):
+        for process in processes:
+            waited += int(Path(f"/proc/{process}/schedstat").read_text().split()[1])
+    return waited
+
+
 async def join(given: argparse.Namespace) -> None:
-    """Again and again: from nothing until the other is there."""
+    """Again and again: from nothing until the other is there.
+
+    Each has a processor that it shares with nobody who goes first but strangers to the benchmark:
+    what they have kept either waiting is told apart.
+    """
+
+    async def timed(begin: Callable[[], Awaitable[Any]], taken: list[int], alone: list[int]) -> Any:
+        waited = kept_waiting(os.getpid(), given.pid)
+        began = time.perf_counter_ns()
+        begun = await begin()
+        taken.append(time.perf_counter_ns() - began)
+        waited = kept_waiting(os.getpid(), given.pid) - waited
+        alone.append(max(0, taken[-1] - waited))
+        return begun
 
     async def nodes(count: int) -> dict[str, Any]:
-        taken = []
+        taken: list[int] = []
+        alone: list[int] = []
         for _ in range(count):
             node = Node("newcomer", registry=given.registry, secret=SECRET)
-            began = time.perf_counter_ns()
-            try:
+
+            async def begin(node: Node = node) -> None:
                 await node.start()
                 await node.wait_peers(1, WAIT)
-                taken.append(time.perf_counter_ns() - began)
+
+            try:
+                await timed(begin, taken, alone)
             finally:
                 await node.close()
-        return percentiles(taken)
+        return {**percentiles(taken), "alone_p99_ns": percentiles(alone)["p99_ns"]}
 
     async def guests(count: int) -> dict[str, Any]:
-        taken = []
+        taken: list[int] = []
+        alone: list[int] = []
         for _ in range(count):
-            began = time.perf_counter_ns()
-            guest = await connect(given.url, secret=SECRET, timeout=WAIT)
-            taken.append(time.perf_counter_ns() - began)
+            guest = await timed(
+                lambda: connect(given.url, secret=SECRET, timeout=WAIT), taken, alone
+            )
             await guest.close()
-        return percentiles(taken)
+        return {**percentiles(taken), "alone_p99_ns": percentiles(alone)["p99_ns"]}
 
     await serve({"nodes": nodes, "guests": guests})
 
@@ -72,4 +102,5 @@ if __name__ == "__main__":
     parser.add_argument("--registry", required=True)
     parser.add_argument("--cpu", type=int)
     parser.add_argument("--url", help="of the node that strangers come to, for who joins it")
+    parser.add_argument("--pid", type=int, help="of that node's process")
     run(main(parser.parse_args()))
