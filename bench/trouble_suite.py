@@ -114,9 +114,8 @@ def stopped_with(policy: str, settings: Settings) -> list[Figure]:
         for load in ("full", "half")
     )
     cpus = settings.pair()
-    length = (
-        {"warm_up": 0.1, "seconds": 0.1} if settings.smoke else {"warm_up": 0.7, "seconds": 1.0}
-    )
+    # As long as it takes to fill a queue.
+    warm_up, seconds = (0.1, 0.1) if settings.smoke else (0.7, 1.0)
     with cluster() as (stack, folder):
         names = ("one", "other", "third")
         *live, third = (start(stack, "stopped", folder, cpus[1], "--name", name) for name in names)
@@ -125,7 +124,8 @@ def stopped_with(policy: str, settings: Settings) -> list[Figure]:
 
         def measure(figure: Figure, beside: bool) -> None:
             rate = 0.0 if figure is full else min(full.detail["anchor_per_s"]) / 2
-            fed = publisher.ask("feed", live=ids, rate=rate, **length)
+            length = warm_up if figure is full else 2 * warm_up
+            fed = publisher.ask("feed", live=ids, rate=rate, warm_up=length, seconds=seconds)
             found = [each.ask("latencies", count=fed["counted"]) for each in live]
             to = figure.values if beside else figure.anchor_values
             to.append(max(each["p99_ns"] for each in found) * 1e-9)

@@ -51,7 +51,7 @@ async def publish(given: argparse.Namespace) -> None:
                 reached += node.publish(FEED, HEAD.pack(due, number, due >= begun) + padding)
                 number += 1
                 counted += due >= begun
-                if number % 32 and rate == 0:
+                if number % 32:
                     continue
             await asyncio.sleep(0)
             # Nobody tells of so much room.
