@@ -16,6 +16,7 @@ FULL = ["--seconds", "1800"]
 SHORT = ["--seconds", "10", "--interval", "1", "--peak", "1"]
 GROWTH = 1.01 if SOAK else 1.03  # of what is resident; seconds after the start some of it is new
 DRIFT = 1.1
+SHARE = 0.79  # of the peak, where nothing of the schedule had to be given up
 PLAIN = {"frames_in", "frames_out", "bytes_in", "bytes_out", "in_flight"}
 
 
@@ -65,6 +66,9 @@ def test_nothing_is_lost_doubled_or_out_of_order_and_nothing_grows(
 
 def the_p99_does_not_drift(seen: dict[str, Any]) -> None:
     """By the intervals in which the machine was the nodes' own, if that is half of them."""
+    share = seen["rate"] / max(seen["peaks"])
+    if share < SHARE:
+        pytest.skip(f"p99 not judged: others left room for {share:.0%} of the peak")
     for part in (seen["first"], seen["last"]):
         if part["quiet"] * 2 < part["intervals"]:
             pytest.skip(f"p99 not judged: {part['quiet']} of {part['intervals']} intervals quiet")
