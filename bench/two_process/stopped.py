@@ -19,6 +19,8 @@ HEAD = struct.Struct("<QQ?")  # when it was to be sent, its number, and whether 
 WAIT = 60.0
 # What may wait in the publisher for one who lives: that, and the sockets' buffers, are full.
 BEHIND = 256 << 10
+# The same where each is sent when it is due: nobody who lives is to miss one, whatever holds it up.
+FAR_BEHIND = 8 << 20
 CALM: dict[str, Any] = {"heartbeat_interval": 60.0, "heartbeat_timeout": 180.0}
 
 
@@ -39,6 +41,7 @@ async def publish(given: argparse.Namespace) -> None:
         """
         peers = [node.peers[machine] for machine in live]
         padding = bytes(SIZE - HEAD.size)
+        most = FAR_BEHIND if rate else BEHIND
         clock = time.monotonic_ns
         number = counted = reached = 0
         dropped = sum(node.drops().values())
@@ -55,7 +58,7 @@ async def publish(given: argparse.Namespace) -> None:
                     continue
             await asyncio.sleep(0)
             # Nobody tells of so much room.
-            while rate == 0 and any(peer.queued > BEHIND for peer in peers):  # noqa: ASYNC110
+            while any(peer.queued > most for peer in peers):  # noqa: ASYNC110
                 await asyncio.sleep(0)
         dropped = sum(node.drops().values()) - dropped
         return {
