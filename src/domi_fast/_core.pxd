@@ -242,6 +242,7 @@ cdef class Engine:
         uint64_t slice_ns       # how long one session may be served before the others' turn
         uint64_t slice_end      # nanoseconds: when that ends for the one that is served
         int slices              # that it may still have in this turn, this one included
+        uint64_t ending_since   # nanoseconds: when handshakes that took too long began to be ended
         PyObject* served        # the session whose turn was the last: not owned, only compared
         int turns               # that it has had in a row besides, up to TURNS_ALONE
         int depth               # > 0 while frames are dispatched: no nested dispatch

@@ -111,6 +111,7 @@ class Mesh:
             transport.Listener(
                 loop,
                 transport.listen_tcp(self._config.host, self._config.port),
+                self._wanted,
                 self._accepted,
                 self._short,
             )
@@ -121,6 +122,7 @@ class Mesh:
                 transport.Listener(
                     loop,
                     transport.listen_unix(self._config.unix_path),
+                    self._wanted,
                     self._accepted,
                     self._short,
                 )
@@ -381,17 +383,17 @@ class Mesh:
             log.warning("node %d: %s", self.id, reason, extra={"domi_node": self.id})
             self.witness.saw("overloaded", None, "", "", reason)
 
-    def _accepted(self, fd: int, address: str) -> None:
+    def _wanted(self, address: str) -> bool:
         self._was_short = False
         reached = self._callers.reached(address)
-        if reached is not None:
-            os.close(fd)
-            if reached.setting == "handshakes_per_address":
-                self._router.note("refused_handshakes")
-            else:
-                self._router.note("refused_sessions")
-            self.witness.saw("refused", None, "", address, str(reached))
-            return
+        if reached is None:
+            return True
+        handshakes = reached.setting == "handshakes_per_address"
+        self._router.note("refused_handshakes" if handshakes else "refused_sessions")
+        self.witness.saw("refused", None, "", address, str(reached))
+        return False
+
+    def _accepted(self, fd: int, address: str) -> None:
         guard = None
         if self._secret is not None:
             own = self.id if self.id >= 0 else NO_MACHINE

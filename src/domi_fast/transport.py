@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-ACCEPTS_A_TURN = 64
+ACCEPTS_A_TURN = 32
 ACCEPT_AGAIN = 0.1
 BACKLOG = 1024
 
@@ -37,7 +37,8 @@ class Listener:
     """A listening socket that hands each connection on. Belongs to the loop's thread.
 
     :param sock: bound and listening, non-blocking.
-    :param connected: called with (descriptor, address) for each connection; owns the descriptor.
+    :param wanted: asked with the address of each connection; False closes it.
+    :param connected: called with (descriptor, address) for those that are; owns the descriptor.
     :param short: called with the error each time that the process has no descriptor, or the kernel
         no memory, for a connection that waits; it is tried again every ``ACCEPT_AGAIN`` seconds.
     """
@@ -46,11 +47,13 @@ class Listener:
         self,
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
+        wanted: Callable[[str], bool],
         connected: Callable[[int, str], None],
         short: Callable[[OSError], None],
     ) -> None:
         self._loop = loop
         self._sock = sock
+        self._wanted = wanted
         self._connected = connected
         self._short = short
         self._retry: asyncio.TimerHandle | None = None
@@ -74,9 +77,12 @@ class Listener:
                 self._retry = self._loop.call_later(ACCEPT_AGAIN, self._resume)
                 self._short(error)
                 return
-            tune(sock, self._path or address[0])
             name = f"unix:{self._path}" if self._path else f"{address[0]}:{address[1]}"
-            self._connected(sock.detach(), name)
+            if self._wanted(name):
+                tune(sock, self._path or address[0])
+                self._connected(sock.detach(), name)
+            else:
+                sock.close()
 
     def _resume(self) -> None:
         self._retry = None

@@ -71,6 +71,11 @@ cdef int beat(Session session) except -1:
     if session.state == SESSION_CLOSED:
         return 0
     if session.state != SESSION_UP:
+        # Those that have begun together end together: the loop turns between them.
+        if now - session.engine.ending_since >= 2 * ENDING_SLICE:
+            session.engine.ending_since = now
+        if now - session.engine.ending_since >= ENDING_SLICE:
+            return session.engine.schedule(&session.heartbeat.node, ENDING_SLICE)
         session.fail("no complete handshake in time", True)
         return 0
     if now - session.last_heard >= patience(session):
