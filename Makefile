@@ -3,6 +3,7 @@
 #
 #   .venv        release build, editable; for work, demo, benchmarks, lint
 #   .venv-debug  DOMI_DEBUG=1     .venv-asan  DOMI_SANITIZE=1     .venv-3.10, .venv-3.13  release
+#   .venv-fuzz   DOMI_FUZZ=1, by clang
 #
 # All but the first hold an installed copy, so that each has the compiled module of its own variant.
 
@@ -21,7 +22,7 @@ PY := $(VENV)/bin/python
 PYTEST := -m pytest
 
 # What an inherited environment must not change.
-unexport PYTHONPATH PYTHONHOME DOMI_DEBUG DOMI_SANITIZE
+unexport PYTHONPATH PYTHONHOME DOMI_DEBUG DOMI_SANITIZE DOMI_FUZZ
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_REQUIRE_VIRTUALENV := 1
 
@@ -116,6 +117,14 @@ $(VENV)/.ready: $(VENV)/.made $(BUILD_FILES) $(CORE)
 .venv-asan/.ready: .venv-asan/.made $(BUILD_FILES) $(PACKAGE)
 	$(call install,.venv-asan,DOMI_SANITIZE=1,'.[test]')
 
+# What the variant is told about the core lies with the fuzz targets.
+FUZZ_FILES := tests/fuzz/unsanitized.txt tests/fuzz/covered.txt
+.venv-fuzz/.made:
+	$(call make_venv,.venv-fuzz,$(PYTHON))
+.venv-fuzz/.ready: .venv-fuzz/.made $(BUILD_FILES) $(FUZZ_FILES) $(PACKAGE)
+	@sh tests/fuzz/install_clang.sh >.venv-fuzz/compiler
+	$(call install,.venv-fuzz,CC="$$(cat .venv-fuzz/compiler)" DOMI_FUZZ=1,'.[fuzz]')
+
 # A shim may be on PATH for a Python that is not there, so the candidates are tried.
 find_python = $(shell for python in python$(1) \
 	"$$(pyenv root 2>/dev/null || echo "$${PYENV_ROOT:-$$HOME/.pyenv}")"/versions/$(1).*/bin/python$(1); \
@@ -141,8 +150,8 @@ endif
 # ---------------------------------------------------------------------------------------------------
 # Targets
 
-.PHONY: help setup setup-others demo test consul-agent lint format test-debug test-asan test-oldest \
-	test-newest bench bench-smoke soak sdist check-sdist clean distclean
+.PHONY: help setup setup-others demo test consul-agent lint format test-debug test-asan fuzz \
+	test-oldest test-newest bench bench-smoke soak sdist check-sdist clean distclean
 
 help: ## Say what can be made
 	@echo 'domi_fast: make TARGET [ARGS="..."] [PYTHON=python3.12] [VENV=.venv-3.12]'
@@ -203,6 +212,9 @@ test-asan: .venv-asan/.ready ## Run the tests under AddressSanitizer and Undefin
 	if ls "$(SANITIZER_LOG)".* >/dev/null 2>&1; then cat "$(SANITIZER_LOG)".* >&2; exit 1; fi; \
 	exit $$status
 
+fuzz: .venv-fuzz/.ready ## Fuzz the frame reader and the handshake, for a minute (clang)
+	CC="$$(cat .venv-fuzz/compiler)" .venv-fuzz/bin/python -m tests.fuzz.run $(ARGS)
+
 setup-others: $(if $(OLDEST_PYTHON),.venv-$(OLDEST)/.ready) $(if $(NEWEST_PYTHON),.venv-$(NEWEST)/.ready) ## Build the library for the oldest and the newest Python that are here
 
 # On other Pythons each external registry shows that it keeps the contract, and the faults of its
@@ -238,8 +250,9 @@ bench-smoke: $(VENV)/.ready ## See that the benchmarks run; the numbers mean not
 	$(PY) -m bench.peers.c_echo --count 2000 --warm-up 200 --unix
 	$(PY) -m bench --smoke
 
-soak: $(VENV)/.ready ## Run the tests for hours rather than seconds
+soak: $(VENV)/.ready .venv-fuzz/.ready ## Run the tests, and fuzz, for hours rather than seconds
 	DOMI_SOAK=1 $(PY) $(PYTEST) -o timeout=0 -o faulthandler_timeout=0 $(ARGS)
+	DOMI_SOAK=1 $(MAKE) --no-print-directory fuzz ARGS=
 
 sdist: $(VENV)/.ready ## Make the source distribution, in dist
 	@rm -rf dist

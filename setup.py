@@ -7,6 +7,8 @@ Environment:
     none), and the C macro ``DOMI_DEBUG``, under which the core counts its live objects.
 ``DOMI_SANITIZE=1``
     AddressSanitizer and UndefinedBehaviorSanitizer.
+``DOMI_FUZZ=1``
+    the same, and what libFuzzer sees of the paths that are taken; clang (``CC``) alone can do it.
 
 Each combination of variant, interpreter and Cython has a build directory of its own, so one
 checkout never links what was generated for another.
@@ -36,12 +38,14 @@ def switch(name: str) -> bool:
 
 
 DEBUG = switch("DOMI_DEBUG")
-SANITIZE = switch("DOMI_SANITIZE")
-VARIANT = "-".join(["debug"] * DEBUG + ["sanitize"] * SANITIZE) or "release"
+FUZZ = switch("DOMI_FUZZ")
+SANITIZE = switch("DOMI_SANITIZE") or FUZZ
+VARIANT = "-".join(["debug"] * DEBUG + ["sanitize"] * SANITIZE + ["fuzz"] * FUZZ) or "release"
 BUILD = Path("build", f"{VARIANT}-{sys.implementation.cache_tag}-cython-{Cython.__version__}")
 
 PACKAGE = Path("src", "domi_fast")
 SOURCE = PACKAGE / "_core.pyx"
+FUZZING = Path("tests", "fuzz")
 PARTS = sorted(
     path
     for pattern in ("*.pxd", "*.h", "_core_parts/*.pxi", "_core_parts/*.pxd", "_core_parts/*.h")
@@ -68,6 +72,7 @@ DIRECTIVES = {
 
 compile_args = ["-fvisibility=hidden", "-Wall", "-Wno-unused-function"]
 link_args: list[str] = []
+lists: list[Path] = []
 macros: list[tuple[str, str]] = []
 if DEBUG:
     macros += [("DOMI_DEBUG", "1"), ("CYTHON_TRACE", "1")]
@@ -81,6 +86,11 @@ if SANITIZE:
     # Python's own flags make signed overflow wrap, and nothing would be reported.
     compile_args += ["-fno-wrapv"]
     link_args += ["-fsanitize=address,undefined"]
+if FUZZ:
+    lists = [FUZZING / "unsanitized.txt", FUZZING / "covered.txt"]
+    compile_args += ["-fsanitize=fuzzer-no-link"]
+    compile_args += [f"-fsanitize-ignorelist={lists[0]}"]
+    compile_args += [f"-fsanitize-coverage-allowlist={lists[1]}"]
 
 # What makes a release faster and not every compiler knows: calls into libpython without a stub in
 # between; functions and branches that begin where a decoder likes them, so that the speed of one
@@ -141,7 +151,7 @@ setup(
         Extension(
             "domi_fast._core",
             sources=[str(SOURCE)],
-            depends=[str(path) for path in [*PARTS, Path("setup.py")]],
+            depends=[str(path) for path in [*PARTS, *lists, Path("setup.py")]],
             include_dirs=[str(PACKAGE), str(PACKAGE / "_core_parts")],
             define_macros=macros,
             undef_macros=["NDEBUG"] if DEBUG or SANITIZE else [],
