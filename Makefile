@@ -250,9 +250,11 @@ bench-smoke: $(VENV)/.ready ## See that the benchmarks run; the numbers mean not
 	$(PY) -m bench.peers.c_echo --count 2000 --warm-up 200 --unix
 	$(PY) -m bench --smoke
 
-soak: $(VENV)/.ready .venv-fuzz/.ready ## Run the tests, and fuzz, for hours rather than seconds
+soak: $(VENV)/.ready ## Run the tests, and without ARGS fuzz too, for hours rather than seconds
 	DOMI_SOAK=1 $(PY) $(PYTEST) -o timeout=0 -o faulthandler_timeout=0 $(ARGS)
-	DOMI_SOAK=1 $(MAKE) --no-print-directory fuzz ARGS=
+ifeq ($(strip $(ARGS)),)
+	DOMI_SOAK=1 $(MAKE) --no-print-directory fuzz
+endif
 
 sdist: $(VENV)/.ready ## Make the source distribution, in dist
 	@rm -rf dist
