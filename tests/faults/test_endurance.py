@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -17,6 +18,7 @@ SHORT = ["--seconds", "10", "--interval", "1", "--peak", "1"]
 GROWTH = 1.01 if SOAK else 1.03  # of what is resident; seconds after the start some of it is new
 DRIFT = 1.1
 SHARE = 0.79  # of the peak, where nothing of the schedule had to be given up
+SLOW_BUILD = any(os.environ.get(f"DOMI_{name}") == "1" for name in ("DEBUG", "SANITIZE"))
 PLAIN = {"frames_in", "frames_out", "bytes_in", "bytes_out", "in_flight"}
 
 
@@ -59,7 +61,8 @@ def test_nothing_is_lost_doubled_or_out_of_order_and_nothing_grows(
         assert counters["in_flight"] == 0
         assert set(counters) <= PLAIN
     first, last = seen["first"]["resident"], seen["last"]["resident"]
-    assert all(now < then * GROWTH for now, then in zip(last, first, strict=True))
+    if not SLOW_BUILD:  # which keeps what was freed, or counts it
+        assert all(now < then * GROWTH for now, then in zip(last, first, strict=True))
     if SOAK:
         the_p99_does_not_drift(seen)
 
