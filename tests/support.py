@@ -317,13 +317,6 @@ def workers(*loops: str) -> Iterator[list[Worker]]:
             worker.reap()
 
 
-def kept_waiting() -> float:
-    """Seconds that this process could have run and had no processor; 0 where nobody counts them."""
-    with contextlib.suppress(OSError):
-        return int(Path("/proc/self/schedstat").read_text().split()[1]) * 1e-9
-    return 0.0
-
-
 def slowness() -> float:
     """How many times longer than alone this process takes now, because others use the machine."""
     begun, used = time.monotonic(), time.process_time()

@@ -10,9 +10,9 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext, suppress
-from pathlib import Path
 from typing import Any
 
+from bench.processor import kept_waiting
 from bench.two_process.channels import (
     COUNTS,
     ECHO,
@@ -46,13 +46,6 @@ def below_everybody() -> str:
     except OSError:
         return f"nice {os.nice(19)}"
     return "SCHED_IDLE"
-
-
-def kept_waiting() -> float:
-    """Seconds that this process could have run and had no processor; 0 where nobody counts them."""
-    with suppress(OSError):
-        return int(Path("/proc/self/schedstat").read_text().split()[1]) * 1e-9
-    return 0.0
 
 
 class Client:

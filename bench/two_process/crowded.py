@@ -8,10 +8,9 @@ import os
 import resource
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
+from bench.processor import kept_waiting
 from bench.two_process.commands import percentiles, pin, run, serve
 from domi_fast import Node, connect
 
@@ -36,15 +35,6 @@ async def stay(given: argparse.Namespace) -> None:
         await serve({"counters": counters}, port=node.port)
 
 
-def kept_waiting(*processes: int) -> int:
-    """Nanoseconds that these could have run and had no processor; 0 where nobody counts them."""
-    waited = 0
-    with suppress(OSError):
-        for process in processes:
-            waited += int(Path(f"/proc/{process}/schedstat").read_text().split()[1])
-    return waited
-
-
 async def join(given: argparse.Namespace) -> None:
     """Again and again: from nothing until the other is there.
 
@@ -58,7 +48,7 @@ async def join(given: argparse.Namespace) -> None:
         begun = await begin()
         taken.append(time.perf_counter_ns() - began)
         waited = kept_waiting(os.getpid(), given.pid) - waited
-        alone.append(max(0, taken[-1] - waited))
+        alone.append(max(0, taken[-1] - int(waited * 1e9)))
         return begun
 
     async def nodes(count: int) -> dict[str, Any]:

@@ -17,8 +17,8 @@ import struct
 import sys
 import time
 
+from bench.processor import kept_waiting
 from tests import reference
-from tests.support import kept_waiting
 
 HALF = reference.magic() + reference.encode(
     reference.AUTH, reference.auth_hello(1, 65535, 65535, bytes(32), "")

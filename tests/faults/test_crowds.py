@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
+from bench.processor import kept_waiting
 from domi_fast import Node
-from tests.support import ROOT, forget_records, kept_waiting, slowness
+from tests.support import ROOT, forget_records, slowness
 
 SECRET = b"the secret of this test"
 SLOW_BUILD = any(os.environ.get(f"DOMI_{name}") == "1" for name in ("DEBUG", "SANITIZE"))
