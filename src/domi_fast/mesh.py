@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import random
 from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 DIAL_BACKOFF = (0.02, 0.5)
 NEWCOMER_GRACE = 0.1
+# Seconds between two warnings that there are no descriptors.
+TOLD_AGAIN = 10.0
 # Seconds without a byte of a peer that has been told of a state, after which it hangs.
 PATIENCE = 1.0
 _LOOKS = 10
@@ -80,7 +83,7 @@ class Mesh:
         self._tasks: set[asyncio.Task[None]] = set()
         self.conditions = Conditions(router)
         self._closing = False
-        self._was_short = False
+        self._told_short = -math.inf
         self.peers: Mapping[int, Peer] = MappingProxyType(self._peers)
 
     # ------------------------------------------------------------------------------ start and stop
@@ -377,14 +380,14 @@ class Mesh:
 
     def _short(self, error: OSError) -> None:
         self._router.note("accepts_put_off")
-        if not self._was_short:
-            self._was_short = True
+        now = asyncio.get_running_loop().time()
+        if now >= self._told_short + TOLD_AGAIN:
+            self._told_short = now
             reason = f"callers are left waiting: {error.strerror}"
             log.warning("node %d: %s", self.id, reason, extra={"domi_node": self.id})
             self.witness.saw("overloaded", None, "", "", reason)
 
     def _wanted(self, address: str) -> bool:
-        self._was_short = False
         reached = self._callers.reached(address)
         if reached is None:
             return True

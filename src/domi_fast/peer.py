@@ -56,7 +56,8 @@ class Peer:
     @property
     def phi(self) -> float:
         """How sure it is by now that the peer is dead: 3 when a silence as long as its present one
-        ends by itself once in a thousand times, going by the rhythm of its heartbeats; 0 and up.
+        ends by itself once in a thousand times, going by the rhythm of its heartbeats; from 0 to
+        infinity, which it is once the peer is lost.
         """
         return self._session.phi
 

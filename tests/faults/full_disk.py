@@ -24,6 +24,8 @@ from domi_fast import DomiError, Node
 from tests.support import until
 
 LEASE = 1.0
+# Nodes that join while it is full, one after the other; each is written of several times.
+JOINS = 40
 
 
 def fill(path: Path) -> None:
@@ -40,6 +42,15 @@ def truncate_log(path: Path) -> None:
     while db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
         pass  # a node was just reading
     db.close()
+
+
+async def refusal(settings: dict[str, Any]) -> str:
+    """What a node is told that may not join; empty if it may, and goes again."""
+    try:
+        async with Node("late", **settings):
+            return ""
+    except DomiError as error:
+        return f"{type(error).__name__}: {error}"
 
 
 async def main(folder: Path, seconds: float, harsh: bool) -> dict[str, Any]:
@@ -68,12 +79,7 @@ async def main(folder: Path, seconds: float, harsh: bool) -> dict[str, Any]:
             except DomiError as error:
                 outcomes[type(error).__name__] += 1
             await asyncio.sleep(0.01)
-        refused = ""
-        try:
-            async with Node("late", **settings):
-                pass
-        except DomiError as error:
-            refused = f"{type(error).__name__}: {error}"
+        refused = [said for _ in range(JOINS) if (said := await refusal(settings))]
         left = os.statvfs(folder).f_bavail
         held = a._mesh._members.valid and b._mesh._members.valid
 

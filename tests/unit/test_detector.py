@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 from collections.abc import AsyncIterator
 from statistics import NormalDist
 from typing import Any
@@ -88,7 +89,8 @@ async def test_an_irregular_peer_is_borne_with(registry_url: str) -> None:
 
 async def test_the_timeout_is_the_most_that_is_borne(registry_url: str) -> None:
     settings: Any = {"heartbeat_interval": 1.0, "heartbeat_timeout": 1.1}
-    async with peer_of(registry_url, phi_threshold=100, **settings) as (a, _):
+    async with peer_of(registry_url, phi_threshold=100, **settings) as (a, raw):
+        await answer(raw, 1)
         # By its rhythm it would be borne with for 6.3 s.
         assert await lost_after(a) < 4
 
@@ -117,11 +119,60 @@ async def test_any_byte_is_a_sign_of_life(registry_url: str) -> None:
         assert await lost_after(a) < 10
 
 
+async def test_a_slow_way_is_no_irregular_one(registry_url: str) -> None:
+    """Answers that come later than the next heartbeats do, each as late as the others."""
+    async with peer_of(registry_url, heartbeat_timeout=60.0, phi_threshold=8) as (a, raw):
+        late = 3.5 * INTERVAL
+        loop = asyncio.get_running_loop()
+        for _ in range(30):
+            await raw.frame_on(LibraryChannel.HEARTBEAT)
+            loop.call_later(late, raw.sock.send, ANSWER)
+        assert 700 in a.peers
+        assert a.counters().get("peers_silent", 0) == 0
+        await asyncio.sleep(late)
+        assert await lost_after(a) < 10
+
+
+async def test_answers_that_nobody_asked_for_say_nothing(registry_url: str) -> None:
+    async with peer_of(registry_url, heartbeat_timeout=60.0, phi_threshold=8) as (a, raw):
+        await answer(raw, 3)
+        await raw.send(ANSWER * 10_000)
+        await answer(raw, 10)
+        assert a.counters().get("peers_silent", 0) == 0
+
+
+@pytest.mark.parametrize("phi", [None, 8])
+async def test_who_stood_still_asks_before_it_blames(registry_url: str, phi: float | None) -> None:
+    """The peer says nothing unless it is asked, and it was not asked meanwhile."""
+    async with peer_of(registry_url, heartbeat_timeout=0.5, phi_threshold=phi) as (a, raw):
+        for _ in range(3):
+            await answer(raw, 5)
+            time.sleep(0.7)  # the node and its peer are of one loop
+            await answer(raw, 3)
+        assert a.counters().get("peers_silent", 0) == 0
+
+
+async def test_phi_of_the_lost_is_infinite(registry_url: str) -> None:
+    async with peer_of(registry_url, heartbeat_timeout=0.2) as (a, _):
+        peer = a.peers[700]
+        await lost_after(a)
+        assert peer.phi == math.inf
+
+
 async def test_a_guest_has_the_setting_too(registry_url: str) -> None:
     settings: Any = {"heartbeat_interval": INTERVAL, "heartbeat_timeout": 60.0}
+    passed: list[bytes] = []
+
+    def note(data: bytes) -> bytes:
+        passed.append(data)
+        return data
+
     async with nodes(registry_url, "a") as (a,), Proxy(a.port) as proxy:
+        proxy.through = note
         guest = await connect(f"tcp://127.0.0.1:{proxy.port}", phi_threshold=8, **settings)
         try:
+            await until(lambda: ANSWER in b"".join(passed))
+            await until(lambda: guest._session is not None and guest._session.phi < 1)
             proxy.cut()
             with pytest.raises(PeerLost, match="silent for"):
                 await asyncio.wait_for(guest.request(50, b"", timeout=30), 20)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 import re
 from typing import Any
 
@@ -210,3 +212,19 @@ def test_the_pages_say_which_loggers_there_are() -> None:
     for path in PACKAGE.rglob("*.py"):
         if "getLogger(__name__)" in path.read_text() and "cli" not in path.parts:
             assert f"`domi_fast.{path.relative_to(PACKAGE).parts[0].removesuffix('.py')}" in page
+
+
+async def test_being_short_of_descriptors_is_told_once_in_a_while(
+    registry_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However often callers are left waiting; each time is counted."""
+    async with nodes(registry_url, "a") as (a,):
+        events, mesh = a.events(), a._mesh
+        for _ in range(20):
+            mesh._short(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+        event = await anext(aiter(events))
+        assert (event.kind, event.peer, event.missed) == ("overloaded", None, 0)
+        assert "Too many open files" in event.reason
+        assert a.counters()["accepts_put_off"] == 20
+    assert [event.kind async for event in events] == []
+    assert sum("left waiting" in record.getMessage() for record in caplog.records) == 1

@@ -32,7 +32,8 @@ cdef double spread(Session session) noexcept:
 cdef int begin_beats(Session session) except -1:
     # The handshake is complete. Until the rhythm is known it is taken for ours.
     cdef Router router = session.router
-    session.last_heard = session.last_answer = session.engine.now
+    session.last_heard = session.engine.now
+    session.last_answer = session.asked = 0
     session.beat_due = session.engine.now + router.heartbeat_ns
     session.interval_mean = router.heartbeat_ns * 1e-9
     session.interval_variance = 0.0
@@ -40,10 +41,17 @@ cdef int begin_beats(Session session) except -1:
 
 
 cdef int heard_answer(Session session) noexcept:
-    # The peer has answered a heartbeat.
+    # The peer has answered a heartbeat; the first answer says nothing of an interval.
     cdef uint64_t now = session.engine.now
-    cdef double late = (now - session.last_answer) * 1e-9 - session.interval_mean
+    cdef uint64_t before = session.last_answer
+    cdef double late
+    if session.asked == 0:
+        return 0            # nobody has asked
+    session.asked = 0
     session.last_answer = now
+    if before == 0:
+        return 0
+    late = (now - before) * 1e-9 - session.interval_mean
     session.interval_mean += late * NEWEST_WEIGHT
     session.interval_variance = (1.0 - NEWEST_WEIGHT) * (
         session.interval_variance + late * late * NEWEST_WEIGHT)
@@ -53,7 +61,7 @@ cdef int heard_answer(Session session) noexcept:
 cdef uint64_t patience(Session session) noexcept:
     # Nanoseconds of silence after which the peer is lost.
     cdef Router router = session.router
-    if router.phi_deviations == INFINITY:
+    if router.phi_deviations == INFINITY or session.last_answer == 0:
         return router.silence_ns
     return min(router.silence_ns, <uint64_t>(1e9 * (
         session.interval_mean + router.phi_deviations * spread(session))))
@@ -75,7 +83,8 @@ cdef int beat(Session session) except -1:
         if now - session.engine.ending_since >= 2 * ENDING_SLICE:
             session.engine.ending_since = now
         if now - session.engine.ending_since >= ENDING_SLICE:
-            return session.engine.schedule(&session.heartbeat.node, ENDING_SLICE)
+            session.engine.schedule(&session.heartbeat.node, ENDING_SLICE)
+            return 0
         session.fail("no complete handshake in time", True)
         return 0
     if now - session.last_heard >= patience(session):
@@ -92,6 +101,9 @@ cdef int beat(Session session) except -1:
             say_beat(session, now)
             session.engine.schedule(&session.heartbeat.node, 1000000)
             return 0
+        if now >= session.beat_due + session.router.heartbeat_ns // 2:
+            # It was: the peer has not been asked for as long.
+            session.last_heard = now
         if now - session.last_heard >= patience(session):
             session.router.count("peers_silent")
             session.fail(f"silent for {(now - session.last_heard) * 1e-9:.1f} s")
@@ -103,5 +115,7 @@ cdef int beat(Session session) except -1:
 cdef int say_beat(Session session, uint64_t now) except -1:
     if now >= session.beat_due:
         session.beat_due = now + session.router.heartbeat_ns
+        if session.asked == 0:
+            session.asked = now
         session.control(CH_HEARTBEAT, b"")
     return 0

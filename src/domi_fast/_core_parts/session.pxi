@@ -289,6 +289,8 @@ cdef class Session:
     @property
     def phi(self):
         """How sure it is by now that the peer is dead: -log10 of the chance that it is not."""
+        if self.state == SESSION_CLOSED:
+            return INFINITY
         if self.state != SESSION_UP or self.role == ROLE_LOOPBACK:
             return 0.0
         silent = (monotonic_ns() - min(monotonic_ns(), self.last_heard)) * 1e-9

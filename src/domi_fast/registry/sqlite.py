@@ -31,7 +31,7 @@ from .base import Limits
 from .held import HeldLease
 from .local import LocalRegistry
 from .sqlite_file import StoreFile
-from .store import Busy, Peek, Store
+from .store import Busy, Full, Peek, Store
 
 T = TypeVar("T")
 
@@ -301,7 +301,7 @@ class _Worker(threading.Thread):
             except Busy as exc:
                 if time.monotonic() < job.deadline:
                     return False
-                error = exc if isinstance(exc, _Away) else self._locked(exc)
+                error = exc if isinstance(exc, (_Away, Full)) else self._locked(exc)
             except RegistryError as exc:
                 error = exc
             except Exception as exc:

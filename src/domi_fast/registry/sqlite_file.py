@@ -57,7 +57,7 @@ class StoreFile:
             raise RegistryError(f"cannot open the registry {path}: {exc}") from exc
         self._db = db
         _connections[id(db)] = db
-        self.store = Store(db, path)
+        self.store = Store(db, path, folder=os.path.dirname(path))
         try:
             # Before anything is changed: a file of another program is left as it is.
             self.store.check()

@@ -21,6 +21,7 @@ time namespaces do not share it and must not share a registry.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,9 +53,13 @@ LOG_BYTES: Final = 16 << 20
 # changes between two boots, so adding it at a reboot keeps the counter from going back.
 REBOOT_GAP: Final = 1 << 32
 
-# Of one process, after which the write-ahead log begins anew: it stays small, and where the disk is
-# full what it has taken already is room enough.
-COMMITS: Final = 4
+# Commits of one process after which the write-ahead log is written back, which syncs the file.
+# Where there is little room on the disk the log has to stay small.
+COMMITS, COMMITS_IN_LITTLE_ROOM = 64, 4
+# Bytes on the disk that are little; and with which the file does not grow any more, since what has
+# been committed and cannot be written back would stop everybody.
+LITTLE_ROOM, NO_ROOM = 8 << 20, 64 << 10
+_MOST_PAGES: Final = 0xFFFFFFFE
 
 # Oldest SQLite builds take 999 variables in one statement.
 _CHUNK: Final = 500
@@ -62,6 +67,10 @@ _CHUNK: Final = 500
 
 class Busy(RegistryError):
     """Not possible now, mostly since another process is writing; try again a moment later."""
+
+
+class Full(Busy):
+    """There was no room, and some was made."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,7 @@ class Store:
     :param db: a connection in autocommit mode (``isolation_level=None``).
     :param where: how error messages call the database.
     :param clock: nanoseconds of ``CLOCK_MONOTONIC``.
+    :param folder: where its file is; None where it has none.
 
     Every method raises :class:`Busy` when another process holds the write lock and
     :class:`~domi_fast.errors.RegistryError` when SQLite fails otherwise; then nothing was changed.
@@ -97,6 +107,7 @@ class Store:
         where: str,
         *,
         clock: Callable[[], int] = time.monotonic_ns,
+        folder: str | None = None,
         log_events: int = LOG_EVENTS,
         log_bytes: int = LOG_BYTES,
     ) -> None:
@@ -105,7 +116,10 @@ class Store:
         self._clock = clock
         self._max_events = log_events
         self._max_bytes = log_bytes
-        self._commits = 0  # since the write-ahead log began anew
+        self._folder = folder
+        self._room = LITTLE_ROOM  # bytes on its disk
+        self._grows = True  # the file, where need be
+        self._commits = 0  # since the write-ahead log was written back
         # Of the transaction under way; read at its start and written at its end.
         self._incarnation = ""
         self._revision = self._log_start = self._log_count = self._log_bytes = 0
@@ -169,8 +183,8 @@ class Store:
             self._rollback()
 
     def tidy(self) -> None:
-        """Keep the write-ahead log small, while there is nothing else to do: it syncs the file."""
-        if self._commits >= COMMITS:
+        """Write the write-ahead log back now and again, while there is nothing else to do."""
+        if self._commits >= (COMMITS_IN_LITTLE_ROOM if self._room < LITTLE_ROOM else COMMITS):
             self._restart_log("PASSIVE")
 
     def close(self) -> None:
@@ -345,6 +359,7 @@ class Store:
     def _write(self) -> Iterator[int]:
         """A transaction that may change something, begun by a sweep; the time at its start."""
         try:
+            self._look_at_disk()
             self._db.execute("BEGIN IMMEDIATE")
             # Read only once the lock is ours: waiting for it, or being stopped, takes time.
             now = self._clock()
@@ -357,8 +372,8 @@ class Store:
         except sqlite3.Error as exc:
             if "disk is full" in str(exc):
                 self._rollback()
-                if self._restart_log("RESTART"):
-                    raise Busy(f"{self._where}: {exc}") from exc
+                if self._forget_half() or self._restart_log("RESTART"):
+                    raise Full(f"{self._where}: {exc}") from exc
             raise self._translated(exc) from exc
         finally:
             self._rollback()
@@ -374,6 +389,40 @@ class Store:
             return False
         self._commits = 0
         return not busy and pages > 0
+
+    def _look_at_disk(self) -> None:
+        """Have the file stay as large as it is while there is no room on its disk."""
+        if self._folder is None:
+            return
+        with suppress(OSError):
+            disk = os.statvfs(self._folder)
+            self._room = disk.f_bavail * disk.f_frsize
+        grows = self._room >= NO_ROOM
+        if grows != self._grows:
+            most = _MOST_PAGES if grows else self._one("PRAGMA page_count")[0]
+            self._one(f"PRAGMA max_page_count = {most}")
+            self._grows = grows
+
+    def _forget_half(self) -> bool:
+        """Make room in a file that may not grow: whether there was a log of events to shorten."""
+        if self._grows:
+            return False
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._load()
+            count = self._log_count
+            while self._log_count > count // 2:
+                self._forget()
+            self._db.execute(
+                "UPDATE meta SET log_start = ?, log_count = ?, log_bytes = ?",
+                (self._log_start, self._log_count, self._log_bytes),
+            )
+            self._db.execute("COMMIT")
+        except sqlite3.Error:
+            return False
+        finally:
+            self._rollback()
+        return count > 0
 
     @contextmanager
     def _read(self) -> Iterator[None]:
