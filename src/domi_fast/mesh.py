@@ -391,8 +391,10 @@ class Mesh:
         reached = self._callers.reached(address)
         if reached is None:
             return True
-        handshakes = reached.setting == "handshakes_per_address"
-        self._router.note("refused_handshakes" if handshakes else "refused_sessions")
+        if reached.setting == "handshakes_per_address":
+            self._router.note("refused_handshakes")
+        else:
+            self._router.note("refused_sessions")
         self.witness.saw("refused", None, "", address, str(reached))
         return False
 

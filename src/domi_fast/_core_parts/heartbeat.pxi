@@ -80,10 +80,10 @@ cdef int beat(Session session) except -1:
         return 0
     if session.state != SESSION_UP:
         # Those that have begun together end together: the loop turns between them.
-        if now - session.engine.ending_since >= 2 * ENDING_SLICE:
+        if now - session.engine.ending_since >= ENDING_SLICE + ENDING_PAUSE:
             session.engine.ending_since = now
         if now - session.engine.ending_since >= ENDING_SLICE:
-            session.engine.schedule(&session.heartbeat.node, ENDING_SLICE)
+            session.engine.schedule(&session.heartbeat.node, ENDING_PAUSE)
             return 0
         session.fail("no complete handshake in time", True)
         return 0
