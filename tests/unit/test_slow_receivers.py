@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import struct
 import time
 from collections import Counter
@@ -38,6 +39,7 @@ from tests.support import (
 LIMIT = 256 << 10
 SIZE = 10_000
 SENT = 1_000
+SANITIZED = os.environ.get("DOMI_SANITIZE") == "1"
 
 
 @pytest.fixture(autouse=True)
@@ -355,7 +357,8 @@ async def test_memory_is_bounded_whatever_is_kept(registry_url: str) -> None:
             with contextlib.suppress(Overloaded):
                 a.notify(50, b"", to=700)
         assert a.peers[700].queued <= LIMIT + 1_008
-        assert rss() - before < 16 << 20
+        if not SANITIZED:  # it keeps what was freed
+            assert rss() - before < 16 << 20
 
 
 async def test_publish_says_to_how_many_it_was_sent(registry_url: str) -> None:
