@@ -1,11 +1,22 @@
-"""Time that processes wanted a processor for and had none: of a machine that others work on."""
+"""Who gets a processor on a machine that others work on: going last, and having waited for one."""
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["kept_waiting"]
+__all__ = ["below_everybody", "kept_waiting"]
+
+
+def below_everybody(process: int = 0) -> str:
+    """Have every process go before this one, or the one given, on its CPU; how that was done."""
+    try:
+        os.sched_setscheduler(process, os.SCHED_IDLE, os.sched_param(0))
+    except OSError:
+        os.setpriority(os.PRIO_PROCESS, process, 19)
+        return f"nice {os.getpriority(os.PRIO_PROCESS, process)}"
+    return "SCHED_IDLE"
 
 
 def kept_waiting(*processes: int) -> float:

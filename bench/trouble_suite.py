@@ -9,6 +9,7 @@ import signal
 import statistics
 
 from bench.figures import Figure, Target
+from bench.processor import below_everybody
 from bench.settings import Settings, Skip, in_turn
 from bench.two_process.processes import BenchError, Worker, cluster, start
 
@@ -61,7 +62,8 @@ def crowd(settings: Settings) -> list[Figure]:
         def besieged() -> None:
             given = {"port": port, "source": "127.0.0.2", "count": strangers}
             with Worker("tests.faults.crowd", json.dumps(given)) as crowd:
-                below_everybody(crowd.pid, cpus[1])
+                os.sched_setaffinity(crowd.pid, {cpus[1]})
+                below_everybody(crowd.pid)
                 before = node.ask("counters")
                 join(beside=True)
                 after = node.ask("counters")
@@ -80,15 +82,6 @@ def crowd(settings: Settings) -> list[Figure]:
             "cpu_s_of_the_node": statistics.median(busy),
         }
     return list(figures.values())
-
-
-def below_everybody(process: int, cpu: int) -> None:
-    """Keep a process on one processor, where every other goes first."""
-    os.sched_setaffinity(process, {cpu})
-    try:
-        os.sched_setscheduler(process, os.SCHED_IDLE, os.sched_param(0))
-    except OSError:
-        os.setpriority(os.PRIO_PROCESS, process, 19)
 
 
 def stopped(settings: Settings) -> list[Figure]:

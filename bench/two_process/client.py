@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import nullcontext, suppress
 from typing import Any
 
-from bench.processor import kept_waiting
+from bench.processor import below_everybody, kept_waiting
 from bench.two_process.channels import (
     COUNTS,
     ECHO,
@@ -37,15 +37,6 @@ TIMER = 0.005
 def check(is_right: bool, what: str) -> None:
     if not is_right:
         raise RuntimeError(what)
-
-
-def below_everybody() -> str:
-    """Have every other process go first on this CPU; how that was done."""
-    try:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    except OSError:
-        return f"nice {os.nice(19)}"
-    return "SCHED_IDLE"
 
 
 class Client:

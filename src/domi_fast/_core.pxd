@@ -346,7 +346,7 @@ cdef class Session:
         bint sliced             # the reader's tail holds whole frames: the time was up
         int broken              # errno of a failed send, until the stream has been read to its end
         uint64_t beat_due       # nanoseconds: when the next heartbeat goes out
-        uint64_t asked          # nanoseconds: when the oldest without an answer did; 0: none
+        bint asked              # a heartbeat went out, and none was answered since
         uint64_t last_answer    # nanoseconds: when the peer has answered one; 0: never
         double interval_mean    # seconds between its answers, the newest weighing most
         double interval_variance

@@ -33,7 +33,8 @@ cdef int begin_beats(Session session) except -1:
     # The handshake is complete. Until the rhythm is known it is taken for ours.
     cdef Router router = session.router
     session.last_heard = session.engine.now
-    session.last_answer = session.asked = 0
+    session.last_answer = 0
+    session.asked = False
     session.beat_due = session.engine.now + router.heartbeat_ns
     session.interval_mean = router.heartbeat_ns * 1e-9
     session.interval_variance = 0.0
@@ -45,9 +46,9 @@ cdef int heard_answer(Session session) noexcept:
     cdef uint64_t now = session.engine.now
     cdef uint64_t before = session.last_answer
     cdef double late
-    if session.asked == 0:
-        return 0            # nobody has asked
-    session.asked = 0
+    if not session.asked:
+        return 0
+    session.asked = False
     session.last_answer = now
     if before == 0:
         return 0
@@ -115,7 +116,6 @@ cdef int beat(Session session) except -1:
 cdef int say_beat(Session session, uint64_t now) except -1:
     if now >= session.beat_due:
         session.beat_due = now + session.router.heartbeat_ns
-        if session.asked == 0:
-            session.asked = now
+        session.asked = True
         session.control(CH_HEARTBEAT, b"")
     return 0

@@ -176,7 +176,7 @@ class Store:
             self._db.execute("COMMIT")
             if is_new:
                 # What the tables take is theirs then, should the disk fill up.
-                self._restart_log("RESTART")
+                self._write_back("RESTART")
         except sqlite3.Error as exc:
             raise self._translated(exc) from exc
         finally:
@@ -185,7 +185,7 @@ class Store:
     def tidy(self) -> None:
         """Write the write-ahead log back now and again, while there is nothing else to do."""
         if self._commits >= (COMMITS_IN_LITTLE_ROOM if self._room < LITTLE_ROOM else COMMITS):
-            self._restart_log("PASSIVE")
+            self._write_back("PASSIVE")
 
     def close(self) -> None:
         self._db.close()
@@ -372,13 +372,13 @@ class Store:
         except sqlite3.Error as exc:
             if "disk is full" in str(exc):
                 self._rollback()
-                if self._forget_half() or self._restart_log("RESTART"):
+                if self._forget_half() or self._write_back("RESTART"):
                     raise Full(f"{self._where}: {exc}") from exc
             raise self._translated(exc) from exc
         finally:
             self._rollback()
 
-    def _restart_log(self, mode: str) -> bool:
+    def _write_back(self, mode: str) -> bool:
         """Have the write-ahead log begin anew; whether there was anything in it, and it has.
 
         In the file that it is: on a full disk somebody else would take what is given back.
