@@ -18,6 +18,7 @@ down to what they are for):
     session.pxi      one connection: handshake state, flushing
     heartbeat.pxi    heartbeats, and who is lost for its silence
     backlog.pxi      what waits for a slow receiver: how much may, and what then
+    linger.pxi       a connection that was given up, until its peer has read the rest
     dispatch.pxi     Context and Request: one message each way
     status.pxi       how a message failed: statuses and exceptions
     routes.pxi       the router's table of who subscribes to what
@@ -300,6 +301,7 @@ cdef class SocketDriver:
     cdef int stop_read(self) except -1
     cdef int want_write(self, object callback) except -1
     cdef int stop_write(self) except -1
+    cdef int release(self) except -2
     cdef int close(self) except -1
 
 
@@ -432,6 +434,14 @@ cdef class Waiting:
         object to               # as it was given
         uint64_t since          # nanoseconds
         size_t size             # bytes of its frame
+
+
+cdef class Linger:
+    cdef:
+        Router router           # None once it has ended
+        SocketDriver driver     # owns the descriptor
+        int peer                # machine id; -1: a guest
+        Timer timer             # of its latest end
 
 
 # --------------------------------------------------------------------------------------- messages
@@ -671,6 +681,8 @@ cdef class Router(Verbs):
         dict full_channels      # channel -> FULL_*
         dict full_peers         # machine id -> FULL_*
         dict drop_counts        # (machine id, channel) -> frames that were dropped
+        list lingering          # Lingers, the oldest first
+        public double linger_time   # seconds that each may last
         size_t low_water
         uint32_t frame_limit
         dict totals             # counters by name

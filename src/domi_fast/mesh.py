@@ -305,7 +305,13 @@ class Mesh:
             info = self._members.view.get(machine)
             if self._closing or info is None or self._router.session(machine) is not None:
                 return
-            if self._members.valid and machine not in self._accepting.values():
+            # Who was disconnected comes again once it has read the rest, lest a newer session take
+            # the place of that.
+            if (
+                self._members.valid
+                and machine not in self._accepting.values()
+                and not self._router.lingers(machine)
+            ):
                 try:
                     await self._dial(info)
                     return

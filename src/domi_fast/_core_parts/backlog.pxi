@@ -185,13 +185,15 @@ cdef bint drop_oldest(Session session, size_t length) except -1:
 
 
 cdef int disconnect(Session session, uint16_t channel, bint asks) except -1:
-    # The session ends; what waited in it is counted, and reported as what any lost peer missed.
+    # The session ends; what waited in it is counted, and reported as what any lost peer missed. The
+    # peer may still read what the sockets have taken.
     cdef int prefix = 2 if session.role == ROLE_GUEST else 0
     cdef size_t queued = session.queue.queued
     if not asks:
         drop(session, channel, 1)
     for found, count in session.queue.droppable(prefix).items():
         drop(session, found, count)
+    linger(session)
     session.fail(f"it is slow: {queued} bytes wait for it (when_full='disconnect')")
     raise session.lost_error()
 

@@ -253,6 +253,7 @@ cdef enum:
     ROOM_LEAST = 65536          # bytes that each session may queue, whatever the node has granted
     ROOM_STEP = 262144          # bytes that it is granted at a time
     DROP_COUNTS = 65536         # peers and channels whose dropped messages are counted apart
+    LINGERS_MOST = 64           # connections of a node that were given up and are still open
     GUEST_REQUESTS = 65536      # in flight through a node for one guest
     BATCH_MOST = 256            # contexts that a handler of lists is given at once
     CONTEXT_WIRE = 48           # bytes of message and extend that a context holds itself
@@ -269,6 +270,7 @@ cdef enum:
     SPINS_TO_YIELD = 64         # looks in vain after which a spinning thread lets others run
 
 cdef uint64_t SLOW_EVERY = 10000000000ULL   # nanoseconds between two warnings of one slow peer
+cdef double LINGER_TIME = 60.0      # seconds in which who was disconnected may read the rest
 cdef double NEWEST_WEIGHT = 0.0625   # in the mean of the intervals between a peer's answers
 cdef double LEAST_SPREAD = 0.25     # of that mean: their standard deviation, if it is not more
 cdef double LOOK_EVERY = 0.01       # seconds, at least, between two of them

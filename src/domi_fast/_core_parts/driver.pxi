@@ -80,19 +80,24 @@ cdef class SocketDriver:
             self.engine.loop.remove_writer(self.fd)
         return 0
 
+    cdef int release(self) except -2:
+        # The descriptor, which is the caller's now; -1: it is closed.
+        cdef int fd = self.fd
+        if fd >= 0 and not self.engine.loop.is_closed():
+            self.stop_read()
+            self.stop_write()
+        self.fd = -1
+        return fd
+
     cdef int close(self) except -1:
         cdef int fd = self.fd
-        if fd < 0:
-            return 0
         try:
-            if not self.engine.loop.is_closed():
-                self.stop_read()
-                self.stop_write()
+            self.release()
         finally:
-            self.reading = False
-            self.writing = False
+            self.reading = self.writing = False
             self.fd = -1
-            c_close(fd)
+            if fd >= 0:
+                c_close(fd)
         return 0
 
     def abandon(self):

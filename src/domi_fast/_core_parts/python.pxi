@@ -44,6 +44,8 @@ cdef extern from "sys/socket.h" nogil:
     cdef struct msghdr:
         iovec* msg_iov
         size_t msg_iovlen
+    int SHUT_WR
+    int c_shutdown "shutdown"(int fd, int how) noexcept
 
 cdef extern from *:
     """

@@ -93,6 +93,8 @@ cdef class Router:
         self.full_channels = {}
         self.full_peers = {}
         self.drop_counts = {}
+        self.lingering = []
+        self.linger_time = LINGER_TIME
         self.frame_limit = frame_limit
         self.busy_ns = <uint64_t>(busy_poll * 1e9)
         self.on_error = on_error
@@ -312,6 +314,8 @@ cdef class Router:
             session.close(reason)
         if self.loopback is not None:
             self.loopback.fail(reason)
+        for last in list(self.lingering):
+            end_linger(last)
         if self.polls:
             self.engine.stop_polling(self.busy_ns)
         self.engine.release()
@@ -372,6 +376,14 @@ cdef class Router:
         if 0 <= machine < MAX_MACHINES and self.peers[machine] is not NULL:
             return <object>self.peers[machine]
         return None
+
+    def lingers(self, int machine):
+        """Whether this machine, which was disconnected, may still be reading what it was sent."""
+        cdef Linger linger
+        for linger in self.lingering:
+            if linger.peer == machine:
+                return True
+        return False
 
     def handlers(self):
         """What is subscribed here, as ``{channel: handler}``."""

@@ -1,0 +1,50 @@
+# A connection that its session has given up, though its peer can still read what the sockets took.
+#
+# Invariants: nothing is sent on it, and what comes is thrown away, but it is read: who writes to a
+# closed socket is told at once, and what it had not got yet is lost. It ends when the peer ends it,
+# after `linger_time`, with the node, or when there are LINGERS_MOST others. Owned by the loop
+# thread.
+
+cdef int linger(Session session) except -1:
+    # Take the descriptor of a session that is about to fail.
+    cdef Linger last
+    cdef Router router = session.router
+    cdef int fd = session.driver.release()
+    if c_shutdown(fd, SHUT_WR) < 0:
+        c_close(fd)
+        return 0
+    last = Linger.__new__(Linger)
+    last.router = router
+    last.peer = session.peer
+    last.driver = SocketDriver(router.engine, fd)
+    if len(router.lingering) >= LINGERS_MOST:
+        end_linger(router.lingering[0])
+    router.lingering.append(last)
+    last.timer = router.call_later(router.linger_time, last.end)
+    return last.driver.want_read(last.readable)
+
+
+cdef int end_linger(Linger linger) except -1:
+    if linger.router is not None:
+        linger.router.lingering.remove(linger)
+        linger.router = None
+        linger.timer.cancel()
+        linger.timer = None
+        linger.driver.close()
+    return 0
+
+
+@cython.final
+cdef class Linger:
+    # Belongs to its router, and to the loop by `readable`.
+
+    def readable(self):
+        cdef uint8_t waste[16384]
+        cdef Py_ssize_t n
+        if self.router is not None:
+            n = self.driver.recv(waste, sizeof(waste))
+            if n <= 0 and n != -EAGAIN:
+                end_linger(self)
+
+    def end(self):
+        end_linger(self)
