@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import os
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -146,6 +149,65 @@ async def test_a_full_ring_of_a_thread_that_waits_refuses(registry_url: str) -> 
             assert overloaded + outcomes.count(b"") == 10
             assert ran == sorted(ran, key=int)
             assert await a.request(51, b"after") == b"after"
+
+
+@contextmanager
+def no_processor_for(thread: int) -> Iterator[None]:
+    """Another process takes one of two processors, and this thread may use no other."""
+    this, other = sorted(os.sched_getaffinity(0))[:2]
+    before = {int(each): os.sched_getaffinity(int(each)) for each in os.listdir("/proc/self/task")}
+    for each in before:
+        os.sched_setaffinity(each, {this if each == thread else other})
+    program = (
+        f"import os; os.sched_setaffinity(0, {{{this}}}); "
+        "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1)); print(flush=True)\n"
+        "while True: pass"
+    )
+    hog = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    try:
+        assert hog.stdout is not None
+        assert hog.stdout.readline()
+        yield
+    finally:
+        hog.kill()
+        hog.communicate()
+        for each, cpus in before.items():
+            with suppress(ProcessLookupError):
+                os.sched_setaffinity(each, cpus)
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or len(os.sched_getaffinity(0)) < 2,
+    reason="takes a processor away: for root, where there are two",
+)
+@pytest.mark.usefixtures("threaded")
+async def test_a_thread_without_a_processor_is_waited_for(registry_url: str) -> None:
+    async with pair(registry_url, ring_size=4096) as (a, b, serial):
+        ran: list[bytes] = []
+        threads: list[int] = []
+
+        def handler(ctx: Context) -> None:
+            threads.append(threading.get_native_id())
+            ran.append(ctx.data)
+
+        serial.subscribe(50, handler)
+        await serial.start()
+        await a.wait_subscribed(50, timeout=5)
+        a.notify(50, b"first")
+        await until(lambda: len(ran) == 1)
+        messages = [b"%d" % number for number in range(1000)]
+        with no_processor_for(threads[0]):
+            a.notify_many(50, messages)
+            # Half as long again as a thread that waits is waited for.
+            looks = 0
+            while looks < 15:
+                await asyncio.sleep(0.01)
+                looks += 1
+            had = len(ran)
+        await until(lambda: len(ran) == 1001 or b.counters().get("ring_full", 0) > 0)
+        assert had == 1
+        assert b.counters().get("ring_full", 0) == 0
+        assert ran[1:] == messages
 
 
 @pytest.mark.usefixtures("threaded")

@@ -622,7 +622,8 @@ cdef class ThreadScheduler(Scheduler):
         """Look whether the serial thread keeps going; if it does not, read on without it.
 
         What counts is how often the loop looked, and not for how long: while the machine stood
-        still, or the loop kept the interpreter's lock, the thread had no time either.
+        still, or the loop kept the interpreter's lock, the thread had no time either. Nor has it
+        where the kernel gives it no processor.
         """
         cdef uint64_t gets = ring_gets(self.ring)
         self.patience = None
@@ -630,6 +631,8 @@ cdef class ThreadScheduler(Scheduler):
             return
         self.looks += 1
         if gets >= self.seen_gets + BUSY_PACE or cpu_ns(self.cpu_clock) >= self.seen_cpu + BUSY_CPU:
+            self.see_pace()
+        elif self.looks == LOOKS and wants_to_run(self.thread.native_id):
             self.see_pace()
         elif self.looks == LOOKS:
             self.slow_until = gets + SLOW_RECORDS
@@ -833,6 +836,16 @@ cdef class ThreadScheduler(Scheduler):
                     sched_yield()
         self.polls += looks
         return ring_was_woken(self.ring) or now > due
+
+
+cdef bint wants_to_run(object thread) except -1:
+    # Whether the kernel runs this thread, or would if a processor were free: proc(5), the state in
+    # /proc/pid/stat. Where that cannot be told it does not.
+    try:
+        with open(f"/proc/self/task/{thread}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] == b"R"
+    except OSError:
+        return False
 
 
 def end_loop(error):
