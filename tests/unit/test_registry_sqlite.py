@@ -31,6 +31,7 @@ from domi_fast.registry import (
     default_url,
     open_registry,
 )
+from domi_fast.registry.database import Database
 from domi_fast.registry.sqlite import SqliteRegistry
 from domi_fast.registry.store import REBOOT_GAP, Store
 
@@ -518,7 +519,7 @@ def test_the_wall_clock_has_no_say(path: str, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_cursor_older_than_the_log_gives_a_reset() -> None:
     db = sqlite3.connect(":memory:", isolation_level=None)
-    store = Store(db, "here", log_events=10, log_bytes=1000)
+    store = Store(Database(db, "here"), log_events=10, log_bytes=1000)
     store.prepare("boot")
     cursors = [store.list("").cursor]
     for i in range(30):

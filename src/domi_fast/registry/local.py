@@ -23,9 +23,10 @@ from .base import (
     Version,
     Watch,
 )
+from .database import Busy
 from .held import HeldClaim, HeldLease
 from .opened import OpenedRegistry
-from .store import Busy, Store
+from .store import Store
 from .watching import OpenedWatch
 
 T = TypeVar("T")

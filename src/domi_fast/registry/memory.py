@@ -17,6 +17,7 @@ from typing import Final, TypeVar
 
 from ..errors import RegistryError
 from .base import Limits
+from .database import Database
 from .held import HeldLease
 from .local import LocalRegistry
 from .store import Peek, Store
@@ -37,7 +38,7 @@ class _Space:
         self.members: set[MemoryRegistry] = set()
         # Used by several threads, one at a time.
         db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-        self.store = Store(db, f"memory://{name}")
+        self.store = Store(Database(db, f"memory://{name}"))
         self.store.prepare("", first_revision)
         self.seen = self.store.peek()
 

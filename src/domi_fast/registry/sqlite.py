@@ -28,10 +28,11 @@ from urllib.parse import quote
 
 from ..errors import RegistryError
 from .base import Limits
+from .database import Busy, Full
 from .held import HeldLease
 from .local import LocalRegistry
 from .sqlite_file import StoreFile
-from .store import Busy, Full, Peek, Store
+from .store import Peek, Store
 
 T = TypeVar("T")
 
@@ -277,7 +278,7 @@ class _Worker(threading.Thread):
         with suppress(RegistryError):
             self._look(force=wrote)
         if self._file is not None and not self._writes:
-            self._file.store.tidy()
+            self._file.database.tidy()
 
     def _wait(self) -> None:
         """Sleep until there is work or it is time to look."""

@@ -12,7 +12,8 @@ from typing import Final
 from urllib.parse import quote
 
 from ..errors import RegistryError
-from .store import Busy, Store
+from .database import Busy, Database
+from .store import Store
 
 # SQLite's own patience within one try, in seconds. It blocks the thread, so it is short.
 _TRY: Final = 0.004
@@ -57,11 +58,12 @@ class StoreFile:
             raise RegistryError(f"cannot open the registry {path}: {exc}") from exc
         self._db = db
         _connections[id(db)] = db
-        self.store = Store(db, path, folder=os.path.dirname(path))
+        self.database = Database(db, path, os.path.dirname(path))
+        self.store = Store(self.database)
         try:
             # Before anything is changed: a file of another program is left as it is.
             self.store.check()
-            self.store.use_wal()
+            self.database.use_wal()
             self.store.prepare(boot_id)
         except BaseException:
             self.close()

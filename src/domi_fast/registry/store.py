@@ -21,7 +21,6 @@ time namespaces do not share it and must not share a registry.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,6 +43,7 @@ from .base import (
     Snapshot,
     Version,
 )
+from .database import Database
 from .schema import APPLICATION_ID, SCHEMA, SCHEMA_VERSION
 
 LOG_EVENTS: Final = 4096
@@ -53,24 +53,8 @@ LOG_BYTES: Final = 16 << 20
 # changes between two boots, so adding it at a reboot keeps the counter from going back.
 REBOOT_GAP: Final = 1 << 32
 
-# Commits of one process after which the write-ahead log is written back, which syncs the file.
-# Where there is little room on the disk the log has to stay small.
-COMMITS, COMMITS_IN_LITTLE_ROOM = 64, 4
-# Bytes on the disk that are little; and with which the file does not grow any more, since what has
-# been committed and cannot be written back would stop everybody.
-LITTLE_ROOM, NO_ROOM = 8 << 20, 64 << 10
-_MOST_PAGES: Final = 0xFFFFFFFE
-
 # Oldest SQLite builds take 999 variables in one statement.
 _CHUNK: Final = 500
-
-
-class Busy(RegistryError):
-    """Not possible now, mostly since another process is writing; try again a moment later."""
-
-
-class Full(Busy):
-    """There was no room, and some was made."""
 
 
 @dataclass(frozen=True)
@@ -92,34 +76,25 @@ class Peek:
 class Store:
     """One connection to the state.
 
-    :param db: a connection in autocommit mode (``isolation_level=None``).
-    :param where: how error messages call the database.
     :param clock: nanoseconds of ``CLOCK_MONOTONIC``.
-    :param folder: where its file is; None where it has none.
 
-    Every method raises :class:`Busy` when another process holds the write lock and
-    :class:`~domi_fast.errors.RegistryError` when SQLite fails otherwise; then nothing was changed.
+    Every method raises :class:`~domi_fast.registry.database.Busy` when another process holds the
+    write lock and :class:`~domi_fast.errors.RegistryError` when SQLite fails otherwise; then
+    nothing was changed.
     """
 
     def __init__(
         self,
-        db: sqlite3.Connection,
-        where: str,
+        database: Database,
         *,
         clock: Callable[[], int] = time.monotonic_ns,
-        folder: str | None = None,
         log_events: int = LOG_EVENTS,
         log_bytes: int = LOG_BYTES,
     ) -> None:
-        self._db = db
-        self._where = where
+        self._db = database
         self._clock = clock
         self._max_events = log_events
         self._max_bytes = log_bytes
-        self._folder = folder
-        self._room = LITTLE_ROOM  # bytes on its disk
-        self._grows = True  # the file, where need be
-        self._commits = 0  # since the write-ahead log was written back
         # Of the transaction under way; read at its start and written at its end.
         self._incarnation = ""
         self._revision = self._log_start = self._log_count = self._log_bytes = 0
@@ -132,79 +107,51 @@ class Store:
         Raises :class:`~domi_fast.errors.RegistryError` for a database of somebody else or of
         another version.
         """
-        with self._read():
+        with self._db.reading():
             return self._check()
-
-    def use_wal(self) -> None:
-        """Let readers go on while somebody writes. Not inside a transaction.
-
-        Raises :class:`~domi_fast.errors.RegistryError` where the file system cannot do that.
-        """
-        try:
-            (mode,) = self._one("PRAGMA journal_mode = WAL")
-            # A commit outlives the death of every process without a sync; only a loss of power
-            # may take the last ones away, and that ends all leases anyway.
-            self._db.execute("PRAGMA synchronous = NORMAL")
-        except sqlite3.Error as exc:
-            raise self._translated(exc) from exc
-        if mode != "wal":
-            raise RegistryError(
-                f"{self._where} cannot keep a write-ahead log (mode {mode!r}); "
-                "choose a path on a local file system"
-            )
 
     def prepare(self, boot_id: str, first_revision: int = 0) -> None:
         """Make the schema where there is none; end all leases of an earlier boot."""
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            is_new = not self._check()
-            if is_new:
-                for statement in SCHEMA:
-                    self._db.execute(statement)
-                self._db.execute(
-                    "INSERT INTO meta VALUES (1, ?, ?, ?, ?, 0, 0)",
-                    (uuid4().hex, boot_id, first_revision, first_revision),
-                )
-            self._load()
-            (before,) = self._one("SELECT boot_id FROM meta")
-            if before != boot_id:
-                self._revision += REBOOT_GAP
-                self._db.execute("UPDATE meta SET boot_id = ?", (boot_id,))
-                self._end([row[0] for row in self._db.execute("SELECT id FROM lease")])
-            self._sweep(self._clock())
-            self._flush()
-            self._db.execute("COMMIT")
+        with self._db.told():
+            with self._db.transaction():
+                is_new = not self._check()
+                if is_new:
+                    for statement in SCHEMA:
+                        self._db.execute(statement)
+                    self._db.execute(
+                        "INSERT INTO meta VALUES (1, ?, ?, ?, ?, 0, 0)",
+                        (uuid4().hex, boot_id, first_revision, first_revision),
+                    )
+                self._load()
+                (before,) = self._db.one("SELECT boot_id FROM meta")
+                if before != boot_id:
+                    self._revision += REBOOT_GAP
+                    self._db.execute("UPDATE meta SET boot_id = ?", (boot_id,))
+                    self._end([row[0] for row in self._db.execute("SELECT id FROM lease")])
+                self._sweep(self._clock())
+                self._flush()
             if is_new:
                 # What the tables take is theirs then, should the disk fill up.
-                self._write_back("RESTART")
-        except sqlite3.Error as exc:
-            raise self._translated(exc) from exc
-        finally:
-            self._rollback()
-
-    def tidy(self) -> None:
-        """Write the write-ahead log back now and again, while there is nothing else to do."""
-        if self._commits >= (COMMITS_IN_LITTLE_ROOM if self._room < LITTLE_ROOM else COMMITS):
-            self._write_back("PASSIVE")
+                self._db.write_back("RESTART")
 
     def close(self) -> None:
         self._db.close()
 
     def _check(self) -> bool:
-        (application,) = self._one("PRAGMA application_id")
-        (version,) = self._one("PRAGMA user_version")
-        (tables,) = self._one("SELECT count(*) FROM sqlite_master")
+        (application,) = self._db.one("PRAGMA application_id")
+        (version,) = self._db.one("PRAGMA user_version")
+        (tables,) = self._db.one("SELECT count(*) FROM sqlite_master")
         if application == APPLICATION_ID:
             if version != SCHEMA_VERSION:
                 raise RegistryError(
-                    f"{self._where} has version {version} of the registry's schema, this release "
-                    f"knows version {SCHEMA_VERSION}; use one release in the whole cluster, or "
-                    "remove the file while none of its nodes runs"
+                    f"{self._db.where} has version {version} of the registry's schema, this "
+                    f"release knows version {SCHEMA_VERSION}; use one release in the whole "
+                    "cluster, or remove the file while none of its nodes runs"
                 )
             return True
         if application or version or tables:
             raise RegistryError(
-                f"{self._where} is a database of another program, not a registry; "
+                f"{self._db.where} is a database of another program, not a registry; "
                 "choose another path"
             )
         return False
@@ -237,13 +184,15 @@ class Store:
             pass
 
     def peek(self) -> Peek:
-        with self._read():
-            return Peek(*self._one("SELECT revision, (SELECT min(expires) FROM lease) FROM meta"))
+        with self._db.reading():
+            return Peek(
+                *self._db.one("SELECT revision, (SELECT min(expires) FROM lease) FROM meta")
+            )
 
     def data_version(self) -> int:
         """Another number than before if another connection has committed since."""
-        with self._read():
-            version: int = self._one("PRAGMA data_version")[0]
+        with self._db.reading():
+            version: int = self._db.one("PRAGMA data_version")[0]
             return version
 
     # ------------------------------------------------------------------ keys
@@ -282,7 +231,7 @@ class Store:
 
     def events(self, prefix: str, cursor: Cursor, limit: int) -> Batch:
         """At most ``limit`` events after the cursor, or one Reset where the log does not reach."""
-        with self._read():
+        with self._db.reading():
             self._load()
             match cursor:
                 case (self._incarnation, int(seen)) if self._log_start <= seen <= self._revision:
@@ -317,7 +266,7 @@ class Store:
 
     def update(self, claim: int, value: bytes) -> None:
         with self._write():
-            row = self._one("SELECT key, lease FROM entry WHERE claim = ?", (claim,))
+            row = self._db.one("SELECT key, lease FROM entry WHERE claim = ?", (claim,))
             if row is None:
                 raise LeaseLost("the claim is no longer held: its lease is over or it was released")
             self._set(row[0], value, row[1], claim, self._find(row[0]))
@@ -326,7 +275,7 @@ class Store:
         """Give the key of the claim back, or its place in the queue, if there is one."""
         with self._write():
             self._db.execute("DELETE FROM waiter WHERE claim = ?", (claim,))
-            row = self._one("SELECT key FROM entry WHERE claim = ?", (claim,))
+            row = self._db.one("SELECT key FROM entry WHERE claim = ?", (claim,))
             if row:
                 self._delete(row[0])
 
@@ -344,12 +293,12 @@ class Store:
 
     def turn(self, claim: int) -> int | None:
         """The epoch once the claim's turn has come, None while it waits in the queue."""
-        with self._read():
-            row = self._one("SELECT epoch FROM entry WHERE claim = ?", (claim,))
+        with self._db.reading():
+            row = self._db.one("SELECT epoch FROM entry WHERE claim = ?", (claim,))
             if row:
                 epoch: int = row[0]
                 return epoch
-            if self._one("SELECT 1 FROM waiter WHERE claim = ?", (claim,)):
+            if self._db.one("SELECT 1 FROM waiter WHERE claim = ?", (claim,)):
                 return None
             raise LeaseLost("the lease ended before the turn came")
 
@@ -358,88 +307,34 @@ class Store:
     @contextmanager
     def _write(self) -> Iterator[int]:
         """A transaction that may change something, begun by a sweep; the time at its start."""
-        try:
-            self._look_at_disk()
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._db.writing(self._forget_half):
             # Read only once the lock is ours: waiting for it, or being stopped, takes time.
             now = self._clock()
             self._load()
             self._sweep(now)
             yield now
             self._flush()
-            self._db.execute("COMMIT")
-            self._commits += 1
-        except sqlite3.Error as exc:
-            if "disk is full" in str(exc):
-                self._rollback()
-                if self._forget_half() or self._write_back("RESTART"):
-                    raise Full(f"{self._where}: {exc}") from exc
-            raise self._translated(exc) from exc
-        finally:
-            self._rollback()
-
-    def _write_back(self, mode: str) -> bool:
-        """Have the write-ahead log begin anew; whether there was anything in it, and it has.
-
-        In the file that it is: on a full disk somebody else would take what is given back.
-        """
-        try:
-            busy, pages, _ = self._one(f"PRAGMA wal_checkpoint({mode})")
-        except sqlite3.Error:
-            return False
-        self._commits = 0
-        return not busy and pages > 0
-
-    def _look_at_disk(self) -> None:
-        """Have the file stay as large as it is while there is no room on its disk."""
-        if self._folder is None:
-            return
-        with suppress(OSError):
-            disk = os.statvfs(self._folder)
-            self._room = disk.f_bavail * disk.f_frsize
-        grows = self._room >= NO_ROOM
-        if grows != self._grows:
-            most = _MOST_PAGES if grows else self._one("PRAGMA page_count")[0]
-            self._one(f"PRAGMA max_page_count = {most}")
-            self._grows = grows
 
     def _forget_half(self) -> bool:
         """Make room in a file that may not grow: whether there was a log of events to shorten."""
-        if self._grows:
+        if self._db.grows:
             return False
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._load()
-            count = self._log_count
-            while self._log_count > count // 2:
-                self._forget()
-            self._db.execute(
-                "UPDATE meta SET log_start = ?, log_count = ?, log_bytes = ?",
-                (self._log_start, self._log_count, self._log_bytes),
-            )
-            self._db.execute("COMMIT")
-        except sqlite3.Error:
-            return False
-        finally:
-            self._rollback()
-        return count > 0
-
-    @contextmanager
-    def _read(self) -> Iterator[None]:
-        """A transaction that sees one moment."""
-        try:
-            self._db.execute("BEGIN")
-            yield
-        except sqlite3.Error as exc:
-            raise self._translated(exc) from exc
-        finally:
-            self._rollback()
+        shortened = False
+        with suppress(sqlite3.Error):
+            with self._db.transaction():
+                self._load()
+                count = self._log_count
+                while self._log_count > count // 2:
+                    self._forget()
+                self._save()
+            shortened = count > 0
+        return shortened
 
     @contextmanager
     def _swept(self) -> Iterator[None]:
         """A reading transaction that does not see the keys of leases that are over."""
-        with self._read():
-            late = self._one("SELECT 1 FROM lease WHERE expires <= ?", (self._clock(),))
+        with self._db.reading():
+            late = self._db.one("SELECT 1 FROM lease WHERE expires <= ?", (self._clock(),))
             if not late:
                 self._load()
                 yield
@@ -447,25 +342,10 @@ class Store:
             with self._write():
                 yield
 
-    def _rollback(self) -> None:
-        if self._db.in_transaction:
-            # Whatever made the transaction fail is being raised; a failing rollback adds nothing,
-            # and SQLite undoes the transaction when the connection closes.
-            with suppress(sqlite3.Error):
-                self._db.execute("ROLLBACK")
-
-    def _translated(self, exc: sqlite3.Error) -> RegistryError:
-        if isinstance(exc, sqlite3.OperationalError) and "locked" in str(exc):
-            return Busy(f"{self._where} is locked by another process")
-        if "not a database" in str(exc):
-            return RegistryError(f"{self._where} is no registry ({exc}); choose another path")
-        return RegistryError(f"{self._where}: {exc}")
-
-    def _one(self, sql: str, values: Sequence[object] = ()) -> Any:
-        return self._db.execute(sql, values).fetchone()
-
     def _load(self) -> None:
-        row = self._one("SELECT incarnation, revision, log_start, log_count, log_bytes FROM meta")
+        row = self._db.one(
+            "SELECT incarnation, revision, log_start, log_count, log_bytes FROM meta"
+        )
         self._incarnation, self._revision, self._log_start, self._log_count, self._log_bytes = row
         self._loaded = self._revision
 
@@ -474,6 +354,9 @@ class Store:
             return
         while self._log_count > self._max_events or self._log_bytes > self._max_bytes:
             self._forget()
+        self._save()
+
+    def _save(self) -> None:
         self._db.execute(
             "UPDATE meta SET revision = ?, log_start = ?, log_count = ?, log_bytes = ?",
             (self._revision, self._log_start, self._log_count, self._log_bytes),
@@ -481,7 +364,7 @@ class Store:
 
     def _forget(self) -> None:
         """Drop the oldest event of the log."""
-        revision, size = self._one(
+        revision, size = self._db.one(
             "SELECT revision, length(key) + ifnull(length(value), 0) FROM log"
             " ORDER BY revision LIMIT 1"
         )
@@ -508,11 +391,11 @@ class Store:
             self._delete(key)
 
     def _require(self, lease: int) -> None:
-        if not self._one("SELECT 1 FROM lease WHERE id = ?", (lease,)):
+        if not self._db.one("SELECT 1 FROM lease WHERE id = ?", (lease,)):
             raise LeaseLost("the lease is over: it has expired or was revoked")
 
     def _find(self, key: str) -> Any:
-        return self._one("SELECT key, value, revision, epoch FROM entry WHERE key = ?", (key,))
+        return self._db.one("SELECT key, value, revision, epoch FROM entry WHERE key = ?", (key,))
 
     def _compare(self, key: str, row: Any, expect: Version) -> None:
         if row is None:
@@ -535,7 +418,7 @@ class Store:
     def _delete(self, key: str) -> None:
         self._db.execute("DELETE FROM entry WHERE key = ?", (key,))
         self._log(key, None, 0)
-        first = self._one(
+        first = self._db.one(
             "SELECT place, lease, claim, value FROM waiter WHERE name = ? ORDER BY place LIMIT 1",
             (key,),
         )
