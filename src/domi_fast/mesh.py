@@ -1,9 +1,6 @@
-"""The mesh: whom to dial and when, who may come in, and one live session to each peer.
+"""The mesh: whom to dial and when, and one live session to each peer.
 
-Frames, heartbeats and routing are the core's. The rules that keep two nodes at one session though
-both dial (docs/protocol.md, "One session a pair"): while a node dials a peer and the peer's own
-connection arrives, the lower machine id's connection is the one that stays; and a connection
-counts, or replaces an older one, only once its dialler has confirmed it.
+Frames, heartbeats and routing are the core's; who may come in is the admission's.
 """
 
 from __future__ import annotations
@@ -20,14 +17,15 @@ from typing import Any
 
 from . import memory, transport
 from ._core import ROLE_ACCEPTOR, ROLE_DIALLER, Router, Session
-from .authentication import GUEST, NO_MACHINE, NODE, Dialled, Dialler, check_claim
+from .admission import Admission
+from .authentication import NO_MACHINE, NODE, Dialled, Dialler
 from .callers import Callers, most_handshakes
 from .channels import LibraryChannel
 from .conditions import Conditions
-from .config import NodeConfig, is_loopback, parse_version
+from .config import NodeConfig, parse_version
 from .errors import AuthError, DomiError, FrameError, PeerLost, TryAgain
 from .events import Witness
-from .handshake import Offer, decode_welcome, encode_welcome
+from .handshake import Offer, decode_welcome
 from .membership import Membership, NodeInfo
 from .peer import STATES, Peer
 from .registry.base import Registry
@@ -73,14 +71,17 @@ class Mesh:
         self._listeners: list[transport.Listener] = []
         self._port = 0
         self._peers: dict[int, Peer] = {}
-        self._dials: dict[int, Session] = {}
         self._dialled: dict[Session, tuple[NodeInfo, asyncio.Future[None]]] = {}
-        self._accepting: dict[Session, int] = {}
         self._sessions: set[Session] = set()
         handshakes = config.handshakes_per_address or most_handshakes(config.tls is not None)
         self._callers = Callers(handshakes, config.session_limit, config.sessions_per_address)
         self._diallers: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._admission = Admission(router, config, self._members, self._spawn)
+        # The router asks it by way of the mesh.
+        self.admit = self._admission.admit
+        self.admit_guest = self._admission.admit_guest
+        self.confirm = self._admission.confirm
         self.conditions = Conditions(router)
         self._closing = False
         self._told_short = -math.inf
@@ -309,7 +310,7 @@ class Mesh:
             # the place of that.
             if (
                 self._members.valid
-                and machine not in self._accepting.values()
+                and not self._admission.accepts(machine)
                 and not self._router.lingers(machine)
             ):
                 try:
@@ -346,7 +347,7 @@ class Mesh:
         )
         if (
             self._closing
-            or info.id in self._accepting.values()
+            or self._admission.accepts(info.id)
             or self._router.session(info.id) is not None
             or self._members.view.get(info.id) != info
         ):
@@ -364,7 +365,7 @@ class Mesh:
             tls=tls,
         )
         welcome = asyncio.get_running_loop().create_future()
-        self._dials[info.id] = session
+        self._admission.dials[info.id] = session
         self._dialled[session] = info, welcome
         self._sessions.add(session)
         try:
@@ -379,8 +380,8 @@ class Mesh:
             if not session.up:
                 session.close("dialling was given up")
             self._dialled.pop(session, None)
-            if self._dials.get(info.id) is session:
-                del self._dials[info.id]
+            if self._admission.dials.get(info.id) is session:
+                del self._admission.dials[info.id]
 
     # ----------------------------------------------------------------- what the core's router calls
 
@@ -424,97 +425,6 @@ class Mesh:
         self._callers.began(session)
         self._sessions.add(session)
         session.start()
-
-    def admit(self, session: Session, machine: int, extend: bytes) -> bytes | None:
-        """A dialler has named itself: the welcome for it, or None for the plain protocol.
-
-        Empty when the registry has to be asked first: ``Session.welcome`` or ``close`` follows.
-
-        Raises :class:`~domi_fast.errors.DomiError` to refuse it.
-        """
-        if self.id < 0 or not self._members.valid:
-            raise TryAgain("this node does not hold a machine id at this moment")
-        if machine == self.id:
-            raise AuthError(f"machine id {machine} is this node's own", peer=machine)
-        if session.guard is not None:
-            check_claim(session.guard, NODE, machine)
-        known = self._members.view.get(machine)
-        if not extend:
-            guarded = self._secret is not None or self._certificates is not None
-            if guarded or not (is_loopback(self._config.host) or self._config.insecure):
-                raise AuthError("the plain protocol is not served here", peer=machine)
-            if known is not None or self._router.session(machine) is not None:
-                raise AuthError(f"machine id {machine} is held by a live node", peer=machine)
-            return None
-        offer = Offer.decode(extend)
-        if offer.cluster != self._config.cluster:
-            raise AuthError(
-                f"node {machine} belongs to cluster {offer.cluster!r}, this node to "
-                f"{self._config.cluster!r}",
-                peer=machine,
-            )
-        if self._certificates is not None:
-            check_name(session.certificate, offer.name, machine)
-        self._check_holder(machine, offer)
-        session.info = offer
-        known = self._members.view.get(machine)
-        if known is not None and known.epoch == offer.epoch:
-            return self._welcome(session, machine)
-        # The watch may be behind the newcomer, or the epoch invented: ask the registry itself.
-        self._spawn(self._examine(session, machine, offer))
-        return b""
-
-    async def _examine(self, session: Session, machine: int, offer: Offer) -> None:
-        await asyncio.sleep(0)  # even where tasks begin at once, admit() returns first
-        try:
-            if not await self._members.is_claimed_by(machine, offer):
-                raise AuthError(f"the registry does not know this node as {machine}", peer=machine)
-            if not session.closed:
-                session.welcome(self._welcome(session, machine))
-        except DomiError as error:
-            session.refuse(error)
-
-    def _welcome(self, session: Session, machine: int) -> bytes:
-        own = self._dials.get(machine)
-        if own is not None:
-            if self.id < machine:
-                raise TryAgain(f"node {self.id} is dialling node {machine} itself", peer=machine)
-            own.close("the peer's own connection stays")
-        self._accepting[session] = machine
-        return encode_welcome(self.id, self._members.offer)
-
-    def _check_holder(self, machine: int, offer: Offer) -> None:
-        known = self._members.view.get(machine)
-        if known is not None and (
-            offer.epoch < known.epoch or (offer.epoch == known.epoch and not known.is_of(offer))
-        ):
-            raise AuthError(f"machine id {machine} is leased to another node", peer=machine)
-        session = self._router.session(machine)
-        if (
-            session is not None
-            and session.info is not None
-            and session.info.epoch >= offer.epoch
-            and session.info.instance != offer.instance
-        ):
-            raise AuthError(f"machine id {machine} is held by a live node", peer=machine)
-
-    def admit_guest(self, session: Session, data: bytes) -> bytes:
-        """A guest has named itself: the welcome for it. Raises DomiError to refuse it."""
-        if self.id < 0:
-            raise TryAgain("this node does not hold a machine id yet")
-        if session.guard is not None:
-            check_claim(session.guard, GUEST, NO_MACHINE)
-        session.info = Offer.decode(data)
-        if session.info.cluster not in ("", self._config.cluster):
-            raise AuthError(
-                f"the guest wants cluster {session.info.cluster!r}, this node belongs to "
-                f"{self._config.cluster!r}"
-            )
-        return encode_welcome(self.id, self._members.offer)
-
-    def confirm(self, session: Session) -> None:
-        """The dialler has chosen this connection. Raises DomiError to refuse it still."""
-        self._check_holder(self._accepting.pop(session), session.info)
 
     def welcomed(self, session: Session, data: bytes) -> int:
         """The dialled node has answered: its machine id. Raises DomiError to refuse it."""
@@ -575,7 +485,7 @@ class Mesh:
         """The session is closed; it stands in no routing table any more."""
         self._sessions.discard(session)
         self._callers.left(session)
-        self._accepting.pop(session, None)
+        self._admission.forget(session)
         _, welcome = self._dialled.get(session, (None, None))
         if welcome is not None and not welcome.done():
             welcome.set_exception(
