@@ -385,6 +385,12 @@ cdef class Session:
         Py_ssize_t ended_waiting    # of `waiting`, whose requests have ended
         bint slow               # its queue was full, and it has not caught up since
         uint64_t slow_told      # nanoseconds: when that was told the last time; 0: never
+        int drop_channel        # of the frames that were dropped last,
+        uint64_t dropped        # and how many that have not been counted yet
+        tuple full_text         # what the last error said that it was full, or None; that is with
+        str full_advice         # this advice at the end,
+        size_t full_queued      # of so many bytes in the queue,
+        bint full_node          # and whether that was more than the node may queue
         set channels            # what the peer subscribes to
         bint announced          # the peer's subscriptions are known
         object __weakref__
@@ -680,7 +686,10 @@ cdef class Router(Verbs):
         int full_default        # FULL_*: of sessions that have none of their own
         dict full_channels      # channel -> FULL_*
         dict full_peers         # machine id -> FULL_*
-        dict drop_counts        # (machine id, channel) -> frames that were dropped
+        dict drop_counts        # (machine id, channel) -> frames that were dropped, but for those
+                                # that sessions have not been asked for yet
+        uint64_t refused        # frames that were refused because a queue was full, since that was
+                                # counted the last time
         list lingering          # Lingers, the oldest first
         public double linger_time   # seconds that each may last
         size_t low_water
@@ -724,7 +733,9 @@ cdef class Router(Verbs):
     cdef int handle_answer(self, Session session, RawFrame* frame) except -1
     cdef int reject(self, Session session, uint8_t status, RawFrame* frame) except -1
     cdef int report(self, object error, object frame) except -1
+    cdef int tell(self, object error, object frame) except -1
     cdef int count(self, str name, uint64_t by=*) except -1
+    cdef int add_up(self) except -1
 
     cdef int peers_set(self, int machine, Session session) except -1
     cdef int peers_clear(self, Session session) except -1

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
+import gc
 import logging
 import os
+import pickle
 import struct
 import time
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -18,6 +22,7 @@ from domi_fast import (
     Context,
     DeadlineExceeded,
     DomiError,
+    Frame,
     Node,
     Overloaded,
     PeerLost,
@@ -104,6 +109,19 @@ def fill_at_once(node: Node, size: int = 60_000) -> int:
             node.notify(50, bytes(size))
             sent += 1
     return sent
+
+
+def refusal(node: Node, size: int) -> Overloaded:
+    """What is raised when its own queue is full, while the loop stands still."""
+    try:
+        while True:
+            node.notify(50, bytes(size))
+    except Overloaded as error:
+        return error
+
+
+def facts(error: Overloaded) -> tuple[object, ...]:
+    return type(error), error.args, dict(vars(error))
 
 
 def ask(node: Node, channel: int, size: int) -> tuple[list[Request], Overloaded]:
@@ -271,6 +289,73 @@ async def test_the_others_are_none_the_worse(registry_url: str, policy: Any) -> 
         await until(lambda: len(got[c]) == sent - dropped)
         assert got[c] == sorted(set(got[c]))
         assert dropped > 100
+
+
+async def test_a_publish_is_refused_with_what_a_notify_raises(registry_url: str) -> None:
+    """Of many that are refused alike each has its own facts; kept, they hold nothing else."""
+    told: list[tuple[Any, Frame]] = []
+    said: list[str] = []
+    async with nodes(registry_url, "a", queue_limit=64 << 10) as (a,):
+        a.on_error = lambda error, frame: told.append((error, frame))
+        for channel in (50, 51):
+            a.subscribe(channel, lambda ctx: None)
+        own = weakref.ref(session(a, a.id))
+        for size in (1_000, 20_000):
+            raised = facts(refusal(a, size))
+            queued = session(a, a.id).queued
+            text = (
+                f"{queued} bytes wait for node {a.id}, as many as a session may queue"
+                f": await node.drained({a.id}) or send less"
+            )
+            for channel in (50, 51, 50):
+                assert a.publish(channel, b"%d" % channel) == 0
+                error, frame = told[-1]
+                assert type(error) is Overloaded
+                assert error.args == (text,)
+                assert (error.channel, error.peer, error.limit) == (channel, a.id, 64 << 10)
+                assert error.advice == f": await node.drained({a.id}) or send less"
+                assert frame == Frame(channel, b"%d" % channel)
+                assert type(frame) is Frame
+                said.append(text)
+            last = told[-1][0]
+            for twin in (last, copy.copy(last), pickle.loads(pickle.dumps(last))):
+                assert facts(twin) == raised
+            last.channel = 7  # who was told may write on it
+            assert a.publish(50, b"50") == 0
+            assert told.pop()[0].channel == 50
+            await a.drained(a.id)
+        assert said[0] != said[-1]
+        assert a.drops() == {(a.id, 50): 6, (a.id, 51): 2}
+        assert a.counters()["dropped_slow_peer"] == 8
+        assert a.counters()["refused_queue_full"] == 10
+    assert [str(error) for error, _ in told] == said
+    gc.collect()
+    assert own() is None
+
+
+async def test_what_is_dropped_is_counted_by_then(registry_url: str) -> None:
+    """Whenever it is asked for, of whichever channels in turn, and of who has gone meanwhile."""
+    async with nodes(registry_url, "a", queue_limit=64 << 10, when_full="drop_newest") as (a,):
+        expected: Counter[tuple[int, int]] = Counter()
+        async with stuck(a), stuck(a, 701):
+            while not a.drops():
+                a.notify(50, bytes(60_000), to=700)
+            expected[700, 50] = a.drops()[700, 50]
+            while (701, 50) not in a.drops():
+                a.notify(50, bytes(60_000), to=701)
+            expected[701, 50] = a.drops()[701, 50]
+            for channels in ((50,), (50, 51), (51, 51, 50, 52)):
+                for channel in channels:
+                    for machine in (700, 701):
+                        a.notify(channel, bytes(60_000), to=machine)
+                        expected[machine, channel] += 1
+                assert a.counters()["dropped_slow_peer"] == expected.total()
+                assert a.drops() == expected
+            a.notify(53, bytes(60_000), to=700)
+            session(a, 700).close("by the test")
+            expected[700, 53] = 1
+            assert a.drops() == expected
+        assert a.counters()["dropped_slow_peer"] == expected.total()
 
 
 async def test_the_library_goes_on_when_users_fill_the_queue(registry_url: str) -> None:

@@ -102,13 +102,26 @@ cdef bint asks_for_answer(const uint8_t* extend, uint16_t extend_size, int prefi
 
 cdef int drop(Session session, int channel, uint64_t count) except -1:
     # Count what was dropped, by whom it was for and by channel.
+    if session.drop_channel != channel:
+        count_drops(session)
+        session.drop_channel = channel
+    session.dropped += count
+    return note_slow(session)
+
+
+cdef int count_drops(Session session) except -1:
+    # What drop() has added up since the last time, of one channel, gets into the counters.
     cdef Router router = session.router
-    cdef tuple key = (session.peer, channel)
+    cdef uint64_t count = session.dropped
+    cdef tuple key
+    if count == 0:
+        return 0
+    session.dropped = 0
+    key = (session.peer, session.drop_channel)
     if key not in router.drop_counts and len(router.drop_counts) >= DROP_COUNTS:
         key = (-1, -1)      # channels without end get no counters without end
     router.drop_counts[key] = router.drop_counts.get(key, 0) + count
-    router.count("dropped_slow_peer", count)
-    return note_slow(session)
+    return router.count("dropped_slow_peer", count)
 
 
 cdef int note_slow(Session session) except -1:
@@ -134,6 +147,14 @@ cdef int policy_when_full(Session session, uint16_t channel) except -1:
 cdef int make_room(Session session, uint16_t channel, size_t length, bint asks) except -1:
     # Of a queue that is full, for a frame of this length that `asks` for an answer or does not: 1,
     # there is room now; 0, the frame is dropped, and counted. Raises what forbids to send it.
+    cdef int found = room_for(session, channel, length, asks)
+    if found == FRAME_REFUSED:
+        raise queue_is_full(session, channel)
+    return found == FRAME_FITS
+
+
+cdef int room_for(Session session, uint16_t channel, size_t length, bint asks) except -1:
+    # make_room(), where it is for the caller to say that the queue is full: FRAME_REFUSED, counted.
     cdef int policy
     cdef bint of_node
     cdef Router router = session.router
@@ -144,7 +165,7 @@ cdef int make_room(Session session, uint16_t channel, size_t length, bint asks) 
     # What the library says, and what answers, passes the requests that wait.
     if (session.waiting is None or (channel > USER_LAST and channel != CH_RELAY)) and (
             grow_room(session)):
-        return 1
+        return FRAME_FITS
     of_node = session.room < router.queue_limit
     if channel <= USER_LAST:
         policy = policy_when_full(session, channel)
@@ -153,19 +174,34 @@ cdef int make_room(Session session, uint16_t channel, size_t length, bint asks) 
     else:
         policy = FULL_RAISE
     if policy == FULL_DROP_OLDEST and drop_oldest(session, length):
-        return 1
+        return FRAME_FITS
     if (policy == FULL_DISCONNECT and session.role != ROLE_LOOPBACK and not of_node
             and session.queue.queued >= session.room):
         disconnect(session, channel, asks)
     if asks or policy == FULL_RAISE or policy == FULL_DISCONNECT:
-        router.count("refused_queue_full")
+        router.refused += 1
         note_slow(session)
-        raise overloaded(
-            session, channel, router.node_queue_limit if of_node else router.queue_limit,
-            f"{session.queue.queued} bytes wait for node {session.peer}, as many as "
-            f"{'the node' if of_node else 'a session'} may queue")
+        return FRAME_REFUSED
     drop(session, channel, 1)
-    return 0
+    return FRAME_DROPPED
+
+
+cdef object queue_is_full(Session session, uint16_t channel):
+    # Why a frame was refused. Of who is stopped each publish is, and finds the queue as it was: the
+    # text is made once for all of them.
+    cdef Router router = session.router
+    cdef size_t queued = session.queue.queued
+    cdef bint of_node = session.room < router.queue_limit
+    if session.full_text is None or session.full_queued != queued or session.full_node != of_node:
+        session.full_advice = advice_of(session)
+        session.full_text = (
+            f"{queued} bytes wait for node {session.peer}, as many as "
+            f"{'the node' if of_node else 'a session'} may queue{session.full_advice}",)
+        session.full_queued = queued
+        session.full_node = of_node
+    return overloaded_as(session, channel,
+                         router.node_queue_limit if of_node else router.queue_limit,
+                         session.full_text, session.full_advice)
 
 
 cdef bint drop_oldest(Session session, size_t length) except -1:
@@ -232,7 +268,7 @@ cdef int await_room(Router router, Session session, Request request, int channel
     if size > router.frame_limit:
         raise frame_too_large(channel, size, router.frame_limit)
     if may_wait_no_more(session, size):
-        router.count("refused_queue_full")
+        router.refused += 1
         note_slow(session)
         raise overloaded(
             session, channel, router.queue_limit,

@@ -231,6 +231,12 @@ cdef enum:
     FULL_DROP_NEWEST = 2
     FULL_DISCONNECT = 3
 
+# What comes of one.
+cdef enum:
+    FRAME_DROPPED = 0
+    FRAME_FITS = 1
+    FRAME_REFUSED = 2
+
 cdef enum:
     TIMER_ONCE = 0
     TIMER_PERIODIC = 1

@@ -44,9 +44,14 @@ cdef inline bytes frame_data(RawFrame* frame):
     return PyBytes_FromStringAndSize(<char*>frame.data, frame.size)
 
 
+cdef inline object new_frame(int channel, bytes data, bytes extend):
+    # Frame(), without a call.
+    return new_tuple(Frame, ((channel, data, extend),))
+
+
 cdef object frame_object(RawFrame* frame):
-    return Frame(frame.channel, frame_data(frame),
-                 PyBytes_FromStringAndSize(<char*>frame.extend, frame.extend_size))
+    return new_frame(frame.channel, frame_data(frame),
+                     PyBytes_FromStringAndSize(<char*>frame.extend, frame.extend_size))
 
 
 cdef inline void write_header(uint8_t* p, uint32_t length, uint16_t extend_size,

@@ -85,6 +85,21 @@ cdef extern from "sched.h" nogil:
 
 cdef extern from *:
     """
+    /* A new object of this class, by the __new__ of the type that it inherits it from. */
+    static inline PyObject *domi_new_of(PyTypeObject *inherits, PyObject *kind, PyObject *args)
+    {
+        return inherits->tp_new((PyTypeObject *)kind, args, NULL);
+    }
+    #define domi_new_tuple(kind, args) domi_new_of(&PyTuple_Type, kind, args)
+    #define domi_new_error(kind, args) \\
+        domi_new_of((PyTypeObject *)PyExc_Exception, kind, args)
+    """
+    object new_tuple "domi_new_tuple"(object kind, tuple args)
+    # Without its __init__: the arguments are what the error says.
+    object new_error "domi_new_error"(object kind, tuple args)
+
+cdef extern from *:
+    """
     /* Raises the exception that is set already: lets a Cython `except` clause see it. */
     static int domi_reraise(void) { return -1; }
     """

@@ -275,6 +275,7 @@ cdef class Router:
     def drops(self):
         """How many messages were dropped because their receiver was slow, as
         ``{(machine id, channel): count}``; a guest's are under -1."""
+        self.add_up()
         return dict(self.drop_counts)
 
     def use_memory(self, double share):
@@ -409,6 +410,7 @@ cdef class Router:
     def counters(self):
         """Totals since the start, by name; what has not happened yet is 0."""
         cdef Session session
+        self.add_up()
         found = Counter(self.totals)
         cdef uint64_t frames_in = self.frames_in, frames_out = self.frames_out
         cdef uint64_t bytes_in = self.bytes_in, bytes_out = self.bytes_out
@@ -584,6 +586,9 @@ cdef class Router:
         cdef list targets
         cdef uint64_t frames
         cdef uint32_t i
+        cdef uint16_t extend_size
+        cdef int found
+        cdef object refused
         if not PyBytes_CheckExact(data):
             data = bytes_of(data)
         if self.uplink is not None:
@@ -601,13 +606,25 @@ cdef class Router:
         targets = [<object>route.members[i] for i in range(route.count)]
         for session in targets:
             frames = session.frames_out
+            extend_size = 1 if session.extended else 0
+            found = FRAME_FITS
+            refused = None
             try:
-                session.put(channel, data, &tag, 1 if session.extended else 0)
-                sent += session.frames_out != frames    # or it was dropped
+                if session.queue.queued >= session.gate:
+                    # Asked before it would be raised: to raise costs more than the publish.
+                    found = room_for(session, channel, HEADER + <size_t>PyBytes_GET_SIZE(data)
+                                     + extend_size, False)
+                if found == FRAME_FITS:
+                    session.put(channel, data, &tag, extend_size)
+                    sent += session.frames_out != frames    # or it was dropped
+                elif found == FRAME_REFUSED:
+                    refused = queue_is_full(session, channel)
             except (errors.Overloaded, errors.PeerLost) as error:
+                refused = error
+            if refused is not None:
                 if session.state != SESSION_CLOSED and not has_room(session):
                     drop(session, channel, 1)
-                self.report(error, Frame(channel, data))
+                self.report(refused, new_frame(channel, data, b""))
         return sent
 
     cdef int send_call(self, int number, object data, int reply, object to,
@@ -946,7 +963,8 @@ cdef class Router:
 
     cdef int report(self, object error, object frame) except -1:
         # What was refused after the verb had returned.
-        error = as_domi_error(error, frame.channel)
+        if not isinstance(error, errors.DomiError):
+            error = as_domi_error(error, frame.channel)
         if self.on_error is None:
             log.warning("lost: %s (channel %d, %d bytes)", error, frame.channel, len(frame.data),
                         extra={"domi_channel": frame.channel, "domi_peer": error.peer})
@@ -954,25 +972,39 @@ cdef class Router:
             reporter = <ThreadScheduler>self.reporters[len(self.reporters) - 1]
             reporter.post(self.call_on_error, (error, frame))
         else:
-            self.call_on_error(error, frame)
+            self.tell(error, frame)
         return 0
 
     def call_on_error(self, error, frame):
         """Call the program's ``on_error``, on the thread that it is to run on."""
+        self.tell(error, frame)
+
+    cdef int tell(self, object error, object frame) except -1:
         function = self.on_error
         if function is None:        # by now
-            self.report(error, frame)
-            return
+            return self.report(error, frame)
         try:
             function(error, frame)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as raised:
             log.error("on_error failed", exc_info=raised)
+        return 0
 
     cdef int count(self, str name, uint64_t by=1) except -1:
         self.totals[name] = self.totals.get(name, 0) + by
         return 0
+
+    cdef int add_up(self) except -1:
+        # What is counted in numbers of C, for it may happen with each message.
+        cdef Session session
+        cdef uint64_t refused = self.refused
+        self.refused = 0
+        if refused:
+            self.count("refused_queue_full", refused)
+        for session in self.sessions():
+            count_drops(session)
+        return 0 if self.loopback is None else count_drops(self.loopback)
 
     # -------------------------------------------------------------------------------------- peers
 
@@ -1041,6 +1073,7 @@ cdef class Router:
             self.warn_of(session)
             if self.mesh is not None:
                 self.mesh.refused(session, was_up)
+        count_drops(session)
         drop_routes(self, session, set(session.channels))
         if session is self.loopback:
             # Before on_error runs, which may subscribe: a dead session gets into no route.

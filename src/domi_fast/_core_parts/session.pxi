@@ -29,10 +29,20 @@ cdef object frame_too_large(uint16_t channel, size_t length, uint32_t limit):
 
 cdef object overloaded(Session session, uint16_t channel, object limit, str text):
     # No room to this peer now.
-    advice = (": await drained() or send less" if session.role == ROLE_UPLINK
-              else f": await node.drained({session.peer}) or send less")
-    error = errors.Overloaded(text + advice, channel=channel, peer=session.peer, limit=limit)
-    error.advice = advice
+    cdef str advice = advice_of(session)
+    return overloaded_as(session, channel, limit, (text + advice,), advice)
+
+
+cdef str advice_of(Session session):
+    return (": await drained() or send less" if session.role == ROLE_UPLINK
+            else f": await node.drained({session.peer}) or send less")
+
+
+cdef object overloaded_as(Session session, uint16_t channel, object limit, tuple args,
+                          str advice):
+    # What Overloaded() makes, without a call: it may be made for each message.
+    cdef object error = new_error(errors.Overloaded, args)
+    error.__dict__ = {"channel": channel, "peer": session.peer, "limit": limit, "advice": advice}
     return error
 
 

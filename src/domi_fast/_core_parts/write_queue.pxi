@@ -224,6 +224,9 @@ cdef class WriteQueue:
         cdef size_t pinned = self.pinned
         cdef size_t offset, length, kept, left, gone = 0
         cdef RawFrame frame
+        cdef int channel = -1       # of the frame before; `count` of it were dropped in a row
+        cdef uint64_t count = 0
+        cdef bint goes = False      # whether its frames may be
         while segment is not NULL and gone < wanted:
             following = segment.next
             left = segment.size - segment.sent
@@ -231,11 +234,15 @@ cdef class WriteQueue:
             while offset < segment.size:
                 length = frame_at(segment, offset, &frame)
                 Py_XDECREF(frame.owner)     # the segment's own is enough here
-                if (gone < wanted and offset >= segment.sent + pinned
-                        and frame.channel <= USER_LAST
-                        and not asks_for_answer(frame.extend, frame.extend_size, prefix)
-                        and policies.get(frame.channel, policy) == FULL_DROP_OLDEST):
-                    dropped[frame.channel] = dropped.get(frame.channel, 0) + 1
+                if frame.channel != channel:
+                    if count:
+                        dropped[channel] = dropped.get(channel, 0) + count
+                    channel, count = frame.channel, 0
+                    goes = (channel <= USER_LAST
+                            and policies.get(channel, policy) == FULL_DROP_OLDEST)
+                if (gone < wanted and goes and offset >= segment.sent + pinned
+                        and not asks_for_answer(frame.extend, frame.extend_size, prefix)):
+                    count += 1
                     gone += length
                 else:
                     if kept != offset:
@@ -261,6 +268,8 @@ cdef class WriteQueue:
             else:
                 before = segment
             segment = following
+        if count:
+            dropped[channel] = dropped.get(channel, 0) + count
         self.queued -= gone
         return dropped
 
