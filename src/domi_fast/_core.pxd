@@ -243,7 +243,8 @@ cdef class Engine:
         uint64_t slice_ns       # how long one session may be served before the others' turn
         uint64_t slice_end      # nanoseconds: when that ends for the one that is served
         int slices              # that it may still have in this turn, this one included
-        uint64_t ending_since   # nanoseconds: when handshakes that took too long began to be ended
+        object ending           # a deque of sessions whose handshakes took too long
+        object ender            # the loop's handle that ends some of them, or None
         PyObject* served        # the session whose turn was the last: not owned, only compared
         int turns               # that it has had in a row besides, up to TURNS_ALONE
         int depth               # > 0 while frames are dispatched: no nested dispatch
@@ -273,6 +274,7 @@ cdef class Engine:
     cdef int mark_dirty(self, Session session) except -1
     cdef void queue_flush(self, Session session) noexcept
     cdef int arm(self) except -1
+    cdef int end_in_turn(self, Session session) except -1
     cdef uint64_t schedule(self, TimerNode* node, uint64_t delay_ns) except 0
     cdef int abandon(self) except -1
     cdef int check_thread(self) except -1

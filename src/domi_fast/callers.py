@@ -66,7 +66,7 @@ class Callers:
         self._connected: dict[Session, str] = {}
         self._handshakes: Counter[str] = Counter()
         self._sessions: Counter[str] = Counter()
-        self._told: set[Reached] = set()
+        self._told: set[tuple[str, str | None]] = set()
 
     def reached(self, address: str) -> Reached | None:
         """The limit that forbids one more connection from there; None: there is none.
@@ -81,8 +81,8 @@ class Callers:
             found = Reached("sessions_per_address", self._most_of_one, caller)
         elif self._handshakes[caller] >= self._most_handshakes:
             found = Reached("handshakes_per_address", self._most_handshakes, caller)
-        if found is not None and found not in self._told:
-            self._told.add(found)
+        if found is not None and (found.setting, found.caller) not in self._told:
+            self._told.add((found.setting, found.caller))
             log.warning("%s: more are closed at once", found, extra={"domi_address": address})
         return found
 
@@ -97,7 +97,7 @@ class Callers:
         """Its handshake is complete, or over; it may be said of those that were dialled too."""
         caller = self._incomplete.pop(session, None)
         if caller is not None:
-            self._less(self._handshakes, caller, self._most_handshakes)
+            self._less(self._handshakes, caller, self._most_handshakes, "handshakes_per_address")
 
     def left(self, session: Session) -> None:
         """It is closed."""
@@ -105,17 +105,18 @@ class Callers:
         caller = self._connected.pop(session, None)
         if caller is None:
             return
-        self._less(self._sessions, caller, self._most_of_one)
-        if len(self._connected) <= self._most // 2:
-            self._told.discard(Reached("session_limit", self._most, None))
+        self._less(self._sessions, caller, self._most_of_one, "sessions_per_address")
+        if self._told and len(self._connected) <= self._most // 2:
+            self._told.discard(("session_limit", None))
 
-    def _less(self, counts: Counter[str], caller: str, most: int) -> None:
-        counts[caller] -= 1
-        if counts[caller] <= most // 2:
-            setting = "handshakes" if counts is self._handshakes else "sessions"
-            self._told.discard(Reached(f"{setting}_per_address", most, caller))
-        if not counts[caller]:
+    def _less(self, counts: Counter[str], caller: str, most: int, setting: str) -> None:
+        left = counts[caller] - 1
+        if left:
+            counts[caller] = left
+        else:
             del counts[caller]
+        if self._told and left <= most // 2:
+            self._told.discard((setting, caller))
 
 
 def _host(address: str) -> str:

@@ -102,6 +102,8 @@ class Witness:
 
     def saw(self, kind: EventKind, peer: int | None, name: str, address: str, reason: str) -> None:
         """Something has happened."""
+        if not self._watching:
+            return
         for events in list(self._watching):
             events.put(Event(kind, peer, name, address, reason))
 

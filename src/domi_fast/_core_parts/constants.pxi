@@ -263,7 +263,7 @@ cdef enum:
     GUEST_REQUESTS = 65536      # in flight through a node for one guest
     BATCH_MOST = 256            # contexts that a handler of lists is given at once
     CONTEXT_WIRE = 48           # bytes of message and extend that a context holds itself
-    ENDING_SLICE = 8000000      # nanoseconds for handshakes that took too long, and then
+    ENDING_SLICE = 1000000      # nanoseconds for handshakes that took too long, and then
     ENDING_PAUSE = 1000000      # as many for all else
     CLOCK_EVERY = 16            # frames between two looks at the clock
     TURNS_ALONE = 4             # of one session, without another's between them, after which

@@ -42,6 +42,7 @@ cdef class Engine:
         self.slice_ns = <uint64_t>(slice * 1e9)
         self.thread = thread_here()
         self.ready = []
+        self.ending = deque()
         self.pollers = []
         self.finished = loop.create_future()
         self.finished.set_result(None)
@@ -216,6 +217,31 @@ cdef class Engine:
             finally:
                 self.arm()
 
+    cdef int end_in_turn(self, Session session) except -1:
+        # Its handshake took too long. Those that have begun together end together: some at a time.
+        self.ending.append(session)
+        if self.ender is None:
+            self.ender = self.call_soon(self.end_some)
+        return 0
+
+    def end_some(self):
+        """End handshakes that took too long, for a while; the next have to wait for all else."""
+        cdef Session session
+        cdef uint64_t end = self.refresh() + ENDING_SLICE
+        self.ender = None
+        self.enter()
+        try:
+            while self.ending and monotonic_ns() < end:
+                session = self.ending.popleft()
+                if session.state != SESSION_CLOSED and session.state != SESSION_UP:
+                    session.fail("no complete handshake in time", True)
+        finally:
+            try:
+                self.leave()
+            finally:
+                if self.ending and self.ender is None:
+                    self.ender = self.loop.call_later(ENDING_PAUSE * 1e-9, self.end_some)
+
     # -------------------------------------------------------------------------------- busy polling
 
     cdef bint start_polling(self, uint64_t busy_ns) except -1:
@@ -270,6 +296,10 @@ cdef class Engine:
             self.closed = True
             self.latest = None
             engines.pop(self.loop, None)
+            self.ending.clear()
+            if self.ender is not None:
+                self.ender.cancel()
+                self.ender = None
             if self.timer is not None:
                 self.timer.cancel()
                 self.timer = None

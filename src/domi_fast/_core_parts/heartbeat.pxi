@@ -80,14 +80,7 @@ cdef int beat(Session session) except -1:
     if session.state == SESSION_CLOSED:
         return 0
     if session.state != SESSION_UP:
-        # Those that have begun together end together: the loop turns between them.
-        if now - session.engine.ending_since >= ENDING_SLICE + ENDING_PAUSE:
-            session.engine.ending_since = now
-        if now - session.engine.ending_since >= ENDING_SLICE:
-            session.engine.schedule(&session.heartbeat.node, ENDING_PAUSE)
-            return 0
-        session.fail("no complete handshake in time", True)
-        return 0
+        return session.engine.end_in_turn(session)
     if now - session.last_heard >= patience(session):
         # Perhaps it was this process that stood still: look before judging.
         if not session.continuing:

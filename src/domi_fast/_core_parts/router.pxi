@@ -1074,7 +1074,8 @@ cdef class Router:
             if self.mesh is not None:
                 self.mesh.refused(session, was_up)
         count_drops(session)
-        drop_routes(self, session, set(session.channels))
+        if session.channels:
+            drop_routes(self, session, set(session.channels))
         if session is self.loopback:
             # Before on_error runs, which may subscribe: a dead session gets into no route.
             self.loopback = None
