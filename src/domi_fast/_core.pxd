@@ -497,8 +497,7 @@ cdef class Context:
     cdef object foreign(self, str name, object argument)
     cdef int answer(self, uint8_t status, object data) except -1
     cdef int answer_channel(self, uint16_t channel) except -1
-    cdef int reply_to_address(self, object data, const uint8_t* extend,
-                              uint16_t extend_size) except -1
+    cdef int reply_to_address(self, object data) except -1
     cdef int reply_to_guest(self, object data) except -1
 
 

@@ -233,7 +233,7 @@ cdef class Context:
         elif self.kind == KIND_GUEST_CALL:
             self.reply_to_guest(data)
         else:
-            self.reply_to_address(data, NULL, 0)
+            self.reply_to_address(data)
         self.set_answered()
         return 0
 
@@ -245,8 +245,7 @@ cdef class Context:
                 "users have 50-65499", channel=self.channel, peer=self.sender)
         return channel
 
-    cdef int reply_to_address(self, object data, const uint8_t* extend,
-                              uint16_t extend_size) except -1:
+    cdef int reply_to_address(self, object data) except -1:
         cdef const uint8_t* p = self.extend_bytes()
         cdef uint16_t machine = load16(p)
         cdef uint16_t channel = self.answer_channel(load16(p + 2))
@@ -257,7 +256,7 @@ cdef class Context:
             return 0
         if target.peer != machine or target.state == SESSION_CLOSED:
             target = router.session_to(machine)
-        target.put(channel, data, extend, extend_size)
+        write_data(target, channel, data, NULL, 0)
         return 0
 
     cdef int reply_to_guest(self, object data) except -1:

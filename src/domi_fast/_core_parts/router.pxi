@@ -644,7 +644,7 @@ cdef class Router:
             return session.put(<uint16_t>number, data, extend, GUEST_CALL_EXTEND)
         store16(extend, <uint16_t>self.id)
         store16(extend + 2, <uint16_t>reply)
-        return session.put(<uint16_t>number, data, extend, 4)
+        return write_data(session, <uint16_t>number, data, extend, 4)
 
     cdef object send_request(self, int channel, object data, object timeout, object to):
         cdef Session session

@@ -56,13 +56,23 @@ cdef inline int write_frame(Session session, uint16_t channel, const uint8_t* da
         return 0
     if session.limited and channel <= USER_LAST and not let_pass(session, length):
         return session.refuse_rate(channel)
-    append_frame(session.queue, channel, data, size, extend, extend_size, owner)
+    append_frame(
+        <WriteQueue><PyObject*>session.queue, channel, data, size, extend, extend_size, owner)
     session.frames_out += 1
     if not session.dirty:
         session.engine.mark_dirty(session)
     elif session.queue.queued >= FLUSH_AT and session.driver is not None:
         session.flush()
     return 0
+
+
+cdef inline int write_data(Session session, uint16_t channel, object data, const uint8_t* extend,
+                           uint16_t extend_size) except -1:
+    # write_frame() for any bytes-like object.
+    if not PyBytes_CheckExact(data):
+        return session.put_view(channel, data, extend, extend_size)
+    return write_frame(session, channel, <uint8_t*>PyBytes_AS_STRING(data),
+                       <size_t>PyBytes_GET_SIZE(data), extend, extend_size, <PyObject*>data)
 
 
 @cython.final
@@ -360,11 +370,7 @@ cdef class Session:
 
     cdef int put(self, uint16_t channel, object data, const uint8_t* extend,
                  uint16_t extend_size) except -1:
-        # write_frame() for any bytes-like object.
-        if not PyBytes_CheckExact(data):
-            return self.put_view(channel, data, extend, extend_size)
-        return write_frame(self, channel, <uint8_t*>PyBytes_AS_STRING(data),
-                           <size_t>PyBytes_GET_SIZE(data), extend, extend_size, <PyObject*>data)
+        return write_data(self, channel, data, extend, extend_size)
 
     cdef int put_view(self, uint16_t channel, object data, const uint8_t* extend,
                       uint16_t extend_size) except -1:

@@ -93,8 +93,10 @@ cdef class Verbs:
         """
         cdef int number = channel_number(channel)
         if key is not None or policy is not None:
-            to = self.chosen(number, to, key, policy)
-        self.send_call(number, data, channel_number(reply_channel), to, False)
+            chosen = self.chosen(number, to, key, policy)
+            self.send_call(number, data, channel_number(reply_channel), chosen, False)
+        else:
+            self.send_call(number, data, channel_number(reply_channel), to, False)
 
     def request(self, channel, data, timeout=..., *, to=None, key=None, policy=None):
         """Send to one subscriber, and await its answer.
