@@ -753,6 +753,7 @@ cdef class BatchChannel(Taker):
         object handler
         int channel
         list contexts           # what the present batch has brought
+        bint asked              # one of them is a request
         bint waiting            # stands in the engine's list
 
     cdef int run(self) except -1
@@ -800,10 +801,16 @@ cdef class SerialGroup:
         list queues             # a deque of contexts a channel; None for what is no join
         Py_ssize_t max_pending
         Py_ssize_t missing      # queues that are empty
-        list batch              # contexts until the next tick; None for what takes no lists
+        list batch              # contexts until the next tick, and behind them those that nobody
+                                # has, for what comes; None for what takes no lists
+        Py_ssize_t waiting      # how many the former are
+        bint asked              # one of them is a request
         bint listed             # stands in the scheduler's batches
 
     cdef int join(self, Router router, int place, Context context) except -1
+    cdef int add(self, Context context) except -1
+    cdef list take_batch(self)
+    cdef int give_back(self, list contexts) except -1
 
 
 cdef class SerialChannel(Taker):

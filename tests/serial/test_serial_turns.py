@@ -151,6 +151,45 @@ async def test_lists_keep_their_order(registry_url: str) -> None:
         assert max(lengths) <= 256
 
 
+async def test_what_a_handler_of_lists_keeps_stays_as_it_was(registry_url: str) -> None:
+    """What comes next is shown in contexts and in a list that nobody has."""
+    async with pair(registry_url) as (a, _, serial):
+        # Some are too large for a context itself.
+        sent = [b"%d" % number * (30 if number % 7 == 0 else 1) for number in range(4000)]
+        count = lists = 0
+        kept: list[tuple[list[Context], list[bytes]]] = []
+        wrong: list[tuple[int, list[bytes]]] = []
+
+        def handler(contexts: list[Context]) -> None:
+            nonlocal count, lists
+            expected = sent[count : count + len(contexts)]
+            count += len(contexts)
+            lists += 1
+            if lists % 6 == 0:
+                kept.append((contexts, expected))
+            elif lists % 6 == 1:
+                kept.append((contexts[1::2], expected[1::2]))
+            elif [context.data for context in contexts] != expected:
+                wrong.append((lists, expected))
+            elif lists % 6 == 2:
+                contexts.clear()
+            elif lists % 6 == 3:
+                contexts[:] = contexts[:1] * 3
+            elif lists % 6 == 4:
+                contexts[:1] = [object()]  # type: ignore[list-item]
+
+        serial.subscribe(50, handler, batch=True)
+        await serial.start()
+        await a.wait_subscribed(50, timeout=5)
+        for number in range(0, len(sent), 100):
+            a.notify_many(50, sent[number : number + 100])
+            await until(lambda number=number: count == number + 100)  # type: ignore[misc]
+        assert lists >= 40
+        assert not wrong
+        for contexts, expected in kept:
+            assert [context.data for context in contexts] == expected
+
+
 async def test_a_slow_list_makes_no_other_too_long(registry_url: str) -> None:
     async with pair(registry_url) as (a, _, serial):
         lengths: list[int] = []

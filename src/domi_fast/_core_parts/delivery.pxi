@@ -1,8 +1,8 @@
 # From a frame to its handler: the way that most frames take, inlined into the reading of a session.
 #
-# Invariants: whatever is not quite ordinary (guests, library channels, large messages, what takes
-# lists) goes by Router.deliver(), which decides alike; the spare context is shown to one handler at
-# a time. Owned by the loop thread.
+# Invariants: whatever is not quite ordinary (guests, library channels, large messages) goes by
+# Router.deliver(), which decides alike; the spare context is shown to one handler at a time. Owned
+# by the loop thread.
 
 cdef inline int call_handler(Router router, PyObject* handler, Context context,
                              bint to_its_end) except -1:
@@ -43,7 +43,10 @@ cdef inline int deliver_whole(Router router, Session session, RawFrame* frame) e
             and frame.extend_size != GUEST_REPLY_EXTEND):
         other = frame[0]
         return router.deliver(session, &other)
-    if entry.takes or not fits_context(frame):
+    if entry.takes:
+        other = frame[0]
+        return (<Taker>entry.handler).accept(session, &other)
+    if not fits_context(frame):
         other = frame[0]
         return router.run_handler(entry, session, &other)
     context = take_context(session.engine)

@@ -12,6 +12,7 @@ cdef extern from "Python.h":
     object PyContext_CopyCurrent()
     int PyContext_Enter(object context) except -1
     int PyContext_Exit(object context) except -1
+    PyObject* PyList_GET_ITEM(list items, Py_ssize_t i) noexcept     # borrowed
     bint PyLong_Check(object value) noexcept
     bint PyBool_Check(object value) noexcept
     long PyLong_AsLongAndOverflow(object value, int* overflow) except? -1

@@ -8,8 +8,9 @@
 # When that is used up, what follows goes into the ring, and the loop has its turn before the next
 # tick.
 # Invariants: a record owns a reference to what it names; a handler or timer runs only while the
-# scheduler is `ticking`, and none within another; the loop thread alone puts into the ring. What
-# runs the ticks is the serial thread: the loop thread here (LoopScheduler), one of its own in
+# scheduler is `ticking`, and none within another; the loop thread alone puts into the ring; a
+# context that a group has for what comes holds nothing, and nobody else has it. What runs the ticks
+# is the serial thread: the loop thread here (LoopScheduler), one of its own in
 # serial_thread.pxi.
 
 cdef extern from *:
@@ -79,7 +80,47 @@ cdef class SerialGroup:
         for queue in queues:
             if not queue:
                 self.missing += 1
-        run_several(router, self.handler, joined, joined.requests)
+        run_several(router, self.handler, joined, joined.requests, len(joined.requests),
+                    self.channels[0])
+        return 0
+
+    cdef int add(self, Context context) except -1:
+        # To the present list.
+        if self.waiting < len(self.batch):
+            self.batch[self.waiting] = context
+        else:
+            self.batch.append(context)
+        self.waiting += 1
+        self.asked |= context.kind == KIND_REQUEST
+        return 0
+
+    cdef list take_batch(self):
+        # The present list; the next one is empty.
+        cdef list following = []        # may run the collector, and so anything, before the rest
+        cdef list contexts = self.batch
+        self.batch = following
+        if self.waiting < len(contexts):
+            del contexts[self.waiting:]
+        self.waiting = 0
+        return contexts
+
+    cdef int give_back(self, list contexts) except -1:
+        # The handler has returned. Where it kept neither its list, which is in a variable of the
+        # caller's, nor any of the contexts, the next list is shown in the same ones.
+        cdef Py_ssize_t i
+        cdef PyObject* item
+        if Py_REFCNT(<PyObject*>contexts) != 1 or len(contexts) > BATCH_MOST:
+            return 0
+        for i in range(len(contexts)):
+            item = PyList_GET_ITEM(contexts, i)
+            if Py_REFCNT(item) != 1 or type(<object>item) is not Context:
+                return 0
+            # It holds nothing while it waits, neither a message nor a session.
+            if (<Context>item).held:
+                (<Context>item).let_go()
+            (<Context>item).session = None
+        if not self.batch:
+            self.batch = contexts
         return 0
 
 
@@ -91,8 +132,11 @@ cdef class SerialChannel(Taker):
         cdef Scheduler scheduler = self.scheduler
         if scheduler.at_once and not scheduler.ticking and ring_is_empty(scheduler.ring):
             if self.handler is not None:
-                return run_now(<LoopScheduler>scheduler, self.handler, session, frame)
+                return run_now(
+                    <LoopScheduler>scheduler, <PyObject*>self.handler, session, frame)
             if self.group is not None:
+                if self.group.batch is not None:
+                    return list_now(<LoopScheduler>scheduler, self.group, session, frame)
                 return (<LoopScheduler>scheduler).take_now(self, session, frame)
         return self.put_frame(session, frame)
 
@@ -151,8 +195,8 @@ cdef class SerialChannel(Taker):
         if not group.listed:
             group.listed = True
             self.scheduler.batches.append(group)
-        group.batch.append(context)
-        if len(group.batch) == BATCH_MOST:
+        group.add(context)
+        if group.waiting == BATCH_MOST:
             self.scheduler.called = True
             return self.scheduler.run_batch(group)
         return 0
@@ -460,9 +504,8 @@ cdef class Scheduler:
         if group.listed:
             group.listed = False
             self.batches.remove(group)
-        if group.batch:
-            contexts, group.batch = group.batch, []
-            self.abandon(contexts)
+        if group.waiting:
+            self.abandon(group.take_batch())
         return 0
 
     # ------------------------------------------------------------------------------------ the life
@@ -634,11 +677,14 @@ cdef class Scheduler:
         return 0
 
     cdef int run_batch(self, SerialGroup group) except -1:
-        cdef list contexts = group.batch
-        group.batch = []
-        if contexts:
-            run_several(self.router, group.handler, contexts, tuple(contexts))
-        return 0
+        cdef list contexts = group.take_batch()
+        cdef bint asked = group.asked
+        group.asked = False
+        if not contexts:
+            return 0
+        run_list(self.router, group.handler, contexts, asked)
+        # Elsewhere each comes in a context of its own.
+        return group.give_back(contexts) if self.at_once else 0
 
     cdef bint has_work(self) noexcept:
         return not ring_is_empty(self.ring) or len(self.batches) > 0
@@ -698,7 +744,7 @@ cdef class Scheduler:
         return True
 
 
-cdef inline int run_now(LoopScheduler scheduler, object handler, Session session,
+cdef inline int run_now(LoopScheduler scheduler, PyObject* handler, Session session,
                         RawFrame* frame) except -1:
     # A message that has found the ring empty: what takes each by itself is called.
     cdef Context context = shown_by(scheduler)
@@ -707,10 +753,39 @@ cdef inline int run_now(LoopScheduler scheduler, object handler, Session session
     fill_context(context, session, frame, session.engine.now)
     scheduler.ticking = True
     try:
-        call_handler(scheduler.router, <PyObject*>handler, context, True)
+        call_handler(scheduler.router, handler, context, True)
     finally:
         scheduler.ticking = False
     put_away(scheduler, context, session)
+    return handler_called(scheduler)
+
+
+cdef inline int list_now(LoopScheduler scheduler, SerialGroup group, Session session,
+                         RawFrame* frame) except -1:
+    # As run_now(), for what goes into a list.
+    cdef Context context
+    if not scheduler.ready:
+        scheduler.awaken()
+    if group.waiting < len(group.batch):
+        context = <Context>PyList_GET_ITEM(group.batch, group.waiting)
+        if context.held:
+            context.let_go()        # there was no memory for what it was to show
+    else:
+        context = Context.__new__(Context)
+        group.batch.append(context)
+    fill_context(context, session, frame, session.engine.now)
+    group.waiting += 1
+    group.asked |= context.kind == KIND_REQUEST
+    if not group.listed:
+        group.listed = True
+        scheduler.batches.append(group)
+    if group.waiting < BATCH_MOST:
+        return 0
+    scheduler.ticking = True
+    try:
+        scheduler.run_batch(group)
+    finally:
+        scheduler.ticking = False
     return handler_called(scheduler)
 
 
@@ -814,7 +889,7 @@ cdef class LoopScheduler(Scheduler):
         return Scheduler.awaken(self)
 
     cdef int take_now(self, SerialChannel intake, Session session, RawFrame* frame) except -1:
-        # As run_now(), for a list or a join.
+        # As run_now(), for a join.
         cdef Context context = Context.__new__(Context)
         self.awaken()
         fill_context(context, session, frame, session.engine.now)

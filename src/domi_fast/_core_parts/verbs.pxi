@@ -196,21 +196,18 @@ cdef class Verbs:
         :raises ValueError: there are more contexts than answers, or fewer.
         """
         cdef Py_ssize_t sent = 0
-        cdef Context context
         cdef list asked = list(contexts)
-        cdef list given
-        if isinstance(answers, (bytes, bytearray, memoryview)):
-            given = [answers] * len(asked)
-        else:
+        cdef list given = None      # one for all
+        if not isinstance(answers, (bytes, bytearray, memoryview)):
             given = list(answers)
-        if len(asked) != len(given):
-            raise ValueError(f"{len(given)} answers for {len(asked)} contexts")
+            if len(asked) != len(given):
+                raise ValueError(f"{len(given)} answers for {len(asked)} contexts")
         for item in asked:
-            if not isinstance(item, Context):
+            if type(item) is not Context:
                 raise TypeError(f"{item!r} is not a Context")
         try:
-            for context in asked:
-                context.reply_now(given[sent])
+            for item in asked:
+                (<Context>item).reply_now(answers if given is None else given[sent])
                 sent += 1
         except errors.DomiError as error:
             error.sent = sent
