@@ -449,6 +449,7 @@ cdef class Linger:
         Router router           # None once it has ended
         SocketDriver driver     # owns the descriptor
         int peer                # machine id; -1: a guest
+        object info             # of its session
         Timer timer             # of its latest end
 
 

@@ -311,7 +311,10 @@ class Mesh:
             if (
                 self._members.valid
                 and not self._admission.accepts(machine)
-                and not self._router.lingers(machine)
+                and not any(
+                    offer is not None and info.is_of(offer)
+                    for offer in self._router.lingers(machine)
+                )
             ):
                 try:
                     await self._dial(info)

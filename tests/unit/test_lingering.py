@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from domi_fast import Context, Node, PeerLost, Tls, transport
+from tests import reference
 from tests.certificates import Authority
-from tests.support import RawPeer, forget_records, nodes, session, until
+from tests.support import RawPeer, forget_records, guest_greeting, nodes, session, until
 
 LIMIT = 64 << 10
 SIZE = 10_000
@@ -135,6 +136,23 @@ async def test_there_are_not_too_many(registry_url: str) -> None:
         await until(lambda: not any(node._router.lingers(700 + number) for number in range(66)))
 
 
+async def test_guests_take_no_nodes_place(registry_url: str) -> None:
+    async with giver_up(registry_url) as (node,):
+        raw, left = await disconnected(node)
+        guests = []
+        for _ in range(70):
+            guests.append(await RawPeer.connect(node.port, receive_buffer=4096))
+            await guests[-1].send(guest_greeting() + reference.subscriptions(1, [CHANNEL]))
+            await node.wait_subscribed(CHANNEL, timeout=5)
+            while node._router.sessions():
+                node.publish(CHANNEL, bytes(SIZE))
+                await asyncio.sleep(0)
+        assert len(node._router.lingers(-1)) == 63
+        assert await read_all(raw) == [*range(left)]
+        for peer in (raw, *guests):
+            peer.close()
+
+
 async def check_a_node(
     registry_url: str, monkeypatch: pytest.MonkeyPatch, *more: dict[str, Any]
 ) -> None:
@@ -151,7 +169,7 @@ async def check_a_node(
 
         b.subscribe(CHANNEL, take)
         await a.wait_subscribed(CHANNEL, 1)
-        dialled: list[bool] = []
+        dialled: list[list[Any]] = []
         dial = transport.dial
 
         async def watched(host: str, port: int, path: str | None) -> int:
@@ -164,6 +182,8 @@ async def check_a_node(
         sent = await give_up(a, b.id)
         # Several times what it waits before it dials who was lost.
         await asyncio.sleep(0.3)
+        (offer,) = a._router.lingers(b.id)
+        assert a._mesh._members.view[b.id].is_of(offer)
         assert (a.id in b.peers, b.id in a.peers) == (True, False)
         loop.add_reader(its.descriptor, its.readable)
         await until(lambda: b.id in a.peers and a.id in b.peers)

@@ -229,8 +229,10 @@ cdef int disconnect(Session session, uint16_t channel, bint asks) except -1:
         drop(session, channel, 1)
     for found, count in session.queue.droppable(prefix).items():
         drop(session, found, count)
-    linger(session)
-    session.fail(f"it is slow: {queued} bytes wait for it (when_full='disconnect')")
+    try:
+        linger(session)
+    finally:
+        session.fail(f"it is slow: {queued} bytes wait for it (when_full='disconnect')")
     raise session.lost_error()
 
 

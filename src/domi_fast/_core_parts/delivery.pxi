@@ -9,11 +9,14 @@ cdef inline int call_handler(Router router, PyObject* handler, Context context,
     cdef PyObject* result
     Py_INCREF(<object>handler)      # it may unsubscribe itself
     result = call_one(handler, <PyObject*>context)
-    Py_DECREF(<object>handler)
     if result is <PyObject*>None and not context.is_owed():
         Py_DECREF(None)
+        Py_DECREF(<object>handler)
         return 0
-    return router.handler_ended(handler, result, context, to_its_end)
+    try:
+        return router.handler_ended(handler, result, context, to_its_end)
+    finally:
+        Py_DECREF(<object>handler)
 
 
 cdef inline Context take_context(Engine engine):
@@ -39,13 +42,15 @@ cdef inline int deliver_whole(Router router, Session session, RawFrame* frame) e
     cdef ChannelEntry* entry = &router.channels[frame.channel]
     cdef RawFrame other
     cdef Context context
+    cdef Taker taker
     if not (entry.direct and session.role <= ROLE_ACCEPTOR
             and frame.extend_size != GUEST_REPLY_EXTEND):
         other = frame[0]
         return router.deliver(session, &other)
     if entry.takes:
         other = frame[0]
-        return (<Taker>entry.handler).accept(session, &other)
+        taker = <Taker>entry.handler        # a handler that runs within may unsubscribe it
+        return taker.accept(session, &other)
     if not fits_context(frame):
         other = frame[0]
         return router.run_handler(entry, session, &other)

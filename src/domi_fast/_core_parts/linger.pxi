@@ -2,8 +2,8 @@
 #
 # Invariants: nothing is sent on it, and what comes is thrown away, but it is read: who writes to a
 # closed socket is told at once, and what it had not got yet is lost. It ends when the peer ends it,
-# after `linger_time`, with the node, or when there are LINGERS_MOST others. Owned by the loop
-# thread.
+# after `linger_time`, with the node, or when there are LINGERS_MOST others, those of guests first.
+# Owned by the loop thread.
 
 cdef int linger(Session session) except -1:
     # Take the descriptor of a session that is about to fail.
@@ -16,20 +16,36 @@ cdef int linger(Session session) except -1:
     last = Linger.__new__(Linger)
     last.router = router
     last.peer = session.peer
+    last.info = session.info
     last.driver = SocketDriver(router.engine, fd)
     if len(router.lingering) >= LINGERS_MOST:
-        end_linger(router.lingering[0])
+        end_linger(first_to_end(router))
     router.lingering.append(last)
-    last.timer = router.call_later(router.linger_time, last.end)
-    return last.driver.want_read(last.readable)
+    try:
+        last.timer = router.call_later(router.linger_time, last.end)
+        last.driver.want_read(last.readable)
+    except BaseException:
+        end_linger(last)
+        raise
+    return 0
+
+
+cdef Linger first_to_end(Router router):
+    # Guests come and go as they like, and are not to take a node's place.
+    cdef Linger oldest
+    for oldest in router.lingering:
+        if oldest.peer < 0:
+            return oldest
+    return <Linger>router.lingering[0]
 
 
 cdef int end_linger(Linger linger) except -1:
     if linger.router is not None:
         linger.router.lingering.remove(linger)
         linger.router = None
-        linger.timer.cancel()
-        linger.timer = None
+        if linger.timer is not None:
+            linger.timer.cancel()
+            linger.timer = None
         linger.driver.close()
     return 0
 

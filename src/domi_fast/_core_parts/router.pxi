@@ -379,12 +379,10 @@ cdef class Router:
         return None
 
     def lingers(self, int machine):
-        """Whether this machine, which was disconnected, may still be reading what it was sent."""
-        cdef Linger linger
-        for linger in self.lingering:
-            if linger.peer == machine:
-                return True
-        return False
+        """What is known of the peers of this machine id that were disconnected and may still be
+        reading what they had been sent: the ``info`` of their sessions."""
+        cdef Linger last
+        return [last.info for last in self.lingering if last.peer == machine]
 
     def handlers(self):
         """What is subscribed here, as ``{channel: handler}``."""
@@ -808,8 +806,10 @@ cdef class Router:
 
     cdef int run_handler(self, ChannelEntry* entry, Session session, RawFrame* frame) except -1:
         cdef Context context
+        cdef Taker taker
         if entry.takes:
-            return (<Taker><object>entry.handler).accept(session, frame)
+            taker = <Taker>entry.handler    # a handler that runs within may unsubscribe it
+            return taker.accept(session, frame)
         context = take_context(session.engine)
         fill_context(context, session, frame, session.engine.now)
         call_handler(self, entry.handler, context, False)
