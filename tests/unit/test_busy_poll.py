@@ -98,7 +98,8 @@ async def test_tasks_and_timers_are_on_time_meanwhile(registry_url: str) -> None
             tasks.append(time.thread_time() - asked)
         # The loop's own timers may be a millisecond late, too.
         assert statistics.median(timers) < 0.002 * slowness()
-        assert statistics.median(tasks) < 0.001
+        # In its debug mode asyncio writes the stack down at each callback, several in a turn.
+        assert statistics.median(tasks) < (0.003 if loop.get_debug() else 0.001)
 
 
 async def test_all_sessions_are_served(registry_url: str) -> None:
