@@ -154,9 +154,8 @@ async def test_guests_take_no_nodes_place(registry_url: str) -> None:
 
 
 async def check_a_node(
-    registry_url: str, monkeypatch: pytest.MonkeyPatch, *more: dict[str, Any]
+    registry_url: str, monkeypatch: pytest.MonkeyPatch, of_a: dict[str, Any], of_b: dict[str, Any]
 ) -> None:
-    of_a, of_b = more or ({}, {})
     settings: dict[str, Any] = {"queue_limit": LIMIT, "when_full": "disconnect", **of_a}
     async with (
         Node("name", registry=registry_url, **settings) as a,

@@ -963,8 +963,7 @@ cdef class Router:
 
     cdef int report(self, object error, object frame) except -1:
         # What was refused after the verb had returned.
-        if not isinstance(error, errors.DomiError):
-            error = as_domi_error(error, frame.channel)
+        error = as_domi_error(error, frame.channel)
         if self.on_error is None:
             log.warning("lost: %s (channel %d, %d bytes)", error, frame.channel, len(frame.data),
                         extra={"domi_channel": frame.channel, "domi_peer": error.peer})
