@@ -177,6 +177,7 @@ async def test_a_watch_behind_compaction_resyncs(url: str) -> None:
             channel._client.compact(now)
 
         await registry.link.call(compact, again=False)
+        channel = registry.link.channel()
         watch = registry.watch("", since=old)
         event = await asyncio.wait_for(watch.__anext__(), 10)
         assert isinstance(event, Reset)
@@ -189,6 +190,8 @@ async def test_a_watch_behind_compaction_resyncs(url: str) -> None:
         event = await asyncio.wait_for(watch.__anext__(), 10)
         assert isinstance(event, Delete)
         assert event.key == "k"
+        # A server that ends a watch is not away: nobody else's call was ended with it.
+        assert registry.link.channel() is channel
 
 
 async def test_a_watch_outlives_a_channel_that_another_call_has_closed(url: str) -> None:

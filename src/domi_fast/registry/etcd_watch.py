@@ -97,17 +97,21 @@ class EtcdWatch(OpenedWatch):
             try:
                 self._follow()
             except RegistryError:
-                pass  # away or compacted: what comes next finds out from which revision on
+                pass  # away, or ended by etcd: what comes next finds out from which revision on
             except Exception:
                 log.exception("a watch of etcd failed, and begins anew")
                 self._revision = -1
             self._stopped.wait(_PAUSE)
 
     def _follow(self) -> None:
-        """Follow one stream to its end."""
+        """Follow one stream to its end. Raises RegistryError.
+
+        A server that ends a watch is not away: the calls of others over its channel go on.
+        """
         link = self._registry.link
         channel = link.channel()
         ended = threading.Event()
+        stream: Any = None
         try:
             if self._revision < 0:
                 self._reset(channel)
@@ -124,6 +128,8 @@ class EtcdWatch(OpenedWatch):
         finally:
             ended.set()
             self._stream = None
+            if stream is not None:
+                stream.cancel()
 
     def _requests(self, channel: Channel, ended: threading.Event) -> Iterator[Any]:
         """One request; etcd ends the stream when no more can come."""
@@ -138,14 +144,14 @@ class EtcdWatch(OpenedWatch):
     def _take(self, channel: Channel, response: Any) -> None:
         if response.compact_revision:
             self._reset(channel)
-            raise Away("the watch fell behind what etcd keeps", sent=False)
+            raise RegistryError("the watch fell behind what etcd keeps")
         if response.canceled:
-            raise Away(f"etcd has ended the watch: {response.cancel_reason}", sent=False)
+            raise RegistryError(f"etcd has ended the watch: {response.cancel_reason}")
         if response.created:
             # An etcd whose data was lost or put back knows less than we do.
             if response.header.revision < self._revision:
                 self._reset(channel)
-                raise Away("etcd is at an older revision than the watch", sent=False)
+                raise RegistryError("etcd is at an older revision than the watch")
             return
         came = list(response.events)
         if came:
