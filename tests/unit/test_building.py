@@ -306,3 +306,36 @@ def test_what_a_change_must_pass() -> None:
     for tool in ("ruff check", "ruff format --check", "cython-lint", "mypy", "stubtest"):
         assert tool in recipe
     assert subprocess.run(["bash", "-n", ROOT / ".ci" / "run"], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("parts", "result"),
+    [
+        ("good slow", "ok"),
+        ("slow bad good", "FAILED"),
+        ("good no-such-target", "FAILED"),
+    ],
+)
+def test_parts_at_once_fail_if_one_does(tmp_path: Path, parts: str, result: str) -> None:
+    """Under the options of the script, whose steps are replaced by one."""
+    script, steps, _ = (ROOT / ".ci" / "run").read_text().partition("\nstep prepare ")
+    assert steps
+    copy = tmp_path / ".ci" / "run"
+    copy.parent.mkdir()
+    copy.write_text(
+        f"{script}\ngood() {{ echo said by the good; }}\nbad() {{ return 3; }}\n"
+        f"slow() {{ sleep 0.2; }}\nstep all at_once {parts}\ncomplete=yes\n"
+    )
+    done = subprocess.run(
+        ["bash", copy],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert re.search(rf"^{result} +all +[0-9]+ s$", done.stdout, re.MULTILINE), done.stdout
+    assert (done.returncode == 0) == (result == "ok")
+    assert ("all steps passed" in done.stdout) == (result == "ok")
+    assert "--- good\nsaid by the good\n" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == [".ci"]  # nothing is left behind
