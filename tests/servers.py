@@ -111,6 +111,7 @@ class Etcd(Server):
     :param tls: it takes only clients with its own certificate, ``cert`` with ``key``.
     :param members: the ports of a cluster's members for each other, by name.
     :param name: its own among them.
+    :param options: further ones of its command line.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class Etcd(Server):
         tls: bool = False,
         members: Mapping[str, int] | None = None,
         name: str = "test",
+        options: Sequence[str] = (),
     ) -> None:
         missing("etcd", "etcd-server")
         folder.mkdir(exist_ok=True)
@@ -136,6 +138,7 @@ class Etcd(Server):
             "--initial-cluster", ",".join(f"{each}={url}" for each, url in addresses.items()),
             "--unsafe-no-fsync", "--log-level", "error",
             "--listen-metrics-urls", f"http://127.0.0.1:{self._health}",
+            *options,
         ]  # fmt: skip
         if tls:
             make_certificate(self.cert, self.key)

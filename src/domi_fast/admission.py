@@ -16,7 +16,7 @@ from ._core import Router, Session
 from .authentication import GUEST, NO_MACHINE, NODE, check_claim
 from .config import NodeConfig, is_loopback
 from .errors import AuthError, DomiError, TryAgain
-from .handshake import Offer, encode_welcome
+from .handshake import DISPLACED, Offer, encode_welcome
 from .membership import Membership
 from .tls import check_name
 
@@ -119,8 +119,8 @@ class Admission:
 
     def admit_guest(self, session: Session, data: bytes) -> bytes:
         """A guest has named itself: the welcome for it. Raises DomiError to refuse it."""
-        if self._router.id < 0:
-            raise TryAgain("this node does not hold a machine id yet")
+        if self._router.id < 0 or not self._members.valid:
+            raise TryAgain("this node does not hold a machine id at this moment")
         if session.guard is not None:
             check_claim(session.guard, GUEST, NO_MACHINE)
         session.info = Offer.decode(data)
@@ -129,11 +129,19 @@ class Admission:
                 f"the guest wants cluster {session.info.cluster!r}, this node belongs to "
                 f"{self._config.cluster!r}"
             )
-        return encode_welcome(self._router.id, self._members.offer)
+        return encode_welcome(self._router.id, self._members.offer.for_guests())
 
     def confirm(self, session: Session) -> None:
         """The dialler has chosen this connection. Raises DomiError to refuse it still."""
-        self._check_holder(self._accepting.pop(session), session.info)
+        machine = self._accepting.pop(session)
+        self._check_holder(machine, session.info)
+        self.make_room(machine, session.info)
+
+    def make_room(self, machine: int, offer: Offer) -> None:
+        """Who had the machine id before hears that somebody else has it now."""
+        older = self._router.session(machine)
+        if older is not None and older.info is not None and older.info.instance != offer.instance:
+            older.close(DISPLACED)
 
     def accepts(self, machine: int) -> bool:
         """Whether a dialler was made welcome as this machine, and has not confirmed it."""

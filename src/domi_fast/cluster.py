@@ -208,7 +208,7 @@ class Cluster:
             fields = json.loads(entry.value)
             machine = int(fields["id"])
             # The id of a node may have changed since.
-            known = self._members.locate(bytes.fromhex(fields["instance"]))
+            known = self._members.locate(bytes.fromhex(fields["mark"]))
             return Leader(machine if known is None else known, str(fields["name"]), entry.epoch)
         except (ValueError, KeyError, TypeError) as error:
             raise RegistryError(f"registry entry {key} is not a leader's: {error!r}") from None
@@ -317,7 +317,7 @@ class Cluster:
             {
                 "id": members.id,
                 "name": self._config.name,
-                "instance": members.offer.instance.hex(),
+                "mark": members.offer.mark.hex(),
             }
         ).encode()
 

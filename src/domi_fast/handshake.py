@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import struct
 from dataclasses import dataclass
 
 from .errors import FrameError
 
 PROTOCOL = 1
+DISPLACED = "a newer node has this machine id"
+"""What a node is told whose id has passed to another."""
+
 _FIXED = struct.Struct("<BIQ16s")
 
 
@@ -16,7 +21,8 @@ class Offer:
     """Who a peer is and what it can do beyond the original protocol.
 
     :ivar epoch: the epoch of its claim on its machine id; 0 for a guest.
-    :ivar instance: 16 random bytes that a node keeps from start to close.
+    :ivar instance: 16 random bytes that a node keeps from start to close; only those that it meets
+        as a node hear them (docs/protocol.md, "Handshake").
     :ivar features: a bit a feature; none is defined yet, unknown ones are ignored.
     """
 
@@ -26,6 +32,15 @@ class Offer:
     epoch: int
     instance: bytes
     features: int = 0
+
+    @property
+    def mark(self) -> bytes:
+        """What the registry has of the instance, from which nobody can tell what it is."""
+        return hashlib.sha256(b"domi_fast instance\0" + self.instance).digest()[:16]
+
+    def for_guests(self) -> Offer:
+        """The same without what shows whose id it is."""
+        return dataclasses.replace(self, epoch=0, instance=bytes(16))
 
     def encode(self) -> bytes:
         """The bytes that follow the node name as its extend."""

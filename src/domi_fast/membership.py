@@ -59,6 +59,7 @@ def _machine_key() -> str:
 class NodeInfo:
     """What the registry says of a node.
 
+    :ivar mark: of the instance in its offer: who reads it does not know the instance.
     :ivar http: the TCP port of its admin pages, on ``host``; None when it has none.
     """
 
@@ -69,19 +70,19 @@ class NodeInfo:
     host: str
     port: int
     unix_path: str | None
-    instance: bytes
+    mark: bytes
     machine: str
     weight: float = 1.0
     http: int | None = None
 
     def is_of(self, offer: Offer) -> bool:
         """Whether it was this node that registered: the same life of the same name."""
-        return (offer.instance, offer.name) == (self.instance, self.name)
+        return (offer.mark, offer.name) == (self.mark, self.name)
 
     @property
     def claim(self) -> tuple[int, bytes]:
         """What one claim on a machine id has that no other has."""
-        return self.epoch, self.instance
+        return self.epoch, self.mark
 
     def encode(self) -> bytes:
         return json.dumps(
@@ -91,7 +92,7 @@ class NodeInfo:
                 "host": self.host,
                 "port": self.port,
                 "unix_path": self.unix_path,
-                "instance": self.instance.hex(),
+                "mark": self.mark.hex(),
                 "machine": self.machine,
                 "weight": self.weight,
                 "http": self.http,
@@ -114,7 +115,7 @@ class NodeInfo:
                 host=str(fields["host"]),
                 port=int(fields["port"]),
                 unix_path=None if fields["unix_path"] is None else str(fields["unix_path"]),
-                instance=bytes.fromhex(fields["instance"]),
+                mark=bytes.fromhex(fields["mark"]),
                 machine=str(fields["machine"]),
                 weight=float(fields.get("weight", 1.0)),
                 http=None if fields.get("http") is None else int(fields["http"]),
@@ -274,9 +275,9 @@ class Membership:
         info = infos.get(machine)
         return info is not None and info.epoch == offer.epoch and info.is_of(offer)
 
-    def locate(self, instance: bytes) -> int | None:
+    def locate(self, mark: bytes) -> int | None:
         """The machine id of that node, if it is registered."""
-        return next((info.id for info in self.view.values() if info.instance == instance), None)
+        return next((info.id for info in self.view.values() if info.mark == mark), None)
 
     def _key(self, machine: int) -> str:
         return f"{self._prefix}{machine:04d}"
@@ -305,7 +306,7 @@ class Membership:
             host=config.host,
             port=self._port,
             unix_path=config.unix_path and os.path.abspath(config.unix_path),
-            instance=self._instance,
+            mark=self.offer.mark,
             machine=self.machine,
             weight=config.weight,
             http=self._http,
@@ -345,7 +346,7 @@ class Membership:
         entry = await self._registry.get(key)
         if entry is None:
             return True
-        if all(info.instance != self._instance for info in self._decode([entry]).values()):
+        if all(info.mark != self.offer.mark for info in self._decode([entry]).values()):
             return False
         try:
             await self._registry.delete(key, expect=entry.version)

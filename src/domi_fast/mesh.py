@@ -25,7 +25,7 @@ from .conditions import Conditions
 from .config import NodeConfig, parse_version
 from .errors import AuthError, DomiError, FrameError, PeerLost, TryAgain
 from .events import Witness
-from .handshake import Offer, decode_welcome
+from .handshake import DISPLACED, Offer, decode_welcome
 from .membership import Membership, NodeInfo
 from .peer import STATES, Peer
 from .registry.base import Registry
@@ -266,8 +266,8 @@ class Mesh:
             offer: Offer | None = session.info
             if offer is None:
                 session.close("the machine id is leased to another node")
-            elif offer.epoch < info.epoch and offer.instance != info.instance:
-                session.close("a newer node has this machine id")
+            elif offer.epoch < info.epoch and offer.mark != info.mark:
+                session.close(DISPLACED)
 
     def _weigh(self, machine: int, weight: float) -> None:
         session = self._router.session(machine)
@@ -442,6 +442,7 @@ class Mesh:
             known is not None and not known.is_of(offer)
         ):
             raise AuthError(f"node {machine} is not the one that is registered", peer=machine)
+        self._admission.make_room(machine, offer)
         session.info = offer
         return machine
 
@@ -496,6 +497,8 @@ class Mesh:
             )
         if not was_up or session.is_guest:
             return
+        if not self._members.valid and DISPLACED in (session.reason or ""):
+            self.displaced()
         peer = self._peers.get(session.peer)
         if peer is not None and self._router.session(session.peer) is None:
             del self._peers[session.peer]

@@ -287,7 +287,7 @@ async def test_an_address_that_another_cluster_has_got(registry_url: str) -> Non
         registry: Any = a._mesh._members._registry
         info = a._mesh._members.view[a.id]
         lease = await registry.grant(30)
-        stale = info.encode().replace(info.instance.hex().encode(), b"00" * 16)
+        stale = info.encode().replace(info.mark.hex().encode(), b"00" * 16)
         await registry.create("domi/two/nodes/0500", stale, lease=lease)
         async with Node("b", cluster="two", registry=registry_url, start_timeout=0.3) as b:
             assert not b.peers

@@ -128,7 +128,7 @@ FIELDS: dict[str, Any] = {
     "version": "0",
     "host": "127.0.0.1",
     "unix_path": None,
-    "instance": "00" * 16,
+    "mark": "00" * 16,
     "machine": "x",
 }
 RUBBISH: dict[str, tuple[str, dict[str, Any]]] = {
@@ -139,7 +139,7 @@ RUBBISH: dict[str, tuple[str, dict[str, Any]]] = {
     "a key that ends as a node's does": ("deeper/0007", {}),
     "an endless port": ("0007", {"port": float("inf")}),
     "no port": ("0007", {"port": 1 << 40}),
-    "no instance": ("0007", {"instance": "xyz"}),
+    "no mark": ("0007", {"mark": "xyz"}),
     "no version": ("0007", {"version": "?"}),
 }
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from domi_fast import Node
 from domi_fast.registry import Delete, Put, RegistryError, Reset, open_registry
 from domi_fast.registry.etcd import EtcdRegistry
+from domi_fast.registry.etcd_claim import Place
 from domi_fast.registry.etcd_link import Channel
-from domi_fast.registry.link import Away
+from domi_fast.registry.link import PATIENCE, TIMEOUT, Away
 from tests.servers import Etcd, etcd_cluster, free_ports
 from tests.support import ROOT, busy, until
 
@@ -50,6 +54,28 @@ async def opened(url: str) -> AsyncIterator[EtcdRegistry]:
         yield registry
     finally:
         await registry.close()
+
+
+def enable_users(channel: Channel) -> None:
+    """There is one, who may do everything; from then on nobody else may."""
+    rpc, auth = channel.rpc, channel.rpc.AuthStub(channel._client.channel)
+    auth.UserAdd(rpc.AuthUserAddRequest(name="root", password="sesame"))
+    auth.RoleAdd(rpc.AuthRoleAddRequest(name="root"))
+    auth.UserGrantRole(rpc.AuthUserGrantRoleRequest(user="root", role="root"))
+    auth.AuthEnable(rpc.AuthEnableRequest())
+
+
+@asynccontextmanager
+async def with_users(folder: Path, *options: str) -> AsyncIterator[tuple[Etcd, str]]:
+    """An etcd with one user, and the URL by which that one comes."""
+    server = Etcd(folder, options=options)
+    server.start()
+    try:
+        async with opened(server.url) as registry:
+            await registry.link.call(enable_users, again=False)
+        yield server, server.url.replace("://", "://root:sesame@")
+    finally:
+        server.kill()
 
 
 async def patiently(work: Callable[[], Coroutine[Any, Any, T]], limit: float = 20.0) -> T:
@@ -256,21 +282,8 @@ async def test_nobody_is_there() -> None:
 
 
 async def test_user_and_password(tmp_path: Path) -> None:
-    server = Etcd(tmp_path)
-    server.start()
-
-    def enable(channel: Channel) -> None:
-        rpc, auth = channel.rpc, channel.rpc.AuthStub(channel._client.channel)
-        auth.UserAdd(rpc.AuthUserAddRequest(name="root", password="sesame"))
-        auth.RoleAdd(rpc.AuthRoleAddRequest(name="root"))
-        auth.UserGrantRole(rpc.AuthUserGrantRoleRequest(user="root", role="root"))
-        auth.AuthEnable(rpc.AuthEnableRequest())
-
-    try:
-        async with opened(server.url) as registry:
-            await registry.link.call(enable, again=False)
-        address = server.url.removeprefix("etcd://")
-        async with opened(f"etcd://root:sesame@{address}") as registry:
+    async with with_users(tmp_path) as (server, right):
+        async with opened(right) as registry:
             watch = registry.watch("", since=(await registry.list("")).cursor)
             lease = await registry.grant(2.0)
             await registry.claim(["k"], b"x", lease)
@@ -278,12 +291,148 @@ async def test_user_and_password(tmp_path: Path) -> None:
             assert isinstance(event, Put)
             await asyncio.sleep(lease.valid_until - time.monotonic() + 0.1)
             assert not lease.lost.is_set()
-        for url in (f"etcd://root:wrong@{address}", server.url):
+        for url in (right.replace("sesame", "wrong"), server.url):
             with pytest.raises(RegistryError) as caught:
                 await open_registry(url).open()
             assert "wrong" not in str(caught.value)
-    finally:
-        server.kill()
+
+
+async def test_one_that_hangs_is_asked_for_one_token_at_a_time(tmp_path: Path) -> None:
+    """By threads, none of which the loop waits for: not even when it closes meanwhile."""
+    async with with_users(tmp_path) as (server, url), opened(url) as registry:
+        await registry.put("k", b"x")
+        lateness = 0.0
+
+        async def beat() -> None:
+            nonlocal lateness
+            while True:
+                due = time.monotonic() + 0.01
+                await asyncio.sleep(0.01)
+                lateness = max(lateness, time.monotonic() - due)
+
+        beating = asyncio.ensure_future(beat())
+        server.signal(signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            calls = [registry.get("k") for _ in range(6)]
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            assert {type(each) for each in outcomes} == {Away}
+            assert time.monotonic() - began < PATIENCE + 2 * TIMEOUT
+            late = [asyncio.ensure_future(registry.get("k")) for _ in range(6)]
+            await asyncio.wait(late, timeout=0.2)
+            began = time.monotonic()
+            await registry.close()
+            assert time.monotonic() - began < TIMEOUT
+            assert {type(each) for each in await asyncio.gather(*late, return_exceptions=True)} == {
+                RegistryError
+            }
+            assert lateness < 1.0
+        finally:
+            beating.cancel()
+            server.signal(signal.SIGCONT)
+
+
+async def test_what_had_no_token_was_not_sent(tmp_path: Path) -> None:
+    """One member takes connections and says nothing: a change goes on to the next."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        async with (
+            with_users(tmp_path) as (_, url),
+            opened(f"{url},127.0.0.1:{port}") as registry,
+        ):
+            registry.link.drop(registry.link.channel())
+            assert (await registry.put("k", b"x")).value == b"x"
+
+
+async def test_a_change_of_users_asks_for_another_token(tmp_path: Path) -> None:
+    """Where the tokens are signed, each is good until the next change of users or roles."""
+    private, public = tmp_path / "key.pem", tmp_path / "public.pem"
+    key = rsa.generate_private_key(65537, 2048)
+    private.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.TraditionalOpenSSL,
+            serialization.NoEncryption(),
+        )
+    )
+    public.write_bytes(
+        key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    )
+    token = f"jwt,pub-key={public},priv-key={private},sign-method=RS256,ttl=10m"
+    async with AsyncExitStack() as stack:
+        _, url = await stack.enter_async_context(
+            with_users(tmp_path / "etcd", "--auth-token", token)
+        )
+        async with opened(url) as registry, opened(url) as other:
+            watch = registry.watch("", since=(await registry.list("")).cursor)
+            first = asyncio.ensure_future(watch.__anext__())
+            await registry.put("k", b"before")
+            assert isinstance(await asyncio.wait_for(first, 5), Put)
+
+            def add(channel: Channel) -> None:
+                rpc, auth = channel.rpc, channel.rpc.AuthStub(channel._client.channel)
+                request = rpc.AuthUserAddRequest(name="other", password="sesame")
+                auth.UserAdd(request, metadata=channel._metadata)
+
+            await other.link.call(add, again=False)
+            entry = await registry.put("k", b"after")
+            event = await asyncio.wait_for(watch.__anext__(), 5)
+            while isinstance(event, Reset):
+                event = await asyncio.wait_for(watch.__anext__(), 5)
+            assert event == Put(entry, event.cursor)
+
+
+async def test_one_that_is_slow_for_a_renewal_is_in_time_for_others(etcd: Etcd, url: str) -> None:
+    """A renewal has a third of the lease, and gives up the channel then: not the others' calls."""
+    async with opened(url) as registry:
+        await registry.grant(2.0)
+        current = registry.link._channel
+        etcd.signal(signal.SIGSTOP)
+        try:
+            put = asyncio.ensure_future(registry.put("k", b"x"))
+            await until(lambda: registry.link._channel is not current)
+        finally:
+            etcd.signal(signal.SIGCONT)
+        assert (await put).value == b"x"
+
+
+async def test_who_waits_for_locks_asks_when_there_is_news_alone(
+    etcd: Etcd, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One waiter's look is no news for the others of its registry."""
+    looks = 0
+    look = Place.look
+
+    def counted(place: Place, channel: Channel) -> int | tuple[bytes, int]:
+        nonlocal looks
+        looks += 1
+        return look(place, channel)
+
+    async with opened(url) as holder, opened(url) as registry:
+        held = await holder.grant(10.0)
+        names = ["one", "two", "three"]
+        for name in names:
+            await holder.acquire(name, held, b"")
+        monkeypatch.setattr(Place, "look", counted)
+        waiting = [
+            asyncio.ensure_future(registry.acquire(name, await registry.grant(10.0), b""))
+            for name in names
+        ]
+        try:
+            await until(lambda: looks == len(names))
+            # Whoever waits looks whether it was its own.
+            await (await registry.grant(10.0)).revoke()
+            await until(lambda: looks == 2 * len(names))
+            for _ in range(100):
+                await registry.get("k")
+            assert looks == 2 * len(names)
+            await held.revoke()
+            await asyncio.gather(*waiting)
+        finally:
+            for task in waiting:
+                task.cancel()
 
 
 async def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

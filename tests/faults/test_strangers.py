@@ -253,6 +253,39 @@ async def test_who_passes_may_not_take_the_id_of_another(
         assert node.counters()["refused_auth"] == 4
 
 
+async def test_a_guest_may_not_take_the_id_of_a_node(
+    registry_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It knows the secret, what nodes tell their guests, and what the registry says of each."""
+    async with nodes(registry_url, "a", "b", secret=SECRET) as (a, b):
+        before = a._router.session(b.id), b._router.session(a.id)
+        guest = await Stranger.connect(b.port)
+        await guest.pass_as(b, role=1, machine=reference.NO_MACHINE)
+        await guest.send(guest_named(b))
+        welcome = await guest.frame()
+        assert welcome.channel == reference.WELCOME
+        machine, told = reference.decode_welcome(welcome.data)
+        assert (machine, told.name, told.epoch, told.instance) == (b.id, "b", 0, bytes(16))
+        listed = a._mesh._members.view[b.id]
+        assert listed.mark == reference.mark(b._mesh._members.offer.instance)
+        for instance in (told.instance, listed.mark):
+            false = told._replace(epoch=listed.epoch, instance=instance)
+            stranger = await Stranger.connect(a.port)
+            await stranger.pass_as(a, machine=b.id)
+            name = struct.pack("<H", b.id)
+            await stranger.send(
+                reference.encode(reference.NODE_NAME, name, reference.encode_offer(false)) + NOTIFY
+            )
+            (last,) = await stranger.ends()
+            assert (last.channel, last.data) == (reference.EXIT, b"")
+            assert any("is leased to another node" in r.getMessage() for r in caplog.records)
+            caplog.clear()
+            stranger.close()
+        assert a.counters()["refused_auth"] == 2
+        assert (a._router.session(b.id), b._router.session(a.id)) == before
+        guest.close()
+
+
 async def test_nodes_and_guests_with_the_secret_belong(registry_url: str) -> None:
     async with nodes(registry_url, "a", "b", "c", secret=SECRET.decode()) as (a, b, c):
         b.subscribe(60, echo)
@@ -446,7 +479,7 @@ async def test_a_node_does_not_dial_itself(
         async with nodes(registry_url, "a", "b", secret=SECRET) as (a, b):
             lease = await registry.grant(10.0)
             known = b._mesh._members.view[a.id]
-            gone = dataclasses.replace(known, id=900, instance=os.urandom(16))
+            gone = dataclasses.replace(known, id=900, mark=os.urandom(16))
             await registry.claim(["domi/default/nodes/0900"], gone.encode(), lease)
             await until(lambda: all(900 in node._mesh._members.view for node in (a, b)))
             await until(lambda: tried(a, "nobody but this node listens where node 900 did"))

@@ -30,6 +30,7 @@ from tests.reference import Offer
 from tests.support import RawPeer, echo, forget_records, nodes, session, until
 
 SECRET = b"the secret of this test"
+INSTANCE = bytes(range(16))
 NOTIFY = reference.encode(50, b"dispatched")
 
 
@@ -330,11 +331,11 @@ async def test_silence_within_the_handshake_ends_in_time(registry_url: str, tls:
 async def test_a_member_may_not_take_the_id_of_another(
     registry_url: str, authority: Authority, tls: Tls, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Though it has read in the registry what that one says of itself."""
+    """Though it has heard, as a node, what that one says of itself."""
     async with nodes(registry_url, "a", "b", tls=tls) as (a, b):
-        info = a._mesh._members.view[b.id]
+        known = b._mesh._members.offer
         for name, reason in (("insider", "leased to another node"), ("b", "certificate is for")):
-            offer = Offer(name, cluster=a.config.cluster, epoch=info.epoch, instance=info.instance)
+            offer = Offer(name, cluster=known.cluster, epoch=known.epoch, instance=known.instance)
             stranger = await Stranger.connect(a.port)
             await stranger.shake(client(authority.issue("insider")))
             await stranger.say(
@@ -518,7 +519,7 @@ async def test_a_node_tells_nothing_to_who_answers_for_another(
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(4)
-        offer = Offer("insider", cluster="default", epoch=known.epoch, instance=known.instance)
+        offer = Offer("insider", cluster="default", epoch=known.epoch, instance=INSTANCE)
         writer.write(reference.encode(reference.WELCOME, reference.encode_welcome(known.id, offer)))
         heard.append(await reader.read())
         writer.close()
@@ -534,7 +535,7 @@ async def test_a_node_tells_nothing_to_who_answers_for_another(
                 own,
                 id=900,
                 name="b",
-                instance=os.urandom(16),
+                mark=reference.mark(INSTANCE),
                 port=server.sockets[0].getsockname()[1],
             )
             claim = await registry.claim(["domi/default/nodes/0900"], known.encode(), lease)

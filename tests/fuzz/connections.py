@@ -105,8 +105,9 @@ async def serve(url: str) -> None:
             members[name] = []
             for machine in MEMBERS:
                 instance = os.urandom(16)
+                mark = reference.mark(instance)
                 # Nobody listens on the port, and the node will dial in vain.
-                info = NodeInfo(machine, 0, "member", "0", "127.0.0.1", 1, None, instance, "")
+                info = NodeInfo(machine, 0, "member", "0", "127.0.0.1", 1, None, mark, "")
                 key = f"domi/default/nodes/{machine:04d}"
                 claim = await registry.claim([key], info.encode(), lease)
                 members[name].append((machine, claim.epoch, instance.hex()))

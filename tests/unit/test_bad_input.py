@@ -122,7 +122,7 @@ async def registered(url: str, machine: int) -> AsyncIterator[Offer]:
             "host": "127.0.0.1",
             "port": deaf.getsockname()[1],
             "unix_path": None,
-            "instance": instance.hex(),
+            "mark": reference.mark(instance).hex(),
             "machine": "",
         }
         lease = await registry.grant(SECONDS)

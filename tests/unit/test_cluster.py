@@ -527,7 +527,7 @@ async def test_a_timeout_that_is_not_allowed(registry_url: str, timeout: Any) ->
 async def test_an_entry_that_no_leader_wrote(registry_url: str) -> None:
     async with nodes(registry_url, "a") as (a,):
         registry = a._mesh._registry
-        for value in (b"x", b"{}", b"[]", b'{"id": 1, "name": "n", "instance": "zz"}'):
+        for value in (b"x", b"{}", b"[]", b'{"id": 1, "name": "n", "mark": "zz"}'):
             await registry.put("domi/default/leaders/post", value)
             with pytest.raises(RegistryError, match="leaders/post is not a leader's"):
                 await a.cluster.leader("post")

@@ -20,8 +20,10 @@ import pytest
 
 from domi_fast import (
     Node,
+    PeerLost,
     TimeWheel,
     _core,
+    connect,
 )
 from domi_fast._core import engine_of
 from domi_fast.registry import open_registry
@@ -49,7 +51,7 @@ def entry(name: str, sock: socket.socket) -> bytes:
         "host": "127.0.0.1",
         "port": sock.getsockname()[1],
         "unix_path": None,
-        "instance": bytes(16).hex(),
+        "mark": bytes(16).hex(),
         "machine": "",
     }
     return json.dumps(fields).encode()
@@ -318,6 +320,43 @@ async def test_the_plain_protocol_where_the_node_was_declared_open(registry_url:
         await a.wait_peers(0, 5)
 
 
+async def test_a_node_that_hears_that_its_id_is_anothers_serves_nobody_under_it(
+    registry_url: str,
+) -> None:
+    """It cannot reach the registry; a peer that can tells it, and its guests are let go."""
+    async with nodes(registry_url, "a", "b", lease_ttl=0.2) as (a, b):
+        a.subscribe(50, echo)
+        members: Any = a._mesh._members
+        grant = members._registry.grant
+        back = asyncio.Event()
+
+        async def away(ttl: float) -> Any:
+            await back.wait()
+            return await grant(ttl)
+
+        guest = await connect(f"tcp://127.0.0.1:{a.port}")
+        try:
+            assert await guest.request(50, b"x") == b"x"
+            members._registry.grant = away
+            lease = members._claim.lease
+            await lease.revoke()
+            lease.lost.set()
+            async with Node("c", registry=registry_url) as c:
+                assert c.id == a.id
+                await until(lambda: [peer.name for peer in b.peers.values()] == ["c"])
+                await until(lambda: a._router.sessions() == [])
+                with pytest.raises(PeerLost):
+                    guest.notify(50, b"x")
+                assert not a.peers
+                back.set()
+                await b.wait_peers(2, 5)
+                assert {peer.name for peer in b.peers.values()} == {"a", "c"}
+                assert a.id != c.id
+        finally:
+            back.set()
+            await guest.close()
+
+
 async def test_a_node_whose_lease_is_over_opens_no_session(registry_url: str) -> None:
     """It keeps those that live, and lets others in once it holds a machine id again."""
     async with nodes(registry_url, "a", "b", lease_ttl=0.2) as (a, b):
@@ -349,6 +388,8 @@ async def test_a_node_whose_lease_is_over_opens_no_session(registry_url: str) ->
             with pytest.raises(EOFError):
                 await raw.frame()
             await late.start()
+            with pytest.raises(PeerLost, match="does not hold a machine id at this moment"):
+                await connect(f"tcp://127.0.0.1:{a.port}")
             assert list(late.peers) == [b.id]
             assert list(a.peers) == [b.id]
             assert (session(a, b.id), session(b, a.id)) == ends

@@ -52,11 +52,8 @@ class Channel:
         self._error: type[Exception] = grpc.RpcError
         # The time of this call is over, or that of another, by which the channel was closed.
         self._silent = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
-        self._away = (
-            *self._silent,
-            grpc.StatusCode.UNAVAILABLE,
-            grpc.StatusCode.UNAUTHENTICATED,  # a token that has expired; the next channel asks anew
-        )
+        self._away = (*self._silent, grpc.StatusCode.UNAVAILABLE)
+        self._unauthenticated = grpc.StatusCode.UNAUTHENTICATED
         self._unknown = grpc.StatusCode.UNKNOWN
         self._not_found = grpc.StatusCode.NOT_FOUND
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
@@ -90,6 +87,10 @@ class Channel:
         text = f"{self}: {details or code}"
         if code in self._silent:
             text = f"{self} does not answer"
+        # A token that has expired, or is older than the last change of users and roles: nothing was
+        # done, and the next channel asks for another.
+        if code is self._unauthenticated or "revision of auth store is old" in details:
+            return Away(text, sent=False)
         # A member that gives up on one that is gone says so in Go's words, without a code.
         if code in self._away or (code is self._unknown and details.startswith("context ")):
             # gRPC's words for a connection that was never there.

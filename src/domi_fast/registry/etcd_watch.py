@@ -146,6 +146,7 @@ class EtcdWatch(OpenedWatch):
             self._reset(channel)
             raise RegistryError("the watch fell behind what etcd keeps")
         if response.canceled:
+            self._revision = -1  # whether we may still look at all, the snapshot will say
             raise RegistryError(f"etcd has ended the watch: {response.cancel_reason}")
         if response.created:
             # An etcd whose data was lost or put back knows less than we do.

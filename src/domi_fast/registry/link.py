@@ -1,8 +1,9 @@
 """The way to a registry's servers: what is tried again and what is undone, however it is called.
 
 :class:`Link` makes blocking calls in threads, over one channel at a time. A channel is used until a
-call over it fails as if its server were away; it is closed then, which ends every call and watch on
-it, and the next call opens another.
+call over it fails as if its server were away; the next call opens another. The calls that are under
+way over the old one have their own time still: a server that is too slow for one may be in time for
+the others. With the last of them it is closed, which ends every watch on it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import contextlib
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
@@ -139,8 +141,13 @@ class Link(Calls, Generic[C]):
         super().__init__()
         self._connect = connect
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"registry {name}")
+        # Held for moments only, for the loop takes it too.
         self._lock = threading.Lock()
-        self._channel: C | None = None
+        # The channel of the moment, or that it is being opened; what cannot be opened is not here.
+        self._channel: Future[C] | None = None
+        self._calls: Counter[C] = Counter()
+        self._dropped: set[C] = set()  # those that some calls are under way over
+        self._abandoned = False
 
     async def call(
         self,
@@ -172,7 +179,14 @@ class Link(Calls, Generic[C]):
     def abandon(self) -> None:
         self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self.drop(None)
+        with self._lock:
+            self._abandoned = True
+            current, self._channel = self._channel, None
+            ended, self._dropped = self._dropped, set()
+        if current is not None and current.done():
+            ended.add(current.result())
+        for channel in ended:
+            channel.close()
 
     def _begin(self, work: Callable[[C], T]) -> asyncio.Future[T]:
         try:
@@ -180,27 +194,73 @@ class Link(Calls, Generic[C]):
         except RuntimeError:
             raise RegistryError(CLOSED) from None
 
-    # ------------------------------------------------------------------ from any thread
+    # ------------------------------------------------------------------ from any other thread
 
     def channel(self) -> C:
-        """The channel of the moment. Raises Away."""
-        with self._lock:
-            if self._channel is None:
-                self._channel = self._connect()
-            return self._channel
+        """The channel of the moment, once it is open; nobody opens a second one meanwhile.
 
-    def drop(self, channel: C | None) -> None:
-        """This channel's server is away (None: whichever it is): use another from now on."""
+        Raises Away, and RegistryError after the end.
+        """
         with self._lock:
-            if self._channel is None or channel not in {None, self._channel}:
+            if self._abandoned:
+                raise RegistryError(CLOSED)
+            opened = self._channel
+            is_ours = opened is None
+            if opened is None:
+                opened = self._channel = Future()
+        if is_ours:
+            self._open(opened)
+        return opened.result()
+
+    def _open(self, opened: Future[C]) -> None:
+        try:
+            channel = self._connect()
+        except BaseException as error:
+            with self._lock:
+                if self._channel is opened:
+                    self._channel = None
+            # What has no channel was not sent, whatever became of the login.
+            opened.set_exception(Away(str(error), sent=False) if isinstance(error, Away) else error)
+            return
+        with self._lock:
+            is_wanted = self._channel is opened
+            if is_wanted:
+                opened.set_result(channel)
+        if not is_wanted:
+            channel.close()
+            opened.set_exception(RegistryError(CLOSED))
+
+    def drop(self, channel: C) -> None:
+        """This channel's server is away: use another from now on."""
+        with self._lock:
+            current = self._channel
+            if current is None or not current.done() or current.result() is not channel:
                 return
-            channel, self._channel = self._channel, None
+            self._channel = None
+            if self._calls[channel]:
+                self._dropped.add(channel)
+                return
         channel.close()
 
     def _attempt(self, work: Callable[[C], T]) -> T:
         channel = self.channel()
+        with self._lock:
+            self._calls[channel] += 1
         try:
             return work(channel)
         except Away:
             self.drop(channel)
             raise
+        finally:
+            self._ended(channel)
+
+    def _ended(self, channel: C) -> None:
+        with self._lock:
+            self._calls[channel] -= 1
+            if self._calls[channel]:
+                return
+            del self._calls[channel]
+            if channel not in self._dropped:
+                return
+            self._dropped.remove(channel)
+        channel.close()

@@ -156,6 +156,10 @@ class LocalWatch(OpenedWatch):
         self._prefix = prefix
         self._cursor = since
 
+    def end(self) -> None:
+        super().end()
+        self._registry._wake()
+
     async def _more(self) -> None:
         # Taken before the look, so that no change falls between the two.
         changed = self._registry._changed

@@ -18,9 +18,6 @@ class Watched(Protocol):
     def _check(self) -> None:
         """Raise RegistryError unless this is the loop of an open registry."""
 
-    def _wake(self) -> None:
-        """Something may have changed: who waits looks again."""
-
 
 class OpenedWatch(ABC):
     """See :class:`~domi_fast.registry.base.Watch`. A backend adds how events come.
@@ -67,7 +64,6 @@ class OpenedWatch(ABC):
         self.end()
 
     def end(self) -> None:
-        """On the loop: no more events."""
+        """On the loop: no more events. A backend adds how ``_more`` comes to its end."""
         self._ended = True
         self.events.clear()
-        self._watched._wake()

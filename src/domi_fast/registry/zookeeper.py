@@ -77,8 +77,8 @@ class ZooKeeperLink(Link[Session]):
 
         return super()._attempt(prepared)
 
-    def drop(self, channel: Session | None) -> None:
-        if channel is None or channel.away_for() > _GIVEN_UP:
+    def drop(self, channel: Session) -> None:
+        if channel.away_for() > _GIVEN_UP:
             super().drop(channel)
 
 
