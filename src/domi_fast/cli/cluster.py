@@ -46,7 +46,9 @@ class Where:
         try:
             registry = open_registry(self.registry or default_url(self.cluster))
         except RegistryError as error:
-            raise Failure(USAGE, str(error)) from error
+            # An extra that is missing, or a directory: the URL may well be right.
+            lacks = isinstance(error.__cause__, (ImportError, LookupError, OSError))
+            raise Failure(FAILED if lacks else USAGE, str(error)) from error
         parts = urlsplit(registry.url)
         if parts.scheme == "memory":
             raise Failure(
