@@ -60,7 +60,7 @@ BACKENDS = {
     "sqlite": Backend(None, 1.0, (4, 50)),
     "etcd": Backend(Etcd, 2.0, (2, 50)),
     "zookeeper": Backend(ZooKeeper, 3.0, (1, 5), (0, 5)),
-    "consul": Backend(Consul, 10.0, (0, 5), (0, 5)),
+    "consul": Backend(Consul, 10.0, (1, 5), (0, 5)),
 }
 
 
