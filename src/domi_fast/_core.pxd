@@ -683,6 +683,7 @@ cdef class Router(Verbs):
         size_t granted          # bytes of that which sessions have as room
         list short_of_room      # sessions that wait for some
         uint32_t channel_limit  # channels that are subscribed here, or by one peer
+        uint32_t subscriber_limit   # guests that subscribe to one channel
         uint32_t handler_count  # channels that have a handler
         uint32_t handler_limit  # of `tasks`
         int full_default        # FULL_*: of sessions that have none of their own

@@ -420,6 +420,7 @@ class Router(Verbs):
         when_full: str = "raise",
         channel_limit: int = 16384,
         handler_limit: int = 65536,
+        subscriber_limit: int = 16384,
     ) -> Self: ...
     @property
     def id(self) -> int: ...

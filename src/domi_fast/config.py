@@ -238,6 +238,8 @@ class NodeConfig(EndpointConfig):
     :ivar sessions_per_address: of them, those of one address. None: half of ``session_limit``.
     :ivar channel_limit: channels that may be subscribed on this node, or by one peer or guest: a
         subscription more raises Overloaded here, and closes the session of who asks for it.
+    :ivar subscriber_limit: guests of this node that may subscribe to one channel: the session of
+        one more is closed, which hears why, and it is counted (``refused_subscribers``).
     :ivar handler_limit: ``async def`` handlers that may run at a time: a request more is answered
         with Overloaded, any other message is dropped and counted (``handlers_overloaded``).
     :ivar request_timeout: seconds: the deadline of a ``request`` that names none.
@@ -290,6 +292,7 @@ class NodeConfig(EndpointConfig):
     session_limit: int | None = None
     sessions_per_address: int | None = None
     channel_limit: int = 16_384
+    subscriber_limit: int = 16_384
     handler_limit: int = 65_536
     request_timeout: float = 5.0
     start_timeout: float = 5.0
@@ -347,7 +350,11 @@ class NodeConfig(EndpointConfig):
             if getattr(self, field) is not None:
                 self._check_type(field, int)
                 self._check_range(field, 1, 1 << 20)
-        for field, most in (("channel_limit", 65_536), ("handler_limit", 1 << 24)):
+        for field, most in (
+            ("channel_limit", 65_536),
+            ("subscriber_limit", 1 << 20),
+            ("handler_limit", 1 << 24),
+        ):
             self._check_type(field, int)
             self._check_range(field, 1, most)
         self._check_range("start_timeout", 0, 3600)

@@ -39,6 +39,7 @@ COUNTERS = {
     "refused_handshakes": "Connections of an address that has too many incomplete handshakes.",
     "refused_auth": "Connections whose other end could not show that it belongs here.",
     "refused_guest_queue_full": "Messages for guests whose queue was full.",
+    "refused_subscribers": "Guests of a channel that has as many as may subscribe to it.",
     "refused_sessions": "Connections beyond the limit of sessions, of all or of one address.",
     "refused_queue_full": "Messages for peers whose queue was full.",
     "refused_rate": "Messages that were more than the limits of bytes a second let pass.",

@@ -60,6 +60,7 @@ class Node(Endpoint):
             node_queue_limit=config.node_queue_limit or 256 * MIB,
             when_full=config.when_full,
             channel_limit=config.channel_limit,
+            subscriber_limit=config.subscriber_limit,
             handler_limit=config.handler_limit,
             busy_poll=config.busy_poll,
             on_error=config.on_error,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+from collections import Counter
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
-from domi_fast import Context, Node, NoSubscriber, Overloaded, PeerLost, connect
+from domi_fast import Client, Context, Node, NoSubscriber, Overloaded, PeerLost, connect
 from domi_fast.callers import Callers, most_handshakes
 from tests import reference
 from tests.support import RawPeer, forget_records, guest_greeting, nodes, until
@@ -164,6 +166,40 @@ async def test_so_many_channels_of_a_guest(
         guest.close()
 
 
+async def test_so_many_guests_of_a_channel(registry_url: str) -> None:
+    """One more hears why, and is gone; the others stay, and one that leaves makes room."""
+    async with nodes(registry_url, "a", subscriber_limit=2) as (a,), AsyncExitStack() as stack:
+        got: Counter[int] = Counter()
+
+        async def guest(number: int, *channels: int) -> Client:
+            one = await stack.enter_async_context(await connect(f"tcp://127.0.0.1:{a.port}"))
+
+            def handler(ctx: Context) -> None:
+                got[number] += 1
+
+            for channel in channels:
+                one.subscribe(channel, handler)
+            await one.request(60, b"")  # behind the subscription
+            return one
+
+        a.subscribe(60, lambda ctx: ctx.reply(b""))
+        first, _ = await guest(1, 50), await guest(2, 50)
+        with pytest.raises(PeerLost, match=r"2 guests subscribe to channel 50.*subscriber_limit"):
+            await guest(3, 51, 50)
+        assert a.counters()["refused_subscribers"] == 1
+        assert a.channels == {50, 60}
+        a.publish(50, b"")
+        await until(lambda: got == {1: 1, 2: 1})
+        await first.close()
+        await until(lambda: len(a._router.sessions()) == 1)
+        await guest(4, 50)
+        a.publish(50, b"")
+        await until(lambda: got == {1: 1, 2: 2, 4: 1})
+        # To another channel they may, and its own node is none of them.
+        await guest(5, 51)
+        a.subscribe(50, lambda ctx: None)
+
+
 # ----------------------------------------------------------------------------------------- handlers
 
 
@@ -197,7 +233,8 @@ async def test_so_many_handlers_at_a_time(registry_url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["session_limit", "sessions_per_address", "channel_limit", "handler_limit"]
+    "setting",
+    ["session_limit", "sessions_per_address", "channel_limit", "subscriber_limit", "handler_limit"],
 )
 @pytest.mark.parametrize("value", [0, -1, 1 << 30, "1", 1.5, True])
 def test_limits_that_are_refused(registry_url: str, setting: str, value: Any) -> None:

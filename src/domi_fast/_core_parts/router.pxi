@@ -67,6 +67,7 @@ cdef class Router:
     :param queue_limit: bytes that may wait for one peer before sending raises Overloaded.
     :param node_queue_limit: bytes that may wait for all peers together, beyond 64 KiB for each.
     :param channel_limit: channels that are subscribed here, or by one peer.
+    :param subscriber_limit: guests that subscribe to one channel.
     :param handler_limit: tasks of ``async def`` handlers at a time.
     :param when_full: what is done then, as :meth:`when_full` takes it.
     :param frame_limit: largest frame in bytes, header included.
@@ -76,7 +77,8 @@ cdef class Router:
     def __cinit__(self, *, double heartbeat=5.0, double silence=10.0, double handshake=2.0,
                   double timeout=5.0, size_t queue_limit=16777216, uint32_t frame_limit=16777216,
                   phi=None, double busy_poll=0.0, on_error=None, size_t node_queue_limit=268435456,
-                  when_full="raise", uint32_t channel_limit=16384, uint32_t handler_limit=65536):
+                  when_full="raise", uint32_t channel_limit=16384, uint32_t handler_limit=65536,
+                  uint32_t subscriber_limit=16384):
         self.id = -1
         self.heartbeat_ns = <uint64_t>(heartbeat * 1e9)
         self.silence_ns = <uint64_t>(silence * 1e9)
@@ -88,6 +90,7 @@ cdef class Router:
         self.node_queue_limit = max(node_queue_limit, queue_limit)
         self.full_default = full_policy(when_full)
         self.channel_limit = channel_limit
+        self.subscriber_limit = subscriber_limit
         self.handler_limit = handler_limit
         self.short_of_room = []
         self.full_channels = {}

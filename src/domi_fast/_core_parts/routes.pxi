@@ -189,6 +189,8 @@ cdef int handle_subscriptions(Router router, Session session, RawFrame* frame) e
             if session.role == ROLE_GUEST:
                 if channel < USER_FIRST:
                     continue
+                if has_subscribers_enough(router, channel):
+                    return refuse_subscriber(router, session, channel)
                 route_add(&router.channels[<int>channel].guests, session)
                 settle_entry(router, channel)
                 session.channels.add(channel)
@@ -208,6 +210,19 @@ cdef int handle_subscriptions(Router router, Session session, RawFrame* frame) e
             router.mesh.listed(session)
         else:
             router.mesh.routes_changed()
+    return 0
+
+
+cdef bint has_subscribers_enough(Router router, int channel) noexcept:
+    cdef Route* guests = router.channels[channel].guests
+    return guests is not NULL and guests.count >= router.subscriber_limit
+
+
+cdef int refuse_subscriber(Router router, Session session, int channel) except -1:
+    # A guest, of which the peers may not have heard yet that it subscribes to others.
+    router.count("refused_subscribers")
+    session.close(f"{router.subscriber_limit} guests subscribe to channel {channel}, as many as "
+                  "may (subscriber_limit)")
     return 0
 
 
