@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import ssl
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,10 @@ from .errors import AuthError, DomiError
 log = logging.getLogger(__name__)
 
 StrPath = str | os.PathLike[str]
-Stamp = tuple[int, int, int] | None
+Stamp = tuple[int, ...] | None
+
+# Seconds between two looks into files that could not be read, and that have not changed since.
+READ_AGAIN = 1.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,10 @@ class Certificates:
     def __init__(self, tls: Tls, name: str | None) -> None:
         self._tls = tls
         self._name = name
+        # Of the files that were read, and of those that could not be.
         self._stamp = self._look()
+        self._failed: tuple[Stamp, ...] | None = None
+        self._again = 0.0
         self._server, self._client = self._read()
 
     def server(self) -> ssl.SSLContext:
@@ -81,13 +88,18 @@ class Certificates:
         stamp = self._look()
         if stamp == self._stamp:
             return
-        self._stamp = stamp
+        known = stamp == self._failed
+        if known and time.monotonic() < self._again:
+            return
         try:
             self._server, self._client = self._read()
         except DomiError as error:
-            # Perhaps only one of the files has been replaced yet.
-            log.warning("%s; the certificate that was read before stays", error)
+            # Perhaps only one of the files has been replaced yet, or there was no descriptor.
+            self._failed, self._again = stamp, time.monotonic() + READ_AGAIN
+            if not known:
+                log.warning("%s; the certificate that was read before stays", error)
         else:
+            self._stamp = stamp
             log.info("%s has been read again", self._tls.certificate)
 
     def _look(self) -> tuple[Stamp, ...]:
@@ -152,10 +164,10 @@ def _is_among(name: str, names: frozenset[str]) -> bool:
 
 
 def _stamp(path: StrPath) -> Stamp:
-    """What changes with the file; None while there is none."""
+    """What changes with the file, and with who may read it; None while there is none."""
     with contextlib.suppress(OSError):
         status = os.stat(path)
-        return status.st_mtime_ns, status.st_size, status.st_ino
+        return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
     return None
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
+import resource
+import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from domi_fast import DomiError, Node, Tls, connect
 from domi_fast.config import GuestConfig, NodeConfig
+from domi_fast.tls import Certificates
 from tests.certificates import Authority
 
 
@@ -114,3 +122,84 @@ def test_with_it_a_node_may_listen_anywhere(authority: Authority) -> None:
     NodeConfig("node", host="0.0.0.0", tls=authority.issue("node"))
     with pytest.raises(DomiError, match="secret= or tls="):
         NodeConfig("node", host="0.0.0.0")
+
+
+# -------------------------------------------------------------------------------- files that change
+
+
+@contextlib.contextmanager
+def no_descriptor() -> Iterator[None]:
+    """A stretch in which this process gets no descriptor more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull, "rb") as lowest:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest.fileno(), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_files_that_could_not_be_read_are_tried_again(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without another touch of them; once a second, with one warning, however many connect."""
+    clock = [100.0]
+    monkeypatch.setattr("domi_fast.tls.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    tls = authority.issue("node")
+    certificates = Certificates(tls, "node")
+    before = certificates.server()
+    authority.write(tls, "node")
+    reads = counted_reads(certificates, monkeypatch)
+    with no_descriptor():
+        for clock[0] in (100.0, 100.5, 101.0, 101.9, 102.1):
+            assert certificates.server() is before
+            assert certificates.client() is not None
+    assert len(reads) == 3
+    (told,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "Too many open files" in told
+    clock[0] = 103.2
+    after = certificates.server()
+    assert after is not before
+    assert certificates.server() is after
+    assert len(reads) == 4
+
+
+def counted_reads(certificates: Any, monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """One for each time that the files are read."""
+    reads: list[None] = []
+    read = certificates._read
+
+    def counted() -> object:
+        reads.append(None)
+        return read()
+
+    monkeypatch.setattr(certificates, "_read", counted)
+    return reads
+
+
+def test_files_that_change_once_more_are_read_at_once(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when the certificate comes first and then its key: each such state is warned of once."""
+    tls, other = authority.issue("node"), authority.issue("node")
+    certificates = Certificates(tls, "node")
+    before = certificates.server()
+    shutil.copy(other.certificate, tls.certificate)
+    assert certificates.server() is before
+    Path(tls.key).write_bytes(b"half of it")
+    assert certificates.server() is before
+    warned = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warned) == 2
+    shutil.copy(other.key, tls.key)
+    assert certificates.server() is not before
+
+
+def test_who_may_read_them_is_a_change_too(authority: Authority) -> None:
+    """It changes neither the size nor the time of what is written in a file."""
+    tls = authority.issue("node")
+    certificates = Certificates(tls, "node")
+    before = certificates.server()
+    os.chmod(tls.key, 0o640)
+    after = certificates.server()
+    assert after is not before
+    assert certificates.server() is after
