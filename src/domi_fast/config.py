@@ -104,7 +104,8 @@ class Checked:
     def _check_type(self, field: str, kind: type) -> None:
         value = getattr(self, field)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise TypeError(f"{field} {value!r}: {kind.__name__} is wanted")
+            # Not what it is: a key or a password is easily put where something else belongs.
+            raise TypeError(f"{field} of type {type(value).__name__}: {kind.__name__} is wanted")
 
     def _check_port(self, field: str) -> None:
         if not 0 <= getattr(self, field) <= 65535:
@@ -277,7 +278,7 @@ class NodeConfig(EndpointConfig):
     unix_path: str | None = None
     http_port: int | None = None
     admin_token: str | None = dataclasses.field(default=None, repr=False)
-    registry: str | None = None
+    registry: str | None = dataclasses.field(default=None, repr=False)
     secret: str | bytes | None = dataclasses.field(default=None, repr=False)
     tls: Tls | None = None
     insecure: bool = False

@@ -18,6 +18,8 @@ from .errors import AuthError, DomiError
 
 log = logging.getLogger(__name__)
 
+_OF_NO_PATH = ("\0", "\n", "\r", "-----BEGIN")
+
 StrPath = str | os.PathLike[str]
 Stamp = tuple[int, ...] | None
 
@@ -37,7 +39,8 @@ class Tls:
     :ivar certificate: the file with the certificate, then those between it and the authority's.
     :ivar key: the file with its private key, which is not encrypted.
     :ivar authority: the file with the certificates of those whose signature is good.
-    :raises TypeError, ValueError: one of them is no path.
+    :raises TypeError, ValueError: one of them is no path, but perhaps what is in a file; it is not
+        repeated.
     """
 
     certificate: StrPath
@@ -48,10 +51,15 @@ class Tls:
         for field in ("certificate", "key", "authority"):
             given = getattr(self, field)
             if not isinstance(given, (str, os.PathLike)):
-                raise TypeError(f"{field} {given!r}: the path of a PEM file is wanted")
+                raise TypeError(
+                    f"{field} of type {type(given).__name__}: the path of a PEM file is wanted"
+                )
             path = os.fsdecode(given)
-            if not path or "\0" in path:
-                raise ValueError(f"{field} {given!r}: the path of a PEM file is wanted")
+            if not path or any(sign in path for sign in _OF_NO_PATH):
+                raise ValueError(
+                    f"{field} of {len(path)} characters: the path of a PEM file is wanted, which "
+                    "is one line"
+                )
             # Absolute, so that they are found again after a chdir.
             object.__setattr__(self, field, os.path.abspath(path))
 

@@ -133,6 +133,15 @@ def test_the_defaults_are_the_documented_ones() -> None:
         config.name = "b"  # type: ignore[misc]
 
 
+def test_a_registrys_password_is_not_shown() -> None:
+    url = "etcd://me:s3cret@one"
+    config = NodeConfig("a", registry=url)
+    assert config.registry == url
+    assert "s3cret" not in repr(config)
+    with pytest.raises(TypeError, match="registry of type bytes: str is wanted"):
+        NodeConfig("a", registry=url.encode())  # type: ignore[arg-type]
+
+
 def test_an_open_address_needs_a_word(registry_url: str) -> None:
     with pytest.raises(DomiError, match="insecure=True"):
         Node("a", registry=registry_url, host="0.0.0.0")
@@ -259,7 +268,7 @@ def test_the_order_of_a_nodes_settings_is_public() -> None:
         ({"drain_budget": 0}, ValueError, "drain_budget 0: a number from 1e-05 to 1"),
         ({"timer_budget": 5.0}, ValueError, "timer_budget 5.0: a number from 1e-05 to 1"),
         ({"colour": 1}, TypeError, "Serial has no setting colour; it has ring_size, tick"),
-        ({"thread": 1}, TypeError, "thread 1: bool is wanted"),
+        ({"thread": 1}, TypeError, "thread of type int: bool is wanted"),
         ({"busy_poll": 1.5}, ValueError, "busy_poll 1.5: a number from 0.0 to 1.0"),
     ],
 )

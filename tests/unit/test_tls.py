@@ -8,7 +8,7 @@ import os
 import resource
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -57,11 +57,36 @@ def test_each_file_has_to_be_there_and_to_be_pem(authority: Authority, field: st
 
 
 def test_a_path_is_wanted() -> None:
-    with pytest.raises(TypeError, match="key 5: the path of a PEM file"):
+    with pytest.raises(TypeError, match="key of type int: the path of a PEM file"):
         Tls("a", 5, "b")  # type: ignore[arg-type]
     for path in ("", "a\0b"):
-        with pytest.raises(ValueError, match=r"authority '.*': the path of a PEM file"):
+        with pytest.raises(ValueError, match=r"authority .*: the path of a PEM file"):
             Tls("a", "b", path)
+
+
+@pytest.mark.parametrize("field", ["certificate", "key", "authority"])
+@pytest.mark.parametrize("kind", [str, str.encode, Path, lambda text: text.replace("\n", " ")])
+def test_what_is_in_a_file_is_no_path(
+    authority: Authority, field: str, kind: Callable[[str], Any]
+) -> None:
+    """The usual mistake: nothing of it is repeated."""
+    text = Path(authority.issue("node").key).read_text()
+    paths = dict.fromkeys(("certificate", "key", "authority"), "/a.pem")
+    with pytest.raises((TypeError, ValueError), match=f"{field} of .*: the path of a") as refused:
+        Tls(**{**paths, field: kind(text)})
+    assert "-----" not in str(refused.value)
+    assert text.splitlines()[1] not in str(refused.value)
+
+
+@pytest.mark.parametrize("config", [lambda **given: NodeConfig("a", **given), GuestConfig])
+@pytest.mark.parametrize("kind", [str, str.encode, lambda text: ("a.pem", text, "b.pem")])
+def test_what_is_in_a_file_is_no_tls(
+    authority: Authority, config: Callable[..., object], kind: Callable[[str], Any]
+) -> None:
+    text = Path(authority.issue("node").key).read_text()
+    with pytest.raises(TypeError, match=r"tls of type \w+: Tls is wanted") as refused:
+        config(tls=kind(text))
+    assert text.splitlines()[1] not in str(refused.value)
 
 
 @pytest.mark.parametrize("tls", [True, "node.pem", ("a", "b", "c"), {"certificate": "a"}])
