@@ -235,7 +235,9 @@ class NodeConfig(EndpointConfig):
         time; more are closed at once. None: 1,024, with TLS 256, or a quarter of the descriptors
         that the process may have if that is less.
     :ivar session_limit: connections that others may have to this node, guests' among them; more are
-        closed at once. None: three quarters of the descriptors that the process may have.
+        closed at once. Half of them may be in their handshake at a time: for one more, the oldest
+        such of the address that has most is closed. None: three quarters of the descriptors that
+        the process may have.
     :ivar sessions_per_address: of them, those of one address. None: half of ``session_limit``.
     :ivar channel_limit: channels that may be subscribed on this node, or by one peer or guest: a
         subscription more raises Overloaded here, and closes the session of who asks for it.

@@ -36,7 +36,7 @@ COUNTERS = {
     "outbound_full": "Messages of a serial thread that found its outbound ring full.",
     "peers_silent": "Peers that were lost because nothing was heard of them.",
     "protocol_errors": "Sessions that were closed because of bad input.",
-    "refused_handshakes": "Connections of an address that has too many incomplete handshakes.",
+    "refused_handshakes": "Connections that were closed because of too many incomplete handshakes.",
     "refused_auth": "Connections whose other end could not show that it belongs here.",
     "refused_guest_queue_full": "Messages for guests whose queue was full.",
     "refused_sessions": "Connections beyond the limit of sessions, of all or of one address.",
