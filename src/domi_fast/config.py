@@ -18,6 +18,7 @@ from .checks import check_number
 from .errors import DomiError
 from .limiter import RateLimit
 from .tls import Tls
+from .transport import LOOPBACK
 
 MIB = 1024 * 1024
 WhenFull = Literal["raise", "drop_oldest", "drop_newest", "disconnect"]
@@ -40,7 +41,7 @@ def parse_version(text: str) -> Version:
 
 def is_loopback(host: str) -> bool:
     """Whether the address can be reached from this machine alone."""
-    if host == "localhost":
+    if host in LOOPBACK:
         return True
     try:
         return ipaddress.ip_address(host).is_loopback

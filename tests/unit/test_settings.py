@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import re
+import socket
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from domi_fast import (
     RegistryError,
     Serial,
     SerialConfig,
+    connect,
 )
 from tests.support import echo, forget_records, nodes
 
@@ -148,6 +151,41 @@ def test_an_open_address_needs_a_word(registry_url: str) -> None:
     Node("a", registry=registry_url, host="0.0.0.0", insecure=True)
     for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
         Node("a", registry=registry_url, host=host)
+
+
+@pytest.fixture
+def led_astray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The resolver says of localhost that it is every address of this machine."""
+    resolve = socket.getaddrinfo
+
+    def astray(host: Any, *given: Any, **named: Any) -> Any:
+        return resolve("0.0.0.0" if host == "localhost" else host, *given, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", astray)
+
+
+@pytest.mark.usefixtures("led_astray")
+async def test_localhost_is_loopback_whatever_the_resolver_says(registry_url: str) -> None:
+    """Nothing keeps strangers out there, so nobody else may be able to come."""
+    async with Node("a", registry=registry_url, host="localhost", http_port=0) as a:
+        assert a._admin is not None
+        for listener in (a._mesh._listeners[0], a._admin):
+            assert listener._sock is not None
+            assert ip_address(listener._sock.getsockname()[0]).is_loopback
+        async with (
+            Node("b", registry=registry_url, host="localhost") as b,
+            await connect(f"tcp://localhost:{a.port}") as guest,
+        ):
+            await b.wait_peers(1, 5)
+            assert guest.connected
+
+
+@pytest.mark.usefixtures("led_astray")
+async def test_a_port_of_localhost_that_is_taken(registry_url: str) -> None:
+    async with Node("a", registry=registry_url, host="localhost") as a:
+        other = Node("b", registry=registry_url, host="localhost", port=a.port)
+        with pytest.raises(OSError, match=f"localhost:{a.port}"):
+            await other.start()
 
 
 async def test_a_port_that_is_taken(registry_url: str) -> None:
