@@ -37,6 +37,8 @@ COUNTERS = {
     "peers_silent": "Peers that were lost because nothing was heard of them.",
     "protocol_errors": "Sessions that were closed because of bad input.",
     "refused_handshakes": "Connections that were closed because of too many incomplete handshakes.",
+    "refused_admin_callers": "Requests to the admin pages by who may not, answered 401 or 403.",
+    "refused_admin_connections": "Connections to the admin pages beyond their limit.",
     "refused_auth": "Connections whose other end could not show that it belongs here.",
     "refused_guest_queue_full": "Messages for guests whose queue was full.",
     "refused_sessions": "Connections beyond the limit of sessions, of all or of one address.",
