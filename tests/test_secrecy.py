@@ -75,5 +75,5 @@ def test_no_secret_was_said() -> None:
     """In the log and the errors of this process, and on the standard error of the commands."""
     kinds = {"a cluster's secret", "an admin token", "a key", "a registry's password"}
     assert kinds <= set(EAR.secrets.values())
-    assert any("showed" in text or "refused" in text for text in EAR.said)
+    assert "it does not know the secret of this cluster" in EAR.said
     assert EAR.leaks() == []
