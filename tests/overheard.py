@@ -12,9 +12,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from domi_fast import config, errors
+from domi_fast.registry import server_url
 
 # Of a text, so that a megabyte of payload costs nothing.
 _MOST = 10_000
+# Of a registry's password: a shorter one is a word that is said for other reasons.
+_LEAST = 8
 
 
 class Ear:
@@ -54,10 +57,12 @@ class Ear:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Hear the records of all loggers of this process, and each error of the library when it is
-        made, since a test that expects one catches it; learn each secret and token of a node.
+        made, since a test that expects one catches it; learn each secret and token of a node, and
+        each password of a registry.
         """
         make = errors.DomiError.__init__
         check_secret, check_token = config.checked_secret, config.check_token
+        parse = server_url.parse_server_url
 
         @functools.wraps(make)
         def made(error: errors.DomiError, *arguments: Any, **facts: Any) -> None:
@@ -73,16 +78,25 @@ class Ear:
             check_token(what, token)
             self.learn(str(token).encode(), "an admin token")
 
+        def parsed(url: str) -> tuple[server_url.Endpoints, str, str]:
+            found = parse(url)
+            password = found[0].password or ""
+            if len(password) >= _LEAST:
+                self.learn(password.encode(), "a registry's password")
+            return found
+
         handler = _Handler(self)
         logging.getLogger().addHandler(handler)
         errors.DomiError.__init__ = made  # type: ignore[method-assign]
         config.checked_secret, config.check_token = checked_secret, checked_token
+        server_url.parse_server_url = parsed
         try:
             yield
         finally:
             logging.getLogger().removeHandler(handler)
             errors.DomiError.__init__ = make  # type: ignore[method-assign]
             config.checked_secret, config.check_token = check_secret, check_token
+            server_url.parse_server_url = parse
 
 
 class _Handler(logging.Handler):

@@ -116,9 +116,15 @@ class _Connections(web.Server):
 
     aiohttp's own time-out runs between requests only, so one that comes a byte at a time would
     keep its connection for ever.
+
+    :param refused: called with the transport of each that is one too many.
     """
 
-    def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> None:
+    def __init__(
+        self,
+        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        refused: Callable[[asyncio.Transport], None],
+    ) -> None:
         super().__init__(
             handler,
             access_log=None,
@@ -128,6 +134,7 @@ class _Connections(web.Server):
             lingering_time=0.0,
         )
         self._timers: dict[web.RequestHandler, asyncio.TimerHandle] = {}
+        self._refused = refused
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
@@ -137,6 +144,7 @@ class _Connections(web.Server):
         if len(self._timers) >= MAX_CONNECTIONS:
             # Not at once: aiohttp expects that a connection which is made lasts a turn of the loop.
             asyncio.get_running_loop().call_soon(transport.abort)
+            self._refused(transport)
             return
         self._timers[handler] = self._later(transport)
 
@@ -164,13 +172,15 @@ class _Connections(web.Server):
 class AdminServer:
     """Serves the pages of one node, from ``start`` to ``close``.
 
+    :param note: counts one more of what has this name.
     :ivar port: the TCP port, once it has started.
     :ivar routes: each path's method and what answers it.
     :raises ValueError: the token in the environment is none.
     """
 
-    def __init__(self, node: Administered) -> None:
+    def __init__(self, node: Administered, note: Callable[[str], None]) -> None:
         self._node = node
+        self.note = note
         config = node.config
         token = config.admin_token or os.environ.get(TOKEN_VARIABLE) or None
         if token is not None and config.admin_token is None:
@@ -205,7 +215,7 @@ class AdminServer:
         self.port = int(self._sock.getsockname()[1])
         self._started = time.monotonic()
         _servers.add(self)
-        self._connections = _Connections(self._handle)
+        self._connections = _Connections(self._handle, self._refuse_connection)
         self._runner = web.ServerRunner(self._connections, shutdown_timeout=CLOSING_TIME)
         await self._runner.setup()
         await web.SockSite(self._runner, self._sock).start()
@@ -235,6 +245,7 @@ class AdminServer:
             found = await page(request)
             answer = found if isinstance(found, web.Response) else _json(found)
         except _Refused as refused:
+            self._tell(request, refused)
             answer = _json({"error": str(refused)}, refused.status, refused.headers)
             answer.force_close()
         except DomiError as error:
@@ -245,6 +256,17 @@ class AdminServer:
         finally:
             self._connections.start_time(request.protocol)
         return _signed(answer)
+
+    def _refuse_connection(self, transport: asyncio.Transport) -> None:
+        self.note("refused_admin_connections")
+        log.debug("refused %s: there are %d connections", _caller(transport), MAX_CONNECTIONS)
+
+    def _tell(self, request: web.BaseRequest, refused: _Refused) -> None:
+        """Count and log who may not; nothing of the request, which may have a token anywhere."""
+        if refused.status not in (401, 403):
+            return
+        self.note("refused_admin_callers")
+        log.debug("refused %s (%d): %s", _caller(request.transport), refused.status, refused)
 
     def _route(self, request: web.BaseRequest) -> tuple[str, Callable[[Any], Awaitable[Any]]]:
         self._check_host(request)
@@ -371,6 +393,11 @@ class AdminServer:
     async def _exit(self, request: web.BaseRequest) -> object:
         self._closing = asyncio.ensure_future(self._node.close())
         return _json({"exiting": True}, 202)
+
+
+def _caller(transport: asyncio.BaseTransport | None) -> str:
+    peer = transport.get_extra_info("peername") if transport else None
+    return f"{peer[0]}:{peer[1]}" if peer else "who has gone"
 
 
 def _json(found: object, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

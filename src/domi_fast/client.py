@@ -11,7 +11,7 @@ from . import transport
 from ._core import ROLE_UPLINK, Router, Session
 from .authentication import GUEST, NO_MACHINE, NODE, Dialler, Guard, check_claim
 from .channels import LibraryChannel
-from .checks import check_number
+from .checks import check_number, masked
 from .config import GuestConfig
 from .endpoint import Endpoint
 from .errors import AuthError, PeerLost
@@ -70,7 +70,7 @@ def _parse(url: str) -> tuple[str, int, str | None]:
     except (ValueError, TypeError, AttributeError):
         pass  # the message below says what is allowed
     raise ValueError(
-        f"url {url!r}: tcp://host:port and unix:///path are allowed, for example "
+        f"url {masked(str(url))!r}: tcp://host:port and unix:///path are allowed, for example "
         "tcp://127.0.0.1:7000"
     )
 

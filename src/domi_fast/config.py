@@ -18,6 +18,7 @@ from .checks import check_number
 from .errors import DomiError
 from .limiter import RateLimit
 from .tls import Tls
+from .transport import LOOPBACK
 
 MIB = 1024 * 1024
 WhenFull = Literal["raise", "drop_oldest", "drop_newest", "disconnect"]
@@ -40,7 +41,7 @@ def parse_version(text: str) -> Version:
 
 def is_loopback(host: str) -> bool:
     """Whether the address can be reached from this machine alone."""
-    if host == "localhost":
+    if host in LOOPBACK:
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -104,7 +105,8 @@ class Checked:
     def _check_type(self, field: str, kind: type) -> None:
         value = getattr(self, field)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise TypeError(f"{field} {value!r}: {kind.__name__} is wanted")
+            # Not what it is: a key or a password is easily put where something else belongs.
+            raise TypeError(f"{field} of type {type(value).__name__}: {kind.__name__} is wanted")
 
     def _check_port(self, field: str) -> None:
         if not 0 <= getattr(self, field) <= 65535:
@@ -234,7 +236,9 @@ class NodeConfig(EndpointConfig):
         time; more are closed at once. None: 1,024, with TLS 256, or a quarter of the descriptors
         that the process may have if that is less.
     :ivar session_limit: connections that others may have to this node, guests' among them; more are
-        closed at once. None: three quarters of the descriptors that the process may have.
+        closed at once. Half of them may be in their handshake at a time: for one more, the oldest
+        such of the address that has most is closed. None: three quarters of the descriptors that
+        the process may have.
     :ivar sessions_per_address: of them, those of one address. None: half of ``session_limit``.
     :ivar channel_limit: channels that may be subscribed on this node, or by one peer or guest: a
         subscription more raises Overloaded here, and closes the session of who asks for it.
@@ -279,7 +283,7 @@ class NodeConfig(EndpointConfig):
     unix_path: str | None = None
     http_port: int | None = None
     admin_token: str | None = dataclasses.field(default=None, repr=False)
-    registry: str | None = None
+    registry: str | None = dataclasses.field(default=None, repr=False)
     secret: str | bytes | None = dataclasses.field(default=None, repr=False)
     tls: Tls | None = None
     insecure: bool = False

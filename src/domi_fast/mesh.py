@@ -19,7 +19,7 @@ from . import memory, transport
 from ._core import ROLE_ACCEPTOR, ROLE_DIALLER, Router, Session
 from .admission import Admission
 from .authentication import NO_MACHINE, NODE, Dialled, Dialler
-from .callers import Callers, most_handshakes
+from .callers import INCOMPLETE, Callers, most_handshakes
 from .channels import LibraryChannel
 from .conditions import Conditions
 from .config import NodeConfig, parse_version
@@ -401,12 +401,16 @@ class Mesh:
         reached = self._callers.reached(address)
         if reached is None:
             return True
-        if reached.setting == "handshakes_per_address":
+        if reached.what == INCOMPLETE:
             self._router.note("refused_handshakes")
         else:
             self._router.note("refused_sessions")
-        self.witness.saw("refused", None, "", address, str(reached))
-        return False
+        if reached.instead is None:
+            self.witness.saw("refused", None, "", address, str(reached))
+            return False
+        self.witness.saw("refused", None, "", reached.instead.address, str(reached))
+        reached.instead.close(str(reached))
+        return True
 
     def _accepted(self, fd: int, address: str) -> None:
         guard = None

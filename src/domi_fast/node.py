@@ -98,7 +98,7 @@ class Node(Endpoint):
             return None
         from .admin import AdminServer
 
-        return AdminServer(self)
+        return AdminServer(self, self._router.note)
 
     async def start(self) -> None:
         """Join the cluster.

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import ssl
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,13 @@ from .errors import AuthError, DomiError
 
 log = logging.getLogger(__name__)
 
+_OF_NO_PATH = ("\0", "\n", "\r", "-----BEGIN")
+
 StrPath = str | os.PathLike[str]
-Stamp = tuple[int, int, int] | None
+Stamp = tuple[int, ...] | None
+
+# Seconds between two looks into files that could not be read, and that have not changed since.
+READ_AGAIN = 1.0
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class Tls:
     :ivar certificate: the file with the certificate, then those between it and the authority's.
     :ivar key: the file with its private key, which is not encrypted.
     :ivar authority: the file with the certificates of those whose signature is good.
-    :raises TypeError, ValueError: one of them is no path.
+    :raises TypeError, ValueError: one of them is no path, but perhaps what is in a file; it is not
+        repeated.
     """
 
     certificate: StrPath
@@ -44,10 +51,15 @@ class Tls:
         for field in ("certificate", "key", "authority"):
             given = getattr(self, field)
             if not isinstance(given, (str, os.PathLike)):
-                raise TypeError(f"{field} {given!r}: the path of a PEM file is wanted")
+                raise TypeError(
+                    f"{field} of type {type(given).__name__}: the path of a PEM file is wanted"
+                )
             path = os.fsdecode(given)
-            if not path or "\0" in path:
-                raise ValueError(f"{field} {given!r}: the path of a PEM file is wanted")
+            if not path or any(sign in path for sign in _OF_NO_PATH):
+                raise ValueError(
+                    f"{field} of {len(path)} characters: the path of a PEM file is wanted, which "
+                    "is one line"
+                )
             # Absolute, so that they are found again after a chdir.
             object.__setattr__(self, field, os.path.abspath(path))
 
@@ -64,7 +76,10 @@ class Certificates:
     def __init__(self, tls: Tls, name: str | None) -> None:
         self._tls = tls
         self._name = name
+        # Of the files that were read, and of those that could not be.
         self._stamp = self._look()
+        self._failed: tuple[Stamp, ...] | None = None
+        self._again = 0.0
         self._server, self._client = self._read()
 
     def server(self) -> ssl.SSLContext:
@@ -81,13 +96,18 @@ class Certificates:
         stamp = self._look()
         if stamp == self._stamp:
             return
-        self._stamp = stamp
+        known = stamp == self._failed
+        if known and time.monotonic() < self._again:
+            return
         try:
             self._server, self._client = self._read()
         except DomiError as error:
-            # Perhaps only one of the files has been replaced yet.
-            log.warning("%s; the certificate that was read before stays", error)
+            # Perhaps only one of the files has been replaced yet, or there was no descriptor.
+            self._failed, self._again = stamp, time.monotonic() + READ_AGAIN
+            if not known:
+                log.warning("%s; the certificate that was read before stays", error)
         else:
+            self._stamp = stamp
             log.info("%s has been read again", self._tls.certificate)
 
     def _look(self) -> tuple[Stamp, ...]:
@@ -152,10 +172,10 @@ def _is_among(name: str, names: frozenset[str]) -> bool:
 
 
 def _stamp(path: StrPath) -> Stamp:
-    """What changes with the file; None while there is none."""
+    """What changes with the file, and with who may read it; None while there is none."""
     with contextlib.suppress(OSError):
         status = os.stat(path)
-        return status.st_mtime_ns, status.st_size, status.st_ino
+        return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
     return None
 
 

@@ -15,6 +15,8 @@ from typing import Any
 ACCEPTS_A_TURN = 32
 ACCEPT_AGAIN = 0.1
 BACKLOG = 1024
+# Names that are this machine, whatever a resolver says of them: nothing need keep strangers out.
+LOOPBACK = {"localhost": ("127.0.0.1", "::1")}
 
 
 def tune(sock: socket.socket, peer: str) -> socket.socket:
@@ -122,7 +124,8 @@ os.register_at_fork(after_in_child=_abandon_listeners)
 
 def listen_tcp(host: str, port: int) -> socket.socket:
     """A listening TCP socket. Raises OSError."""
-    info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    name = LOOPBACK.get(host, (host,))[0]
+    info = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, kind, protocol, _, address = info[0]
     sock = socket.socket(family, kind, protocol)
     try:
@@ -176,7 +179,11 @@ async def dial(host: str, port: int, unix_path: str | None) -> int:
     if unix_path is not None:
         return await _dial(socket.AF_UNIX, unix_path, unix_path)
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found = [
+        each
+        for name in LOOPBACK.get(host, (host,))
+        for each in await loop.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+    ]
     for family, _, _, _, address in found[:-1]:
         with contextlib.suppress(OSError):
             return await _dial(family, address, str(address[0]))

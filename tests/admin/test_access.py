@@ -47,11 +47,14 @@ def changing(node: Node) -> list[str]:
 
 
 async def refused(node: Node, status: int, **arguments: Any) -> None:
-    """Every changing path answers with this status, and the node goes on as before."""
+    """Every changing path answers with this status, counted; the node goes on as before."""
+    before = node.counters().get("refused_admin_callers", 0)
     for path in changing(node):
         answer: Answer = await ask(node.http_port, path, "POST", **arguments)
         assert answer.status == status, (path, answer)
         assert answer.json()["error"]
+        assert node.counters()["refused_admin_callers"] == before + 1
+        before += 1
         assert ("WWW-Authenticate" in answer.headers) == (status == 401)
     assert node.state == "serving"
 
@@ -173,6 +176,27 @@ def test_from_another_address_than_loopback(token: str) -> None:
     assert posed == ({"shown": 200, "posed": 200} if token else {"shown": 401, "posed": 401})
 
 
+async def test_a_caller_who_is_refused_is_logged(
+    registry_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where it calls from and why, and nothing of what it showed."""
+    async with nodes(registry_url, "a", http_port=0, admin_token=TOKEN) as (a,):
+        caplog.set_level(logging.DEBUG, "domi_fast.admin")
+        caplog.clear()
+        given = {"Authorization": f"Bearer {OTHER}"}
+        answer = await ask(a.http_port, "/pause", "POST", headers=given)
+        assert answer.status == 401
+        (told,) = logged(caplog)
+        assert told.startswith("refused 127.0.0.1")
+        assert "(401): this needs the node's admin token" in told
+        assert OTHER not in caplog.text
+        # What is asked for rightly, and what is asked for wrongly by anybody, is not.
+        assert (await ask(a.http_port, "/nothing")).status == 404
+        assert (await ask(a.http_port, "/pause", "POST", headers=SHOWN)).status == 200
+        assert len(logged(caplog)) == 1
+        assert a.counters()["refused_admin_callers"] == 1
+
+
 # ------------------------------------------------------------------------------- somebody's browser
 
 
@@ -183,7 +207,9 @@ async def test_a_name_that_was_made_to_lead_here(registry_url: str, name: str) -
     async with nodes(registry_url, "a", http_port=0) as (a,):
         await refused(a, 403, headers={"Host": name})
         for path in ("/node", "/peers", "/metrics"):
+            counted = a.counters()["refused_admin_callers"]
             assert (await ask(a.http_port, path, headers={"Host": name})).status == 403
+            assert a.counters()["refused_admin_callers"] == counted + 1
 
 
 async def test_what_names_no_host_is_no_browser(registry_url: str) -> None:
@@ -324,7 +350,9 @@ async def test_what_is_refused_is_neither_logged_nor_repeated(
         caplog.set_level(logging.DEBUG)
         caplog.clear()
         data = await exchange("127.0.0.1", a.http_port, sent.replace(b"TOKEN", TOKEN.encode()))
-        assert not logged(caplog)
+        told = logged(caplog)
+        assert len(told) == a.counters().get("refused_admin_callers", 0)
+        assert all(text.startswith("refused 127.0.0.1") for text in told)
         assert a.state == "serving"
     assert TOKEN.encode() not in data
     assert b"aiohttp" not in data
@@ -360,8 +388,9 @@ async def test_what_is_cut_is_not_logged(
 
 
 async def test_connections_beyond_the_limit_are_cut(
-    registry_url: str, monkeypatch: pytest.MonkeyPatch
+    registry_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.DEBUG, "domi_fast.admin")
     monkeypatch.setattr(admin, "MAX_CONNECTIONS", 3)
     async with nodes(registry_url, "a", http_port=0) as (a,):
         assert a.http_port is not None
@@ -372,6 +401,10 @@ async def test_connections_beyond_the_limit_are_cut(
         await until(lambda: len(server.connections) == 3)
         with pytest.raises((ConnectionResetError, IndexError)):  # cut: no answer, not even an error
             await ask(a.http_port, "/ping")
+        assert a.counters()["refused_admin_connections"] == 1
+        (told,) = logged(caplog)
+        assert told.startswith("refused 127.0.0.1")
+        assert "3 connections" in told
         for sock in socks:
             sock.close()
         await until(lambda: not server.connections)

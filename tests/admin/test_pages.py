@@ -123,7 +123,8 @@ async def test_what_was_dropped_is_shown_by_peer_and_channel(registry_url: str) 
 
 def test_every_counter_is_explained() -> None:
     """So that each is there from the beginning, with a HELP of its own."""
-    parts = [*CORE_PARTS.glob("*.pxi"), CORE_PARTS.parent / "mesh.py"]
+    package = CORE_PARTS.parent
+    parts = [*CORE_PARTS.glob("*.pxi"), package / "mesh.py", package / "admin.py"]
     text = "".join(path.read_text() for path in parts)
     counted = set(re.findall(r'\b(?:count|note)\("(\w+)"[,)]', text))
     assert len(counted) > 10

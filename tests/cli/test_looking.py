@@ -151,6 +151,24 @@ def test_a_wrong_command_line_is_told_in_one_line(here: Here, words: str, said: 
     here.run(*words.split()).fails(2, said)
 
 
+@pytest.mark.parametrize(
+    "option", ["--secret-file", "--tls-certificate", "--tls-key", "--tls-authority"]
+)
+@pytest.mark.parametrize("text", ["s3cret", "-----BEGIN PRIVATE KEY-----\ns3cret"])
+@pytest.mark.parametrize("by", ["option", "variable"])
+def test_what_is_in_a_file_in_place_of_its_name_is_not_repeated(
+    here: Here, monkeypatch: pytest.MonkeyPatch, option: str, text: str, by: str
+) -> None:
+    words = ["request", "50", "x", "--connect", "tcp://127.0.0.1:1"]
+    if by == "option":
+        words += [f"{option}={text}"]
+    else:
+        monkeypatch.setenv("DOMI" + option.upper().replace("-", "_")[1:], text)
+    ended = here.run(*words)
+    ended.fails(2, option, "there is no such file")
+    assert "s3cret" not in ended.said
+
+
 @pytest.mark.parametrize("channel", ["49", "65500", "fifty"])
 @pytest.mark.parametrize("name", taking("channel"))
 def test_a_channel_that_users_do_not_have(here: Here, name: str, channel: str) -> None:

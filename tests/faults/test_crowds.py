@@ -11,14 +11,14 @@ import resource
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.processor import kept_waiting
-from domi_fast import Node
+from domi_fast import Client, Node, connect
 from tests.support import ROOT, forget_records, slowness
 
 SECRET = b"the secret of this test"
@@ -49,7 +49,7 @@ def resident() -> int:
 
 
 class Crowd:
-    """They come from 127.0.0.2. Who is closed is replaced until the end."""
+    """They come from one address. Who is closed is replaced until the end."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -67,13 +67,13 @@ class Crowd:
 
 
 @asynccontextmanager
-async def crowd(port: int, count: int) -> AsyncIterator[Crowd]:
+async def crowd(port: int, count: int, source: str = "127.0.0.2") -> AsyncIterator[Crowd]:
     """So many have come when the block begins."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "tests.faults.crowd",
-        json.dumps({"port": port, "source": "127.0.0.2", "count": count}),
+        json.dumps({"port": port, "source": source, "count": count}),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         cwd=ROOT,
@@ -95,7 +95,7 @@ async def test_ten_thousand_strangers_are_gone_in_time(
     """They cost little while they are there, and nothing afterwards; nor do they fill the log."""
     settings: dict[str, Any] = {"secret": SECRET, "registry": registry_url}
     for limit in ("handshakes_per_address", "session_limit", "sessions_per_address"):
-        settings[limit] = 20_000
+        settings[limit] = 40_000
     async with Node("crowded", host="0.0.0.0", **settings) as node:
         gc.collect()
         before, waited = resident(), kept_waiting()
@@ -130,3 +130,37 @@ async def test_a_node_joins_beside_ten_thousand_strangers(registry_url: str, cou
                     assert time.monotonic() - began < 1.0 * slowness()
             await strangers.end()
         assert node.counters()["refused_handshakes"] > count // 2
+
+
+@pytest.fixture
+def few() -> Iterator[int]:
+    """Descriptors for this process, as many as a shell usually gives."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    yield 1024
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_strangers_of_several_addresses_shut_nobody_out(registry_url: str, few: int) -> None:
+    """Each has as many as one address may have; together, more than there is room for."""
+    settings: dict[str, Any] = {"secret": SECRET, "registry": registry_url}
+    async with AsyncExitStack() as stack:
+        node = await stack.enter_async_context(Node("crowded", host="0.0.0.0", **settings))
+        held = await stack.enter_async_context(await guest(node))
+        crowds = [
+            await stack.enter_async_context(crowd(node.port, few // 4, f"127.0.0.{last}"))
+            for last in range(2, 6)
+        ]
+        for number in range(3):
+            async with await guest(node), Node(f"late{number}", **settings) as late:
+                await late.wait_peers(1, 5)
+        assert held.connected
+        assert len(node._mesh._sessions) <= few * 3 // 4
+        for strangers in crowds:
+            await strangers.end()
+        assert node.counters()["refused_handshakes"] > 0
+        assert node.counters()["refused_sessions"] == 0
+
+
+async def guest(node: Node) -> Client:
+    return await connect(f"tcp://127.0.0.1:{node.port}", secret=SECRET)

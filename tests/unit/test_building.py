@@ -129,7 +129,7 @@ def test_a_wrong_keyword_is_answered_with_the_right_ones(registry_url: str) -> N
     assert text.startswith("Node has no setting wrong; it has name, version, cluster, host")
     assert all(field in text for field in NodeConfig.__dataclass_fields__)
     # What is right in name and wrong in kind is not mistaken for it.
-    with pytest.raises(TypeError, match="port 'x': int is wanted"):
+    with pytest.raises(TypeError, match="port of type str: int is wanted"):
         Node("a", registry=registry_url, port="x")
 
 

@@ -633,6 +633,24 @@ async def test_bad_urls(bad: str) -> None:
         await connect(bad)
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "tcp://:s3cret@127.0.0.1:7000",
+        "tcp://me:s3cret@127.0.0.1:7000",
+        "tcp://me:s3cret/a@127.0.0.1:7000",
+        "tcp://me:[s3cret@127.0.0.1:7000",
+        "me:s3cret@127.0.0.1:7000",
+        "tcp://127.0.0.1:7000?secret=s3cret",
+        b"tcp://me:s3cret@127.0.0.1:7000",
+    ],
+)
+async def test_a_bad_url_gives_no_secret_away(bad: Any) -> None:
+    with pytest.raises(ValueError, match="tcp://host:port") as refused:
+        await connect(bad)
+    assert "s3cret" not in str(refused.value)
+
+
 async def test_nobody_listens(tmp_path: Path) -> None:
     with pytest.raises(ConnectionRefusedError):
         await connect("tcp://127.0.0.1:1")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import resource
+import time
 from collections import Counter
 from contextlib import AsyncExitStack
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from domi_fast import Client, Context, Node, NoSubscriber, Overloaded, PeerLost, connect
-from domi_fast.callers import Callers, most_handshakes
+from domi_fast.callers import Callers, _host, most_handshakes
 from tests import reference
 from tests.support import RawPeer, forget_records, guest_greeting, nodes, until
 
@@ -93,6 +95,121 @@ async def test_a_node_that_has_dialled_counts_too(registry_url: str) -> None:
             assert await is_refused(a)
         await until(lambda: not a.peers)
         assert not await is_refused(a, within=0.2)
+
+
+# --------------------------------------------------------------------------- incomplete handshakes
+
+
+async def closed(raw: RawPeer) -> None:
+    """Wait until the node has closed it."""
+    with pytest.raises((EOFError, ConnectionResetError)):
+        await raw.frame()
+    raw.close()
+
+
+async def test_so_many_handshakes_in_all(
+    registry_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the address that has most, the oldest gives its place to who comes, from there or not."""
+    settings: dict[str, Any] = {"session_limit": 8, "sessions_per_address": 8}
+    async with Node("a", registry=registry_url, handshake_timeout=30, **settings) as a:
+        events = a.events()
+        sources = ["127.0.0.2", "127.0.0.3", "127.0.0.3", "127.0.0.4"]
+        raws = [await RawPeer.connect(a.port, source=source) for source in sources]
+        await until(lambda: len(a._mesh._sessions) == 4)
+        raws.append(await RawPeer.connect(a.port, source="127.0.0.5"))
+        await closed(raws.pop(1))
+        refused = await asyncio.wait_for(anext(events), 5)
+        assert (refused.kind, refused.address.partition(":")[0]) == ("refused", "127.0.0.3")
+        assert refused.reason == (
+            "this node has 4 incomplete handshakes, as many as it may (session_limit)"
+        )
+        # All have one now: it is the oldest of all.
+        raws.append(await RawPeer.connect(a.port, source="127.0.0.5"))
+        await closed(raws.pop(0))
+        async with await connect(f"tcp://127.0.0.1:{a.port}") as guest:
+            await closed(raws.pop(2))
+            assert guest.connected
+            assert a.counters()["refused_handshakes"] == 3
+            assert a.counters()["refused_sessions"] == 0
+        told = [r for r in caplog.records if "incomplete handshakes" in r.getMessage()]
+        assert len(told) == 1
+        for raw in raws:
+            raw.close()
+        # There has been room meanwhile.
+        await until(lambda: not a._mesh._sessions)
+        raws = [await RawPeer.connect(a.port, source="127.0.0.2") for _ in range(5)]
+        await closed(raws.pop(0))
+        told = [r for r in caplog.records if "incomplete handshakes" in r.getMessage()]
+        assert len(told) == 2
+        for raw in raws:
+            raw.close()
+
+
+async def test_an_incomplete_handshake_takes_nobodys_place(registry_url: str) -> None:
+    """All but one of the places are taken by sessions, and one by who says nothing."""
+    async with Node("a", registry=registry_url, session_limit=4, sessions_per_address=4) as a:
+        guests = [await guest_of(a, "127.0.0.1") for _ in range(3)]
+        silent = await RawPeer.connect(a.port, source="127.0.0.2")
+        await until(lambda: len(a._mesh._sessions) == 4)
+        guests.append(await guest_of(a, "127.0.0.1"))
+        await closed(silent)
+        assert await is_refused(a, "127.0.0.2")
+        assert a.counters()["refused_handshakes"] == a.counters()["refused_sessions"] == 1
+        for guest in guests:
+            guest.close()
+
+
+class Named:
+    """Stands in for a session."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+
+def test_whose_turn_it_is_to_go() -> None:
+    """As whoever counts them anew each time would say, whatever comes and goes."""
+    chance = random.Random(1)
+    callers: Any = Callers(1 << 20, 1 << 20, None)
+    there: list[Named] = []
+    for _ in range(3_000):
+        if there and chance.random() < 0.45:
+            gone = there.pop(chance.randrange(len(there)))
+            chance.choice([callers.completed, callers.left])(gone)
+        else:
+            there.append(Named(f"10.0.0.{chance.randrange(8)}:{chance.randrange(1 << 16)}"))
+            callers.began(there[-1])
+        counts = Counter(_host(each.address) for each in there)
+        assert len(callers._incomplete) == len(there)
+        if there:
+            most = max(counts.values())
+            found = callers._incomplete.oldest_of_most()
+            own = [each for each in there if _host(each.address) == _host(found.address)]
+            assert counts[_host(found.address)] == most
+            assert found is own[0]
+
+
+def test_ten_thousand_incomplete_ones_cost_no_more_each() -> None:
+    """While each that comes makes an older one go: from one address, and from one each."""
+
+    def seconds(count: int, addresses: int) -> float:
+        callers: Any = Callers(1 << 20, count * 2, count * 2)
+        coming = [
+            Named(f"10.{n % addresses >> 8}.{n % addresses & 255}.1:1") for n in range(30_000)
+        ]
+        for each in coming[:count]:
+            callers.began(each)
+        begun = time.process_time()
+        for each in coming[count : count + 10_000]:
+            reached = callers.reached(each.address)
+            callers.left(reached.instead)
+            callers.began(each)
+        return time.process_time() - begun
+
+    for addresses in (1, 20_000):
+        few = min(seconds(100, addresses) for _ in range(3))
+        many = min(seconds(10_000, addresses) for _ in range(3))
+        assert many < 10 * few
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import traceback
 
 import pytest
 
-from domi_fast.registry import RegistryError
+from domi_fast.registry import RegistryError, open_registry
 from domi_fast.registry.server_url import PORTS, parse_server_url
 from tests.support import ROOT
 
@@ -25,7 +26,8 @@ def test_what_a_url_says() -> None:
     assert (endpoints.user, endpoints.password) == ("me", "se:cret")
     assert (endpoints.ca, endpoints.cert, endpoints.key) == ("/ca.pem", "/c.pem", "/k.pem")
     assert root == "clusters/a"
-    assert "cret" not in shown
+    assert shown == "etcd://***@one/clusters/a?ca=/ca.pem&cert=/c.pem&key=/k.pem"
+    assert "cret" not in repr(endpoints)
 
 
 def test_what_the_url_of_an_agent_says() -> None:
@@ -68,6 +70,60 @@ def test_a_url_that_is_not_of_the_form(url: str, message: str) -> None:
     scheme = url.partition(":")[0]
     assert f"{scheme}://host:{PORTS[scheme]}" in str(caught.value)
     assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ectd://me:s3cret@one",
+        "etcd//me:s3cret@one",
+        "etcd:/me:s3cret@one",
+        "etcd:me:s3cret@one",
+        "://me:s3cret@one",
+        " ectd://me:s3cret@one",
+        "sqlite://me:s3cret@one/a",
+        "sqlite://me:s3cret@one/a?b=c",
+        "memory://me:s3cret@one",
+        "etcd://me:s3cret[@one",
+        "etcd://me:[s3cret]@one",
+        "etcd://me:s3cret\u2100@one",
+        *(f"{scheme}://me:s3cret@one:x" for scheme in PORTS),
+        *(f"{scheme}://me:s3cret@one/a b" for scheme in PORTS),
+        *(f"etcd://me:{password}@one" for password in ("a/s3cret", "a#s3cret", "a?s3cret")),
+        *(f"etcd://me:{password}@one" for password in ("1/s3cret", "1#s3cret", "1?s3cret")),
+        *(f"etcd://me:{password}@one" for password in ("s3cret/a", "s3cret#a", "s3cret?a")),
+        "etcd://me:a@s3cret@one/a b",
+        "etcd://me:a://s3cret@one:x",
+        "consul://s3cret/a@one",
+        "consul://s3cret@one,two",
+        "consul://one?token=s3cret",
+        "etcd://one?ca=/ca.pem&password=s3cret",
+        "redis://one?a=b&password=s3cret",
+    ],
+)
+def test_a_mistyped_url_gives_no_secret_away(url: str) -> None:
+    with pytest.raises(RegistryError, match="registry URL") as caught:
+        open_registry(url)
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("etcd://me:a/b@one", "etcd://***@one"),
+        ("ectd://me:a@b@one:1/c?ca=/d", "ectd://***@one:1/c?ca=/d"),
+        ("etcd//me:a@one", "***@one"),
+        ("consul://one?token=a&ca=/d", "consul://one?token=***&ca=/d"),
+    ],
+)
+def test_what_is_no_secret_is_shown(url: str, shown: str) -> None:
+    with pytest.raises(RegistryError, match=re.escape(f"registry URL {shown!r}")):
+        open_registry(url)
+
+
+def test_what_a_password_may_not_have_is_said() -> None:
+    with pytest.raises(RegistryError, match=r"before '@'.*percent-encoded"):
+        open_registry("etcd://me:a/b@one")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import re
+import socket
 from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from domi_fast import (
     RegistryError,
     Serial,
     SerialConfig,
+    connect,
 )
 from tests.support import echo, forget_records, nodes
 
@@ -133,12 +136,56 @@ def test_the_defaults_are_the_documented_ones() -> None:
         config.name = "b"  # type: ignore[misc]
 
 
+def test_a_registrys_password_is_not_shown() -> None:
+    url = "etcd://me:s3cret@one"
+    config = NodeConfig("a", registry=url)
+    assert config.registry == url
+    assert "s3cret" not in repr(config)
+    with pytest.raises(TypeError, match="registry of type bytes: str is wanted"):
+        NodeConfig("a", registry=url.encode())  # type: ignore[arg-type]
+
+
 def test_an_open_address_needs_a_word(registry_url: str) -> None:
     with pytest.raises(DomiError, match="insecure=True"):
         Node("a", registry=registry_url, host="0.0.0.0")
     Node("a", registry=registry_url, host="0.0.0.0", insecure=True)
     for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
         Node("a", registry=registry_url, host=host)
+
+
+@pytest.fixture
+def led_astray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The resolver says of localhost that it is every address of this machine."""
+    resolve = socket.getaddrinfo
+
+    def astray(host: Any, *given: Any, **named: Any) -> Any:
+        return resolve("0.0.0.0" if host == "localhost" else host, *given, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", astray)
+
+
+@pytest.mark.usefixtures("led_astray")
+async def test_localhost_is_loopback_whatever_the_resolver_says(registry_url: str) -> None:
+    """Nothing keeps strangers out there, so nobody else may be able to come."""
+    async with Node("a", registry=registry_url, host="localhost", http_port=0) as a:
+        assert a._admin is not None
+        for listener in (a._mesh._listeners[0], a._admin):
+            assert listener._sock is not None
+            assert ip_address(listener._sock.getsockname()[0]).is_loopback
+        async with (
+            Node("b", registry=registry_url, host="localhost") as b,
+            await connect(f"tcp://localhost:{a.port}") as guest,
+        ):
+            await b.wait_peers(1, 5)
+            assert guest.connected
+
+
+@pytest.mark.usefixtures("led_astray")
+async def test_a_port_of_localhost_that_is_taken(registry_url: str) -> None:
+    async with Node("a", registry=registry_url, host="localhost") as a:
+        other = Node("b", registry=registry_url, host="localhost", port=a.port)
+        with pytest.raises(OSError, match=f"localhost:{a.port}"):
+            await other.start()
 
 
 async def test_a_port_that_is_taken(registry_url: str) -> None:
@@ -259,7 +306,7 @@ def test_the_order_of_a_nodes_settings_is_public() -> None:
         ({"drain_budget": 0}, ValueError, "drain_budget 0: a number from 1e-05 to 1"),
         ({"timer_budget": 5.0}, ValueError, "timer_budget 5.0: a number from 1e-05 to 1"),
         ({"colour": 1}, TypeError, "Serial has no setting colour; it has ring_size, tick"),
-        ({"thread": 1}, TypeError, "thread 1: bool is wanted"),
+        ({"thread": 1}, TypeError, "thread of type int: bool is wanted"),
         ({"busy_poll": 1.5}, ValueError, "busy_poll 1.5: a number from 0.0 to 1.0"),
     ],
 )

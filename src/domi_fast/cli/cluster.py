@@ -31,7 +31,7 @@ class Where:
     """
 
     cluster: str
-    registry: str | None = None
+    registry: str | None = field(default=None, repr=False)
     connect: str | None = None
     patience: float = 5.0
     secret: bytes | None = field(default=None, repr=False)

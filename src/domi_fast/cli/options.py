@@ -40,6 +40,20 @@ class Seconds(click.FloatRange):
         return float(number)
 
 
+class Readable(click.Path):
+    """The path of a file that is there. Who gives what is in it instead does not see it again."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, dir_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            pass  # whose text repeats it
+        return self.fail("there is no such file, or it cannot be read", param, ctx)
+
+
 CHANNEL = click.IntRange(USER_FIRST, USER_LAST)
 SECONDS = Seconds(0.001, 86400)
 
@@ -157,7 +171,7 @@ def _tls_option(field: str, text: str) -> Callable[[Function], Function]:
     return click.option(
         f"--tls-{field}",
         envvar=variable,
-        type=click.Path(exists=True, dir_okay=False),
+        type=Readable(),
         metavar="FILE",
         help=f"{text} [env: {variable}]",
     )
@@ -189,7 +203,7 @@ def guest_options(function: Function) -> Function:
     @click.option(
         "--secret-file",
         envvar="DOMI_SECRET_FILE",
-        type=click.Path(exists=True, dir_okay=False),
+        type=Readable(),
         callback=_secret,
         metavar="FILE",
         help="What this file holds is the cluster's secret, without a newline at its end. [env: "

@@ -11,6 +11,7 @@ import re
 import stat
 from urllib.parse import quote, unquote, urlsplit
 
+from ..checks import masked
 from ..errors import RegistryError
 from .base import (
     Claim,
@@ -65,15 +66,18 @@ def open_registry(url: str) -> Registry:
 
     Raises :class:`~domi_fast.errors.RegistryError` when the URL is none of the known forms.
     """
+    shown = masked(url)
     try:
         parts = urlsplit(url)
-    except ValueError as exc:
-        raise RegistryError(f"registry URL {url!r}: {exc}; use {_FORMS}") from exc
+    except ValueError:
+        # Which may repeat a part of it.
+        raise RegistryError(f"registry URL {shown!r} is no URL; use {_FORMS}") from None
     if parts.scheme in _SERVERS:
         return _SERVERS[parts.scheme](url)
     if parts.query or parts.fragment:
         raise RegistryError(
-            f"registry URL {url!r}: no options are known; write '?' as %3F and '#' as %23 in a path"
+            f"registry URL {shown!r}: no options are known; write '?' as %3F and '#' as %23 in a "
+            "path"
         )
     # Imported here so that a program loads only the backend that it uses.
     if parts.scheme == "sqlite":
@@ -82,7 +86,7 @@ def open_registry(url: str) -> Registry:
             path = "/" + path.lstrip("/")  # others write sqlite:////absolute/path
         if parts.netloc or not path.startswith("/") or path.endswith("/") or "\0" in path:
             raise RegistryError(
-                f"registry URL {url!r}: a SQLite registry is sqlite:// and the absolute path of "
+                f"registry URL {shown!r}: a SQLite registry is sqlite:// and the absolute path of "
                 "a file, so three slashes: sqlite:///run/user/1000/domi/default.sqlite"
             )
         from .sqlite import SqliteRegistry
@@ -91,13 +95,13 @@ def open_registry(url: str) -> Registry:
     if parts.scheme == "memory":
         if parts.path or not _NAME.fullmatch(parts.netloc):
             raise RegistryError(
-                f"registry URL {url!r}: a memory registry is memory://name, the name being "
+                f"registry URL {shown!r}: a memory registry is memory://name, the name being "
                 "1 to 64 letters, digits, '.', '_' or '-'"
             )
         from .memory import MemoryRegistry
 
         return MemoryRegistry(parts.netloc)
-    raise RegistryError(f"registry URL {url!r} is of no known kind; use {_FORMS}")
+    raise RegistryError(f"registry URL {shown!r} is of no known kind; use {_FORMS}")
 
 
 def _etcd(url: str) -> Registry:

@@ -7,10 +7,11 @@ place of user and password.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from ..checks import masked
 from ..errors import RegistryError
 
 ROOT: Final = "domi_fast"
@@ -38,7 +39,7 @@ class Endpoints:
 
     addresses: tuple[tuple[str, int], ...]
     user: str | None = None
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
     ca: str | None = None
     cert: str | None = None
     key: str | None = None
@@ -54,10 +55,15 @@ def parse_server_url(url: str) -> tuple[Endpoints, str, str]:
     login, at, hosts = parts.netloc.rpartition("@")
     alone = parts.scheme == _AGENT
     user, colon, password = ("", "", login) if alone else login.partition(":")
-    shown = url if not at else url.replace(f"{login}@", f"{user}{colon}***@", 1)
+    shown = masked(url)
     form = f"{parts.scheme}://host:{default}" + ("" if alone else f",host:{default}")
 
+    # No part of the URL is repeated: a password with a slash in it ends up in any of them.
     def wrong(why: str) -> RegistryError:
+        if "@" in url and not at:
+            why += (
+                " (what stands before '@' is percent-encoded: '/' as %2F, '?' as %3F, '#' as %23)"
+            )
         return RegistryError(f"registry URL {shown!r}: {why}; use {form}")
 
     if at and alone and (not login or ":" in login):
@@ -71,15 +77,14 @@ def parse_server_url(url: str) -> tuple[Endpoints, str, str]:
         found = _HOST.fullmatch(host)
         port = int(found["port"] or default) if found else 0
         if found is None or not 1 <= port <= 65535:
-            raise wrong(f"{host!r} is no host:port")
+            raise wrong("there is what is no host:port")
         addresses.append((found["v6"] or found["name"], port))
     root = parts.path.strip("/") or ROOT
     if not _ROOT.fullmatch(root) or {".", ".."} & set(root.split("/")):
-        raise wrong(f"the root {parts.path!r} must be of letters, digits, '.', '_', '-' and '/'")
+        raise wrong("the root must be of letters, digits, '.', '_', '-' and '/'")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    unknown = [name for name in options if name not in _OPTIONS]
-    if unknown or parts.fragment:
-        raise wrong(f"{unknown or '#'} is no option; there are {', '.join(_OPTIONS)}")
+    if set(options) - set(_OPTIONS) or parts.fragment:
+        raise wrong(f"there is no option but {', '.join(_OPTIONS)}")
     if ("cert" in options) != ("key" in options) or ("cert" in options and "ca" not in options):
         raise wrong("TLS wants ca=, and cert= and key= together")
     endpoints = Endpoints(
