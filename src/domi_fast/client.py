@@ -11,10 +11,10 @@ from . import transport
 from ._core import ROLE_UPLINK, Router, Session
 from .authentication import GUEST, NO_MACHINE, NODE, Dialler, Guard, check_claim
 from .channels import LibraryChannel
-from .checks import check_number, masked
+from .checks import check_number
 from .config import GuestConfig
 from .endpoint import Endpoint
-from .errors import AuthError, PeerLost
+from .errors import AuthError, PeerLost, masked
 from .handshake import Offer, decode_welcome
 from .mesh import drain
 from .tls import Certificates, Tls, check_name

@@ -1,10 +1,17 @@
-"""The one exception tree of the library.
+"""The one exception tree of the library, and what its errors may show of a URL.
 
 Every error carries the facts as attributes (``channel``, ``peer``, ``limit``), so that a program
 can act on them without reading the message. A fact that does not apply is ``None``.
 """
 
 from __future__ import annotations
+
+import re
+from typing import Final
+
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+# The files of TLS may be shown; whatever else has a name may be a token or a password.
+_OPTION: Final = re.compile(r"([?&](?!(?:ca|cert|key)=)[^=&#]*=)[^&#]*")
 
 
 class DomiError(Exception):
@@ -124,3 +131,14 @@ class RemoteError(DomiError):
         super().__init__(f"{type}: {message}" if message else type, channel=channel, peer=peer)
         self.type = type
         self.message = message
+
+
+def masked(url: str) -> str:
+    """The URL as an error may show it, whatever is wrong with it: without what is before an ``@``.
+
+    It is not parsed, since a mistyped one has its password in another place.
+    """
+    scheme = _SCHEME.match(url)
+    start = scheme.end() if scheme else 0
+    _, at, place = url[start:].rpartition("@")
+    return _OPTION.sub(r"\1***", f"{url[:start]}***@{place}" if at else url)

@@ -11,8 +11,7 @@ import re
 import stat
 from urllib.parse import quote, unquote, urlsplit
 
-from ..checks import masked
-from ..errors import RegistryError
+from ..errors import RegistryError, masked
 from .base import (
     Claim,
     CompareFailed,

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from ..checks import masked
-from ..errors import RegistryError
+from ..errors import RegistryError, masked
 
 ROOT: Final = "domi_fast"
 PORTS: Final = {"etcd": 2379, "zookeeper": 2181, "consul": 8500}
