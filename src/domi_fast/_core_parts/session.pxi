@@ -313,6 +313,8 @@ cdef class Session:
             return INFINITY
         if self.state != SESSION_UP or self.role == ROLE_LOOPBACK:
             return 0.0
+        if self.holding:
+            hear_unread(self, monotonic_ns())
         silent = (monotonic_ns() - min(monotonic_ns(), self.last_heard)) * 1e-9
         return max(0.0, phi_at((silent - self.interval_mean) / spread(self)))
 
