@@ -692,8 +692,7 @@ cdef class Session:
             if self.is_guarded():
                 self.authenticate(frame.channel, data, extend)
             elif frame.channel == CH_EXIT and self.state != SESSION_MAGIC:
-                self.fail(f"refused: {data[:1024].decode(errors='replace')}" if data
-                          else "refused")
+                self.fail(f"refused: {said_by_peer(data[:1024])}" if data else "refused")
             elif self.state == SESSION_MAGIC and frame.channel == CH_NODE_NAME:
                 if frame.size != 2:
                     raise errors.FrameError("a node name that is not two bytes")
