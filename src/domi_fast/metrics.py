@@ -31,6 +31,7 @@ COUNTERS = {
     "handler_errors": "Handlers that raised.",
     "handlers_overloaded": "Messages that were refused because too many wait for their handler.",
     "handlers_without_answer": "Requests whose handler let go of them unanswered.",
+    "handshakes_put_off": "Handshakes that ended without anybody's fault: there will be others.",
     "joins_overloaded": "Messages that were refused because too many wait to be joined.",
     "late_answers": "Answers to requests that had ended.",
     "outbound_full": "Messages of a serial thread that found its outbound ring full.",

@@ -185,16 +185,26 @@ cdef class Session:
             self.control(CH_WELCOME, data)
 
     def refuse(self, error):
-        """Close because of what the peer said, with the reason logged and counted."""
+        """Close because of what the peer said, with the reason logged and counted.
+
+        TryAgain, which is nobody's fault, is neither a warning nor bad input.
+        """
         if self.state == SESSION_CLOSED:
             return
+        text = printable(str(error))        # which may quote the peer
         if isinstance(error, errors.AuthError):
             self.router.count("refused_auth")
+        elif isinstance(error, errors.TryAgain):
+            self.router.count("handshakes_put_off")
+            log.debug("the handshake with %s is put off: %s", self.address, text,
+                      extra={"domi_address": self.address})
+            if self.state == SESSION_CLOSED:        # by who heard of it
+                return
         if self.extended:
             # Who does not belong is not told why, where something keeps strangers out.
             self.goodbye("" if isinstance(error, errors.AuthError) and self.is_private()
-                         else str(error))
-        self.fail(str(error), not isinstance(error, errors.TryAgain))
+                         else text)
+        self.fail(text, not isinstance(error, errors.TryAgain))
 
     cdef bint is_private(self) except -1:
         return self.guard is not None or type(self.driver) is TlsDriver
