@@ -21,7 +21,10 @@ cdef bytes bytes_of(object data):
         PyBuffer_Release(&view)
 
 
-cdef object frame_too_large(uint16_t channel, size_t length, uint32_t limit):
+cdef object frame_too_large(Router router, uint16_t channel, size_t length):
+    # Of what is sent; counted.
+    cdef uint32_t limit = router.frame_limit
+    router.count("refused_frame_limit")
     return errors.FrameError(
         f"a frame of {length} bytes on channel {channel}: at most {limit} (frame_limit) are "
         "allowed", channel=channel, limit=limit)
