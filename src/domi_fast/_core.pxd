@@ -294,6 +294,8 @@ cdef class SocketDriver:
         object binding          # bytes that both ends have of this connection, and nobody of
                                 # another; None without
         bint heard              # bytes have come, though perhaps nothing of a frame
+        uint32_t unread         # bytes that lay in a Unix socket when that was looked at, of those
+                                # that have come since nothing is read
         object __weakref__
 
     cdef int begin(self, bytes first) except -1

@@ -147,13 +147,13 @@ class Dialled:
         if role == NODE:
             if machine >= _MACHINES or machine == self._own:
                 raise AuthError(f"it claims to be machine {machine}")
-            if dialled != self._own:
-                # The registry has yet to forget a node that was at this address before.
-                raise TryAgain(f"it dialled machine {dialled}, and this is {self._own}")
         elif role != GUEST or machine != NO_MACHINE or dialled != NO_MACHINE:
             raise AuthError("it is neither a node nor a guest")
         if cluster != self._cluster and (cluster or role == NODE):
             raise AuthError("it belongs to another cluster")
+        if role == NODE and dialled != self._own:
+            # The registry has yet to forget a node that was at this address before.
+            raise TryAgain(f"it dialled machine {dialled}, and this is {self._own}")
         self.role, self.machine = role, machine
         self._hello = data
 

@@ -9,6 +9,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ._core import printable
+
 EventKind = Literal["joined", "left", "refused", "overloaded"]
 
 
@@ -21,7 +23,8 @@ class Event:
         said what it may not; ``overloaded``: the queue for a peer was full, once in a while, or
         this process has no descriptors for who wants to connect.
     :ivar peer: its machine id; None for a guest, and for who has not shown that it is that one.
-    :ivar name: of a peer; empty where it is not known.
+    :ivar name: of a peer, with an escape for each character that is not printable; empty where it
+        is not known.
     :ivar address: where the connection leads, for people.
     :ivar reason: for people; of a peer that has joined, empty.
     :ivar at: seconds, on the monotonic clock.
@@ -101,9 +104,10 @@ class Witness:
         return events
 
     def saw(self, kind: EventKind, peer: int | None, name: str, address: str, reason: str) -> None:
-        """Something has happened."""
+        """Something has happened. The name and the reason may be the peer's own words."""
         if not self._watching:
             return
+        name, reason = printable(name), printable(reason)
         for events in list(self._watching):
             events.put(Event(kind, peer, name, address, reason))
 

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from . import memory, transport
-from ._core import ROLE_ACCEPTOR, ROLE_DIALLER, Router, Session
+from ._core import ROLE_ACCEPTOR, ROLE_DIALLER, Router, Session, printable
 from .admission import Admission
 from .authentication import NO_MACHINE, NODE, Dialled, Dialler
 from .callers import INCOMPLETE, Callers, most_handshakes
@@ -360,7 +360,7 @@ class Mesh:
             self._router,
             fd,
             ROLE_DIALLER,
-            f"unix:{path}" if path else f"{info.host}:{info.port}",
+            printable(f"unix:{path}" if path else f"{info.host}:{info.port}"),  # as it registered
             peer=info.id,
             guard=None
             if self._secret is None

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from . import _core, errors
-from ._core import STATE_DRAINING, STATE_PAUSED, STATE_SERVING, Router
+from ._core import STATE_DRAINING, STATE_PAUSED, STATE_SERVING, Router, printable
 from .channels import LibraryChannel
 from .checks import is_number
 from .cluster import Cluster
@@ -296,8 +296,8 @@ class Node(Endpoint):
         if deadline is not None and self._draining is None and self._closing is None:
             log.info(
                 "%s %s is there as node %d: node %d, of version %s, drains",
-                peer.name,
-                peer.version,
+                printable(peer.name),
+                printable(peer.version),
                 peer.id,
                 self.id,
                 self.config.version,

@@ -111,6 +111,15 @@ async def test_the_text_of_a_refusal_is_cut() -> None:
         assert 1024 <= str(caught.value).count("x") < 1100
 
 
+async def test_the_text_of_a_refusal_is_made_printable() -> None:
+    text = "x\nERROR:domi_fast.mesh:forged\x1b[31m\u202e".encode() + b"\xff"
+    async with false_node(encode_frame(LibraryChannel.EXIT, text)) as (_, guest):
+        with pytest.raises(PeerLost) as caught:
+            await guest
+        assert "refused: x\\nERROR:domi_fast.mesh:forged\\x1b[31m\\u202e\ufffd" in str(caught.value)
+        assert str(caught.value).isprintable()
+
+
 async def test_the_text_of_a_goodbye_is_cut(registry_url: str) -> None:
     async with nodes(registry_url, "a") as (a,):
         raw = await RawPeer.plain(a, 700)

@@ -341,6 +341,26 @@ async def test_a_guest_with_a_secret_trusts_no_node_without(registry_url: str) -
             await connect(f"tcp://127.0.0.1:{node.port}", secret=SECRET)
 
 
+async def test_who_dialled_another_node_is_put_off(
+    registry_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That may have been here before, which is nobody's fault; it is counted, and told quietly."""
+    async with guarded(registry_url) as (node, _):
+        for cluster in (node.config.cluster, "another"):
+            stranger = await Stranger.connect(node.port)
+            hello = reference.auth_hello(0, 700, (node.id + 1) % 1024, os.urandom(32), cluster)
+            await stranger.say(reference.encode(reference.AUTH, hello))
+            with pytest.raises(EOFError):
+                await stranger.frame()
+            stranger.close()
+        counters = node.counters()
+        # Of another cluster it is a stranger, whoever it wanted.
+        counted = [counters[name] for name in ("handshakes_put_off", "refused_auth")]
+        assert [*counted, counters["protocol_errors"]] == [1, 1, 1]
+        (told,) = [r for r in caplog.records if "is put off: it dialled machine" in r.getMessage()]
+        assert (told.name, told.levelno) == ("domi_fast.core", logging.DEBUG)
+
+
 class FalseNode:
     """It lets everybody in, and keeps what it was told."""
 

@@ -81,6 +81,7 @@ def test_who_passed_may_not_be_another_afterwards(claim: tuple[int, int]) -> Non
         (node(cluster="two"), dialled()),
         (guest(cluster="two"), dialled()),
         (node(cluster=""), dialled()),
+        (node(cluster="two", dialled=4), dialled()),
         (node(own=3), dialled()),
         (node(own=1024), dialled()),
         (node(own=NO_MACHINE), dialled()),

@@ -8,11 +8,21 @@ import errno
 import logging
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from domi_fast import Event, Node, Overloaded, connect
+from domi_fast import (
+    Event,
+    LibraryChannel,
+    Node,
+    Overloaded,
+    RemoteError,
+    connect,
+    encode_frame,
+)
+from domi_fast._core import printable
 from tests.support import ROOT, RawPeer, echo, forget_records, nodes, session, until
 
 PACKAGE = ROOT / "src" / "domi_fast"
@@ -167,6 +177,83 @@ async def test_a_record_has_its_facts_as_fields(
         await until(lambda: not a.peers)
         told = fields("domi_fast.mesh", f"lost node {b.id}: the test ends it")
         assert told == {"domi_node": a.id, "domi_peer": b.id}
+
+
+FORGED = "x\nWARNING:domi_fast.mesh:forged\x1b[31m\r\0\x9b\u2028\u202e"
+SHOWN = r"x\nWARNING:domi_fast.mesh:forged\x1b[31m\r\x00\x9b\u2028\u202e"
+
+
+def test_what_is_printable_stays_as_it_is() -> None:
+    for text in ("", "größe 名前 \\n 🙂 \ufffd", SHOWN):
+        assert printable(text) == text
+    assert printable(FORGED) == SHOWN
+    assert printable("\ud800\t\U000e0001") == r"\ud800\t\U000e0001"
+
+
+async def test_a_goodbye_writes_no_lines_of_a_log(
+    registry_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with nodes(registry_url, "a") as (a,):
+        raw = await RawPeer.plain(a, 700)
+        events, lost = a.events(), session(a, 700)
+        await raw.send(encode_frame(LibraryChannel.EXIT, FORGED.encode()))
+        left = await asyncio.wait_for(anext(events), 5)
+        assert left.reason == lost.reason == f"the peer said goodbye: {SHOWN}"
+        raw.close()
+    assert [r for r in caplog.records if SHOWN in r.getMessage()]
+    assert all(r.getMessage().isprintable() for r in caplog.records)
+
+
+async def test_a_name_writes_no_lines_of_a_log(
+    registry_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What acts on names has them as they are."""
+    async with nodes(registry_url, "a") as (a,):
+        events = a.events()
+        async with Node(f"b{FORGED}", registry=registry_url) as b:
+            await a.wait_peers(1, 5)
+            assert a.peers[b.id].name == f"b{FORGED}"
+            joined = await asyncio.wait_for(anext(events), 5)
+            caplog.clear()
+        left = await asyncio.wait_for(anext(events), 5)
+        assert [(e.kind, e.name) for e in (joined, left)] == [
+            ("joined", f"b{SHOWN}"),
+            ("left", f"b{SHOWN}"),
+        ]
+        assert all(r.getMessage().isprintable() for r in caplog.records)
+
+
+async def test_an_address_writes_no_lines_of_a_log(
+    registry_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That of who is dialled is what it has registered."""
+    async with Node("a", registry=registry_url, unix_path=str(tmp_path / "a\nb")) as a:
+        async with Node("b", registry=registry_url, unix_path=str(tmp_path / "b\nb")) as b:
+            await asyncio.gather(a.wait_peers(1, 5), b.wait_peers(1, 5))
+            dialled = [session(a, b.id), session(b, a.id)]
+            assert any(each.address.endswith(r"\nb") for each in dialled)
+            for each in dialled:
+                each.tell_slow(0)
+        told = [r.getMessage() for r in caplog.records if "is slow" in r.getMessage()]
+        assert len(told) == 2
+        assert any(r"\nb) is slow" in text for text in told)
+
+
+async def test_why_a_peer_took_no_request_is_printable(registry_url: str) -> None:
+    """But for the text of an exception, which is the program's at both ends."""
+    async with nodes(registry_url, "a", "b") as (a, b):
+
+        def fails(ctx: Any) -> None:
+            raise (Overloaded if ctx.data == b"full" else RuntimeError)(FORGED)
+
+        b.subscribe(50, fails)
+        await a.wait_subscribed(50, timeout=5)
+        with pytest.raises(Overloaded) as refused:
+            await a.request(50, b"full")
+        assert str(refused.value) == SHOWN
+        with pytest.raises(RemoteError) as failed:
+            await a.request(50, b"")
+        assert failed.value.message == FORGED
 
 
 async def test_no_payload_stands_in_a_log(

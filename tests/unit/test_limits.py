@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import resource
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
-from domi_fast import Client, Context, Node, NoSubscriber, Overloaded, PeerLost, connect
+from domi_fast import (
+    Client,
+    Context,
+    FrameError,
+    Node,
+    NoSubscriber,
+    Overloaded,
+    PeerLost,
+    Serial,
+    connect,
+)
+from domi_fast._core import is_debug_build
 from domi_fast.callers import Callers, _host, most_handshakes
 from tests import reference
-from tests.support import RawPeer, forget_records, guest_greeting, nodes, until
+from tests.support import RawPeer, echo, forget_records, guest_greeting, nodes, until
 
 
 @pytest.fixture(autouse=True)
@@ -253,6 +266,7 @@ async def test_so_many_channels_here(registry_url: str) -> None:
         with pytest.raises(Overloaded):
             async with node.watch_channel(54):
                 pass
+        assert node.counters()["refused_channels"] == 3
 
 
 async def test_so_many_channels_of_a_guest(
@@ -315,6 +329,70 @@ async def test_so_many_guests_of_a_channel(registry_url: str) -> None:
         # To another channel they may, and its own node is none of them.
         await guest(5, 51)
         a.subscribe(50, lambda ctx: None)
+
+
+# ---------------------------------------------------------------------------- frames and requests
+
+
+async def test_frames_so_large(registry_url: str) -> None:
+    """Of each verb, from the loop and from a serial thread, and while the queue is full."""
+    async with nodes(registry_url, "a", frame_limit=65536, queue_limit=65536) as (a,):
+        a.subscribe(50, lambda ctx: None)
+        serial = Serial(a, thread=True)
+        serial.subscribe(51, lambda ctx: ctx.reply(b"raised") if raises(serial.notify) else None)
+
+        def raises(verb: Callable[..., Any]) -> bool:
+            with pytest.raises(FrameError, match=r"\(frame_limit\)") as caught:
+                verb(50, bytes(65536))
+            return (caught.value.channel, caught.value.limit) == (50, 65536)
+
+        async with serial:
+            for verb in (a.notify, a.publish, a.request):
+                assert raises(verb)
+            assert a.counters()["refused_frame_limit"] == 3
+            assert await a.request(51, b"") == b"raised"
+            assert a.counters()["refused_frame_limit"] == 4
+            a.notify(50, bytes(65000))
+            a.notify(50, bytes(1000))
+            assert raises(a.request)
+            assert a.counters()["refused_frame_limit"] == 5
+
+
+async def test_so_many_requests_of_a_guest(registry_url: str) -> None:
+    async with (
+        nodes(registry_url, "a") as (a,),
+        await connect(f"tcp://127.0.0.1:{a.port}") as guest,
+    ):
+        kept: list[Context] = []
+        a.subscribe(50, kept.append)
+        asked = [guest.request(50, b"", None) for _ in range(65536 + 2)]
+        for last in asked[-2:]:
+            with pytest.raises(Overloaded, match="requests of this guest are in flight"):
+                await asyncio.wait_for(last, 20)
+        assert a.counters()["refused_guest_requests"] == 2
+        await until(lambda: len(kept) == 65536, 20)
+        for context in kept:
+            context.reply(b"done")
+        assert set(await asyncio.wait_for(asyncio.gather(*asked[:-2]), 20)) == {b"done"}
+        a.subscribe(51, echo)
+        assert await guest.request(51, b"x") == b"x"
+
+
+@pytest.mark.skipif(
+    is_debug_build() or os.environ.get("DOMI_SANITIZE") == "1",
+    reason="a million requests, which take a build with checks a minute",
+)
+async def test_so_many_requests_in_flight(registry_url: str) -> None:
+    async with nodes(registry_url, "a", queue_limit=64 << 20) as (a,):
+        a.subscribe(50, lambda ctx: None)
+        most = 1 << 20
+        asked = [a.request(50, b"", None) for _ in range(most)]
+        with pytest.raises(Overloaded, match=f"{most} requests are in flight") as caught:
+            a.request(50, b"", None)
+        assert (caught.value.channel, caught.value.limit) == (50, most)
+        assert a.counters()["refused_requests"] == 1
+        for request in asked:
+            request.cancel()
 
 
 # ----------------------------------------------------------------------------------------- handlers

@@ -131,6 +131,7 @@ async def test_there_are_not_too_many(registry_url: str) -> None:
     async with giver_up(registry_url) as (node,):
         raws = [(await disconnected(node, 700 + number))[0] for number in range(66)]
         assert [number for number in range(66) if not node._router.lingers(700 + number)] == [0, 1]
+        assert node.counters()["lingers_cut_short"] == 2
         for raw in raws:
             raw.close()
         await until(lambda: not any(node._router.lingers(700 + number) for number in range(66)))
@@ -148,6 +149,7 @@ async def test_guests_take_no_nodes_place(registry_url: str) -> None:
                 node.publish(CHANNEL, bytes(SIZE))
                 await asyncio.sleep(0)
         assert len(node._router.lingers(-1)) == 63
+        assert node.counters()["lingers_cut_short"] == 7
         assert await read_all(raw) == [*range(left)]
         for peer in (raw, *guests):
             peer.close()

@@ -161,7 +161,7 @@ cdef int room_for(Session session, uint16_t channel, size_t length, bint asks) e
     if session.state == SESSION_CLOSED:
         raise session.lost_error()
     if length > router.frame_limit:
-        raise frame_too_large(channel, length, router.frame_limit)
+        raise frame_too_large(router, channel, length)
     # What the library says, and what answers, passes the requests that wait.
     if (session.waiting is None or (channel > USER_LAST and channel != CH_RELAY)) and (
             grow_room(session)):
@@ -268,7 +268,7 @@ cdef int await_room(Router router, Session session, Request request, int channel
     size = (HEADER + <size_t>PyBytes_GET_SIZE(data)
             + (RELAY_EXTEND if session is router.uplink else REQUEST_EXTEND))
     if size > router.frame_limit:
-        raise frame_too_large(channel, size, router.frame_limit)
+        raise frame_too_large(router, channel, size)
     if may_wait_no_more(session, size):
         router.refused += 1
         note_slow(session)

@@ -16,7 +16,7 @@ cdef bint handle_library(Router router, Session session, RawFrame* frame) except
         session.control(CH_PONG, b"pong")
     elif channel == CH_EXIT:
         text = PyBytes_FromStringAndSize(<char*>frame.data, min(frame.size, <uint32_t>1024))
-        session.fail(f"the peer said goodbye: {text.decode(errors='replace')}" if text
+        session.fail(f"the peer said goodbye: {said_by_peer(text)}" if text
                      else "the peer said goodbye")
     elif channel == CH_NODE_NAME:
         session.fail("a second node name", True)

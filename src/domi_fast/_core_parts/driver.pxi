@@ -4,6 +4,55 @@
 # registrations are gone (a descriptor closed first leaves the next socket with its number deaf);
 # a writer is registered only after EAGAIN. Owned by the loop thread.
 
+cdef extern from *:
+    """
+    #include <linux/sock_diag.h>
+    #include <netinet/in.h>
+    #include <netinet/tcp.h>
+    #include <poll.h>
+    #include <sys/ioctl.h>
+
+    /* Fewer bytes than fill the sender's buffer at its default size, however small the pieces. */
+    enum { DOMI_UNREAD_LITTLE = 2048 };
+
+    /* Nanoseconds since the kernel has heard of the other end of a connection that nobody reads
+       from, as far as it knows; UINT64_MAX: it cannot say. `unread` is kept from call to call.
+
+       Who has ended it is not silent: that is read in its turn. Nor is who cannot send because of
+       what lies unread, as long as its kernel acknowledges what ours asks it. A Unix socket tells
+       neither how much its other end may send nor whether that is there; it loses nothing. */
+    static uint64_t domi_unread_silence(int fd, uint32_t *unread)
+    {
+        struct pollfd ended = {fd, POLLRDHUP, 0};
+        struct tcp_info tcp;
+        uint32_t memory[SK_MEMINFO_VARS] = {0};
+        socklen_t size = sizeof tcp;
+        uint32_t silent, before = *unread;
+        int count = 0;
+        memset(&tcp, 0, sizeof tcp);
+        if (poll(&ended, 1, 0) != 0)
+            return 0;
+        if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &tcp, &size) == 0) {
+            silent = tcp.tcpi_last_data_recv;
+            size = sizeof memory;
+            /* With half of its memory free, a socket has its window open. */
+            if (getsockopt(fd, SOL_SOCKET, SO_MEMINFO, memory, &size) < 0
+                    || memory[SK_MEMINFO_RMEM_ALLOC] > memory[SK_MEMINFO_RCVBUF] / 2) {
+                if (tcp.tcpi_unacked == 0 && tcp.tcpi_probes == 0)
+                    return 0;
+                if (tcp.tcpi_last_ack_recv < silent)
+                    silent = tcp.tcpi_last_ack_recv;
+            }
+            return silent * 1000000ull;
+        }
+        if (ioctl(fd, FIONREAD, &count) < 0 || count > DOMI_UNREAD_LITTLE)
+            return 0;
+        *unread = (uint32_t)count;
+        return *unread > before ? 0 : UINT64_MAX;
+    }
+    """
+    uint64_t unread_silence "domi_unread_silence"(int fd, uint32_t* unread) noexcept
+
 cdef object open_drivers = weakref.WeakSet()
 
 
@@ -62,6 +111,7 @@ cdef class SocketDriver:
         return 0
 
     cdef int stop_read(self) except -1:
+        self.unread = 0
         if self.reading:
             self.reading = False
             self.engine.loop.remove_reader(self.fd)

@@ -5,7 +5,10 @@
 # at most that. Phi is the accrual detector's (N. Hayashibara et al., "The phi accrual failure
 # detector", SRDS 2004): -log10 of the chance that a silence as long as this one ends by itself, if
 # the intervals between the answers are normally distributed. Their mean and variance are weighted
-# by age, which needs no window. Owned by the loop thread.
+# by age, which needs no window.
+#
+# A session whose reading is held is no exception, for the kernel knows when something has come: the
+# detector goes by that, and not by what has been read. Owned by the loop thread.
 
 cdef double deviations(double phi) noexcept:
     # Standard deviations above the mean that a silence of this phi is long.
@@ -74,6 +77,14 @@ cdef int schedule_beat(Session session, uint64_t now) except -1:
     return 0
 
 
+cdef int hear_unread(Session session, uint64_t now) noexcept:
+    # Of a session that is up, and held.
+    cdef uint64_t silent = unread_silence(session.driver.fd, &session.driver.unread)
+    if silent < now:
+        session.last_heard = max(session.last_heard, now - silent)
+    return 0
+
+
 cdef int beat(Session session) except -1:
     # The session's timer, in a batch.
     cdef uint64_t now = monotonic_ns()
@@ -81,6 +92,8 @@ cdef int beat(Session session) except -1:
         return 0
     if session.state != SESSION_UP:
         return session.engine.end_in_turn(session)
+    if session.holding:
+        hear_unread(session, now)
     if now - session.last_heard >= patience(session):
         # Perhaps it was this process that stood still: look before judging.
         if not session.continuing:
@@ -90,7 +103,7 @@ cdef int beat(Session session) except -1:
         if session.state == SESSION_CLOSED:
             return 0
         now = max(now, session.last_heard)
-        if session.continuing:
+        if session.continuing and not session.holding:
             # There is more to read; what it is will be known then.
             say_beat(session, now)
             session.engine.schedule(&session.heartbeat.node, 1000000)

@@ -19,6 +19,7 @@ cdef int linger(Session session) except -1:
     last.info = session.info
     last.driver = SocketDriver(router.engine, fd)
     if len(router.lingering) >= LINGERS_MOST:
+        router.count("lingers_cut_short")
         end_linger(first_to_end(router))
     router.lingering.append(last)
     try:

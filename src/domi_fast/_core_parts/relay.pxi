@@ -148,6 +148,7 @@ cdef int relay_request(Router router, Session target, Session origin, uint16_t c
     cdef int prefix = 2 if target.role == ROLE_GUEST else 0
     cdef Request request
     if origin.role == ROLE_GUEST and origin.relayed >= <uint32_t>GUEST_REQUESTS:
+        router.count("refused_guest_requests")
         raise errors.Overloaded(
             f"{origin.relayed} requests of this guest are in flight, as many as it may have",
             channel=channel, limit=GUEST_REQUESTS)

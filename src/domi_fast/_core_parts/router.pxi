@@ -486,6 +486,7 @@ cdef class Router:
         if entry.handler is not NULL:
             raise is_taken(self, number, None)
         if self.handler_count >= self.channel_limit:
+            self.count("refused_channels")
             raise errors.Overloaded(
                 f"{self.handler_count} channels have a handler, as many as a node may subscribe to "
                 "(channel_limit)", channel=number, limit=self.channel_limit)
@@ -713,6 +714,7 @@ cdef class Router:
         cdef void* memory
         if self.free_count == 0:
             if self.slot_count > <uint32_t>SLOT_MASK:
+                self.count("refused_requests")
                 raise errors.Overloaded(
                     f"{self.slot_count} requests are in flight, as many as a node may have",
                     channel=channel, limit=self.slot_count)

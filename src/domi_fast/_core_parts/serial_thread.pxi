@@ -215,7 +215,7 @@ cdef class Outbound(Verbs):
 
     cdef int check_size(self, int channel, size_t size) except -1:
         if HEADER + size > self.router.frame_limit:
-            raise frame_too_large(channel, HEADER + size, self.router.frame_limit)
+            raise frame_too_large(self.router, <uint16_t>channel, HEADER + size)
         return 0
 
     cdef bint put_call(self, object function, tuple arguments) except -1:

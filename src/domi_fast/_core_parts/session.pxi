@@ -21,7 +21,10 @@ cdef bytes bytes_of(object data):
         PyBuffer_Release(&view)
 
 
-cdef object frame_too_large(uint16_t channel, size_t length, uint32_t limit):
+cdef object frame_too_large(Router router, uint16_t channel, size_t length):
+    # Of what is sent; counted.
+    cdef uint32_t limit = router.frame_limit
+    router.count("refused_frame_limit")
     return errors.FrameError(
         f"a frame of {length} bytes on channel {channel}: at most {limit} (frame_limit) are "
         "allowed", channel=channel, limit=limit)
@@ -185,16 +188,26 @@ cdef class Session:
             self.control(CH_WELCOME, data)
 
     def refuse(self, error):
-        """Close because of what the peer said, with the reason logged and counted."""
+        """Close because of what the peer said, with the reason logged and counted.
+
+        TryAgain, which is nobody's fault, is neither a warning nor bad input.
+        """
         if self.state == SESSION_CLOSED:
             return
+        text = printable(str(error))        # which may quote the peer
         if isinstance(error, errors.AuthError):
             self.router.count("refused_auth")
+        elif isinstance(error, errors.TryAgain):
+            self.router.count("handshakes_put_off")
+            log.debug("the handshake with %s is put off: %s", self.address, text,
+                      extra={"domi_address": self.address})
+            if self.state == SESSION_CLOSED:        # by who heard of it
+                return
         if self.extended:
             # Who does not belong is not told why, where something keeps strangers out.
             self.goodbye("" if isinstance(error, errors.AuthError) and self.is_private()
-                         else str(error))
-        self.fail(str(error), not isinstance(error, errors.TryAgain))
+                         else text)
+        self.fail(text, not isinstance(error, errors.TryAgain))
 
     cdef bint is_private(self) except -1:
         return self.guard is not None or type(self.driver) is TlsDriver
@@ -313,6 +326,8 @@ cdef class Session:
             return INFINITY
         if self.state != SESSION_UP or self.role == ROLE_LOOPBACK:
             return 0.0
+        if self.holding:
+            hear_unread(self, monotonic_ns())
         silent = (monotonic_ns() - min(monotonic_ns(), self.last_heard)) * 1e-9
         return max(0.0, phi_at((silent - self.interval_mean) / spread(self)))
 
@@ -690,8 +705,7 @@ cdef class Session:
             if self.is_guarded():
                 self.authenticate(frame.channel, data, extend)
             elif frame.channel == CH_EXIT and self.state != SESSION_MAGIC:
-                self.fail(f"refused: {data[:1024].decode(errors='replace')}" if data
-                          else "refused")
+                self.fail(f"refused: {said_by_peer(data[:1024])}" if data else "refused")
             elif self.state == SESSION_MAGIC and frame.channel == CH_NODE_NAME:
                 if frame.size != 2:
                     raise errors.FrameError("a node name that is not two bytes")

@@ -1,4 +1,20 @@
 # How a message failed: the status of ANSWER and REJECT frames and the exception it stands for.
+# What a peer says about itself, or about us, is made printable before it is in an error, a reason
+# or a record: else it could write lines of its own into a log. Of a RemoteError nothing is changed:
+# its text is the program's on either side.
+
+cpdef str printable(str text):
+    """The text with an escape for each character that is not printable."""
+    if text.isprintable():
+        return text
+    return "".join([sign if sign.isprintable()
+                    else sign.encode("unicode_escape", "surrogatepass").decode()
+                    for sign in text])
+
+
+cdef str said_by_peer(bytes data):
+    return printable(data.decode(errors="replace"))
+
 
 cdef object failure(uint8_t status, bytes data, int channel, int peer):
     # The exception that a status stands for.
@@ -20,7 +36,7 @@ cdef object failure(uint8_t status, bytes data, int channel, int peer):
             errors.CircuitOpen,
             "who subscribes to channel {channel} is left alone until it answers a ping"),
     }.get(status, (errors.DomiError, "the receiver refused a message on channel {channel}"))
-    text = data.decode(errors="replace") or default.format(channel=channel)
+    text = said_by_peer(data) or default.format(channel=channel)
     return kind(text, channel=channel, peer=peer if peer >= 0 else None)
 
 
