@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ._core import printable
 from .config import NodeConfig, parse_version
 from .errors import ClusterFull, DomiError, RegistryError, VersionTooOld
 from .handshake import Offer
@@ -141,7 +142,9 @@ def decode_nodes(cluster: str, entries: Iterable[Entry]) -> dict[int, NodeInfo]:
             if entry.key != f"{prefix}{info.id:04d}":
                 raise ValueError("its key is not that of a node")
         except ValueError as error:
-            log.warning("registry entry %s is not a node's: %s", entry.key, error)
+            log.warning(
+                "registry entry %s is not a node's: %s", printable(entry.key), printable(str(error))
+            )
             continue
         found[info.id] = info
     return found

@@ -90,7 +90,9 @@ def test_a_writer_is_registered_only_when_the_kernel_is_full(
                 return inner(*arguments)
 
             monkeypatch.setattr(loop, name, counted)
-        async with nodes(registry_url, "a", "b") as (a, b):
+        # A heartbeat that finds the kernel full would be one more who waits for it.
+        quiet = {"heartbeat_interval": 600.0, "heartbeat_timeout": 1200.0}
+        async with nodes(registry_url, "a", "b", **quiet) as (a, b):
             b.subscribe(50, echo)
             await a.wait_subscribed(50, timeout=5)
             raw = await RawPeer.plain(a, 700, receive_buffer=4096)
