@@ -143,7 +143,8 @@ def child_of(path: str) -> Iterator[Child]:
 def test_a_url_of_no_known_form_is_refused_with_advice(url: str, message: str) -> None:
     with pytest.raises(RegistryError, match=re.escape(message)) as caught:
         open_registry(url)
-    assert repr(url) in str(caught.value)
+    # The value of an option that nobody knows may be a password.
+    assert repr(url.replace("=ro", "=***")) in str(caught.value)
 
 
 def test_a_url_with_odd_characters_leads_to_its_file(tmp_path: Path) -> None:
