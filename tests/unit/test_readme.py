@@ -51,6 +51,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return {
         **os.environ,
+        "PYTHONASYNCIODEBUG": "",  # which says more than the blocks
         "XDG_RUNTIME_DIR": str(runtime),
         "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in paths if path),
     }
