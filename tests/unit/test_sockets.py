@@ -322,27 +322,33 @@ async def test_the_plain_protocol_where_the_node_was_declared_open(registry_url:
         await a.wait_peers(0, 5)
 
 
+async def lose_the_lease(node: Node) -> asyncio.Event:
+    """Its lease is over, and it gets no other one until the event is set."""
+    members: Any = node._mesh._members
+    grant = members._registry.grant
+    back = asyncio.Event()
+
+    async def away(ttl: float) -> Any:
+        await back.wait()
+        return await grant(ttl)
+
+    members._registry.grant = away
+    lease = members._claim.lease
+    await lease.revoke()
+    lease.lost.set()
+    return back
+
+
 async def test_a_node_that_hears_that_its_id_is_anothers_serves_nobody_under_it(
     registry_url: str,
 ) -> None:
     """It cannot reach the registry; a peer that can tells it, and its guests are let go."""
     async with nodes(registry_url, "a", "b", lease_ttl=0.2) as (a, b):
         a.subscribe(50, echo)
-        members: Any = a._mesh._members
-        grant = members._registry.grant
-        back = asyncio.Event()
-
-        async def away(ttl: float) -> Any:
-            await back.wait()
-            return await grant(ttl)
-
         guest = await connect(f"tcp://127.0.0.1:{a.port}")
+        assert await guest.request(50, b"x") == b"x"
+        back = await lose_the_lease(a)
         try:
-            assert await guest.request(50, b"x") == b"x"
-            members._registry.grant = away
-            lease = members._claim.lease
-            await lease.revoke()
-            lease.lost.set()
             async with Node("c", registry=registry_url) as c:
                 assert c.id == a.id
                 await until(lambda: [peer.name for peer in b.peers.values()] == ["c"])
@@ -365,18 +371,7 @@ async def test_a_node_whose_lease_is_over_opens_no_session(registry_url: str) ->
         b.subscribe(50, echo)
         await a.wait_subscribed(50, timeout=5)
         ends = session(a, b.id), session(b, a.id)
-        members: Any = a._mesh._members
-        grant = members._registry.grant
-        back = asyncio.Event()
-
-        async def away(ttl: float) -> Any:
-            await back.wait()
-            return await grant(ttl)
-
-        members._registry.grant = away
-        lease = members._claim.lease
-        await lease.revoke()
-        lease.lost.set()
+        back = await lose_the_lease(a)
         # Nobody else shall have the id meanwhile.
         registry = open_registry(registry_url)
         await registry.open()
