@@ -34,6 +34,7 @@ from .registry.base import (
     Put,
     Registry,
     Reset,
+    Service,
     Snapshot,
 )
 
@@ -326,7 +327,20 @@ class Membership:
                 ) from None
             raise
         self._claim = claim
+        self._announce(claim)
         self._follower.identified(self.id)
+
+    def _announce(self, claim: Claim) -> None:
+        config = self._config
+        service = Service(
+            name=config.name,
+            id=f"domi-{config.cluster}-{self.id:04d}",
+            host=config.host,
+            port=self._port,
+            tags=(config.cluster,),
+            meta={"version": config.version, "machine_id": str(self.id)},
+        )
+        self._registry.announce(service, claim.lease)
 
     async def _register_again(self, key: str) -> None:
         try:

@@ -15,6 +15,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 import pytest
+from consul import aio
 
 from domi_fast import Node
 from domi_fast.registry import Delete, Put, RegistryError, Reset, open_registry
@@ -228,6 +229,77 @@ async def test_somebody_else_is_there(answer: int, monkeypatch: pytest.MonkeyPat
         finally:
             server.shutdown()
             thread.join()
+
+
+async def passing(agent: Any, name: str, count: int) -> list[dict[str, Any]]:
+    """The services of this name whose checks pass, once they are so many; by blocking queries."""
+    index = None
+    end = time.monotonic() + 20.0
+    while True:
+        index, found = await agent.health.service(name, passing=True, index=index, wait="2s")
+        if len(found) == count:
+            return [each["Service"] for each in found]
+        assert time.monotonic() < end, found
+
+
+@asynccontextmanager
+async def asked(consul: Consul, token: str | None = None) -> AsyncIterator[Any]:
+    """What somebody who knows Consul, and not us, asks it with."""
+    async with aio.Consul(port=consul.port, token=token) as agent:
+        yield agent
+
+
+async def test_a_node_is_a_service_of_the_catalog(consul: Consul, url: str) -> None:
+    """For as long as its lease is renewed, and again when the agent has forgotten it."""
+    async with asked(consul) as agent:
+        settings = {"registry": url, "lease_ttl": TTL, "cluster": "shop", "version": "1.2"}
+        async with Node("orders", **settings) as a, Node("orders", **settings) as b:
+            found = {each["ID"]: each for each in await passing(agent, "orders", 2)}
+            assert set(found) == {f"domi-shop-{node.id:04d}" for node in (a, b)}
+            one = found[f"domi-shop-{a.id:04d}"]
+            assert (one["Address"], one["Port"], one["Tags"]) == ("127.0.0.1", a.port, ["shop"])
+            assert one["Meta"] == {"version": "1.2", "machine_id": str(a.id)}
+            await asyncio.sleep(2 * TTL)
+            assert len(await passing(agent, "orders", 2)) == 2
+            await agent.agent.service.deregister(one["ID"])
+            await passing(agent, "orders", 1)
+            await passing(agent, "orders", 2)
+            registry: Any = b._mesh._registry
+            registry._halt()  # b is as one that was killed
+            (left,) = await passing(agent, "orders", 1)
+            assert left["ID"] == one["ID"]
+        assert not await passing(agent, "orders", 0)
+
+
+async def test_a_node_that_may_not_be_a_service_is_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is a node all the same, and the log has it once."""
+    server = Consul(tmp_path, acl=True)
+    server.start()
+    try:
+        rules = """
+            key_prefix "domi_fast/" { policy = "write" }
+            session "domi-fast" { policy = "write" }
+            node "domi-fast" { policy = "write" }
+        """
+        server.put("/v1/acl/policy", {"Name": "domi", "Rules": rules})
+        token = server.put("/v1/acl/token", {"Policies": [{"Name": "domi"}]})["SecretID"]
+        url = f"consul://{token}@127.0.0.1:{server.port}"
+        async with asked(server, server.token) as agent:
+            settings = {"registry": url, "lease_ttl": TTL}
+            async with Node("a", **settings) as a, Node("b", **settings) as b:
+                await asyncio.sleep(2 * TTL)
+                assert set(a.peers) == {b.id}
+                assert not await passing(agent, "a", 0)
+    finally:
+        server.kill()
+    told = [r.getMessage() for r in caplog.records if "catalog" in r.getMessage()]
+    assert sorted(text.partition(" ")[0] for text in told) == [
+        "domi-default-0000",
+        "domi-default-0001",
+    ]
+    assert all("ermission denied" in text for text in told)
 
 
 async def test_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

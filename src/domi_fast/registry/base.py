@@ -12,8 +12,8 @@ place in a queue. A cancelled write may or may not have been done.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from ..errors import RegistryError
@@ -205,6 +205,23 @@ class Claim(Protocol):
         """Give the key back, if it is still held. The lease lives on."""
 
 
+@dataclass(frozen=True)
+class Service:
+    """What a node is to those who know the registry and not us.
+
+    :ivar id: which no other has.
+    :ivar tags: words by which it can be asked for.
+    :ivar meta: whatever else is to be known of it.
+    """
+
+    name: str
+    id: str
+    host: str
+    port: int
+    tags: tuple[str, ...] = ()
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+
 class Registry(Protocol):
     """The service that all nodes of a cluster share."""
 
@@ -268,4 +285,11 @@ class Registry(Protocol):
         The key of the claim is ``name`` itself, so that ``get`` and ``watch`` show who holds it,
         and ``claim([name], ...)`` is the attempt that does not wait. The queue is not visible.
         Raises :class:`LeaseLost` when the lease ends before the turn comes.
+        """
+
+    def announce(self, service: Service, lease: Lease) -> None:
+        """Have the service shown in the registry's own catalog for as long as the lease is renewed.
+
+        Where there is no such catalog (all but Consul) nothing is done. Nobody waits for it, and
+        nothing depends on it: what keeps it from being shown is logged.
         """

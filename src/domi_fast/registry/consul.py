@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final
 from uuid import UUID
 
 from ..errors import RegistryError
-from .base import Claim, Cursor, Entry, Limits, Snapshot, Version, Watch
+from .base import Claim, Cursor, Entry, Limits, Service, Snapshot, Version, Watch
 from .consul_agent import Agent, Row
 from .consul_keys import Attempt, Hold, Place, create, new_mark, put, remove
 from .consul_link import AgentLink
@@ -27,6 +29,8 @@ from .held import HeldClaim, HeldLease
 from .link import PAUSE
 from .remote import RemoteRegistry, either
 from .server_url import Endpoints
+
+log = logging.getLogger(__name__)
 
 # Consul takes sessions of 10 s at least with its defaults, and ends them after up to twice their
 # length. A transaction may have 512 KiB, in which values are a third longer.
@@ -46,6 +50,11 @@ class ConsulRegistry(RemoteRegistry):
         super().__init__(url, LIMITS, AgentLink(endpoints))
         self.keys = f"{root}/keys/"
         self._queue = f"{root}/queue/"
+        # What is shown for as long as a lease is renewed, by the lease's number.
+        self._services: dict[int, list[Service]] = {}
+        self._told: set[str] = set()
+        # What is hidden is not shown again by what was under way.
+        self._catalog = asyncio.Lock()
 
     # ------------------------------------------------------------------ leases
 
@@ -73,13 +82,46 @@ class ConsulRegistry(RemoteRegistry):
             asked = time.monotonic()
             return asked + lease.ttl if await agent.renew_session(_session(lease)) else None
 
-        return await self.link.call(work, again=True)
+        until = await self.link.call(work, again=True)
+        if until is not None:
+            self._show(lease)
+        return until
 
     async def _revoke(self, lease: HeldLease) -> None:
-        await self.link.call(lambda a: a.destroy_session(_session(lease)), again=True)
+        await self.link.call(partial(self._end_of, lease), again=True)
 
     def _post_revoke(self, lease: HeldLease) -> None:
-        self.link.post(lambda a: a.destroy_session(_session(lease)))
+        self.link.post(partial(self._end_of, lease))
+
+    async def _end_of(self, lease: HeldLease, agent: Agent) -> None:
+        await agent.destroy_session(_session(lease))
+        async with self._catalog:
+            for service in self._services.pop(lease.number, ()):
+                with suppress(RegistryError):  # its check will say it
+                    await agent.hide(service)
+
+    # ------------------------------------------------------------------ services
+
+    def _announce(self, service: Service, lease: HeldLease) -> None:
+        self._services.setdefault(lease.number, []).append(service)
+        self._show(lease, anew=True)
+
+    def _show(self, lease: HeldLease, *, anew: bool = False) -> None:
+        for service in self._services.get(lease.number, ()):
+            self.link.post(partial(self._show_one, service, lease, anew))
+
+    async def _show_one(self, service: Service, lease: HeldLease, anew: bool, agent: Agent) -> None:
+        try:
+            async with self._catalog:
+                # What the agent has under this name may be of an earlier owner.
+                if not lease.over and (anew or not await agent.pass_check(service)):
+                    await agent.show(service, lease.ttl)
+        except RegistryError as error:
+            if service.id not in self._told:
+                self._told.add(service.id)
+                log.warning("%s is not shown in Consul's catalog: %s", service.id, error)
+        else:
+            self._told.discard(service.id)
 
     # ------------------------------------------------------------------ keys
 

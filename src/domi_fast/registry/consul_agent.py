@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from ..errors import RegistryError
-from .base import LeaseLost
+from .base import LeaseLost, Service
 from .link import TIMEOUT, Away
 from .server_url import Endpoints
 
@@ -29,6 +29,9 @@ NODE: Final = "domi-fast"
 _CONNECTIONS: Final = 1 << 16
 
 _NO_PARTS: Final = ("", ".", "..")
+
+# After which a service whose check passes no more is forgotten: Consul's least.
+_FORGOTTEN: Final = "1m"
 
 # The codes of what may go better later; and the words that come with them when nothing was done.
 _LATER: Final = ("429", "5")
@@ -244,6 +247,55 @@ class Agent:
         with self._errors(changes=True):
             await self._client.session.destroy(session)
 
+    # ------------------------------------------------------------------ services
+
+    async def pass_check(self, service: Service) -> bool:
+        """For another ``ttl`` seconds; False: the agent does not know the service (any more)."""
+        with self._errors(changes=True):
+            return await self._has_put(f"/v1/agent/check/pass/{_check_of(service)}")
+
+    async def show(self, service: Service, ttl: float) -> None:
+        """Register a service with this agent, whose check passes for the next ``ttl`` seconds."""
+        with self._errors(changes=True):
+            check = {
+                "CheckID": _check_of(service),
+                "Name": "its lease is renewed",
+                "TTL": f"{ttl * 1000:.0f}ms",
+                "Status": "passing",
+                "DeregisterCriticalServiceAfter": _FORGOTTEN,
+            }
+            body = {
+                "ID": service.id,
+                "Name": service.name,
+                "Address": service.host,
+                "Port": service.port,
+                "Tags": list(service.tags),
+                "Meta": dict(service.meta),
+                "Check": check,
+            }
+            await self._has_put("/v1/agent/service/register", body)
+        # A check that was there before keeps its status.
+        await self.pass_check(service)
+
+    async def hide(self, service: Service) -> None:
+        """Have a service gone."""
+        with self._errors(changes=True):
+            await self._has_put(f"/v1/agent/service/deregister/{service.id}")
+
+    async def _has_put(self, path: str, body: object = None) -> bool:
+        """False where there is nothing of that name."""
+        from consul.callback import CB
+
+        def done(response: Any) -> bool:
+            return response.code != 404 and bool(CB.boolean()(response))
+
+        data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
+        return bool(
+            await self._client.http.put(
+                done, path, data=data, headers=self._client.prepare_headers()
+            )
+        )
+
     # ------------------------------------------------------------------ under the hood
 
     async def _put(self, path: str, body: object) -> Any:
@@ -282,6 +334,10 @@ class Agent:
             if not isinstance(error, (ACLPermissionDenied, BadRequest, ClientError)):
                 text = f"what answers there is no Consul: {text[:200]}"
             raise RegistryError(f"{where}: {text}") from error
+
+
+def _check_of(service: Service) -> str:
+    return f"service:{service.id}"
 
 
 def _row(item: dict[str, Any]) -> Row:

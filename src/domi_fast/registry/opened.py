@@ -18,6 +18,7 @@ from .base import (
     Lease,
     Limits,
     NoKeyFree,
+    Service,
     Snapshot,
     Version,
     Watch,
@@ -178,6 +179,13 @@ class OpenedRegistry(ABC):
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
         return self._loop
+
+    def announce(self, service: Service, lease: Lease) -> None:
+        self._check()
+        self._announce(service, self._own(lease))
+
+    def _announce(self, service: Service, lease: HeldLease) -> None:  # noqa: B027 - for a catalog
+        """Show the service for as long as the lease is renewed."""
 
     def _check(self) -> None:
         """Raise RegistryError unless this is the process and the loop of an open registry."""
