@@ -4,12 +4,14 @@
 
 One asks, notifies and publishes; two answer and take. The first seconds say how much they can; what
 is due at the given share of that is sent when it is due. This process holds no node: it starts
-theirs, weighs them at every interval, and notes what the machine is like meanwhile: what others
-take of its processors, how late a thread wakes up that sleeps 5 ms, and what a loop of always the
-same length takes. It prints all of it as JSON, and each interval to the standard error.
+theirs, and weighs them at every interval.
 
-Latencies are those of requests, from when they were due, in microseconds. In a quiet interval, and
-in the one before, others had next to nothing of the processors.
+In the end three others of the same kind are started, which have done nothing yet, and the two
+threes have the machine by turns, a quarter of a second each: what the latency of the old is beside
+that of the new does not depend on what the machine was like half an hour ago.
+
+It prints all of it as JSON, and each interval to the standard error. Latencies are those of
+requests, from when they were due, in microseconds.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import statistics
 import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -43,12 +45,11 @@ WINDOW = 64
 TICK = 0.001
 # As much of a schedule may be made up for; the rest is given up, and told.
 BEHIND = 0.25
+# Seconds that the old and the new have by turns.
+SLICE = 0.25
 PADDING = bytes(92)
 PAGE = os.sysconf("SC_PAGE_SIZE")
 TICKS = os.sysconf("SC_CLK_TCK")
-NAP = 0.005
-NAPS = 20  # between two loops
-LOOP = range(20_000)
 
 
 def say(**facts: Any) -> None:
@@ -158,6 +159,7 @@ class Asker:
     async def pace(self, rate: float, interval: float, count: int) -> None:
         """So many steps a second, for so many intervals, each of which is told."""
         loop = asyncio.get_running_loop()
+        self.over = False
 
         async def work() -> None:
             nonlocal given
@@ -194,6 +196,7 @@ class Asker:
         self.over = True
         for waiting in self.waiting:
             waiting.cancel()
+        self.waiting.clear()
         for ended in await asyncio.gather(*working, return_exceptions=True):
             if isinstance(ended, BaseException) and not isinstance(ended, asyncio.CancelledError):
                 raise ended
@@ -212,9 +215,10 @@ async def ask(registry: str, given: argparse.Namespace) -> None:
         named = {peer.name: peer.id for peer in node.peers.values()}
         asker = Asker(node, [named[name] for name in TAKERS])
         await asker.peak(given.peak / 3)
-        peaks = [await asker.peak(given.peak) for _ in range(3)]
-        say(peaks=peaks)
-        await asker.pace(given.share * max(peaks), given.interval, given.intervals)
+        say(peaks=[await asker.peak(given.peak) for _ in range(3)])
+        while pace := json.loads(await asyncio.to_thread(sys.stdin.readline)):
+            await asker.pace(*pace)
+            asker.latencies.take()
         for taker in asker.takers:
             await node.drained(taker)
         # Behind all else on its way to either: what is answered has had the rest before it.
@@ -231,49 +235,7 @@ async def ask(registry: str, given: argparse.Namespace) -> None:
         await asyncio.to_thread(sys.stdin.readline)
 
 
-# -------------------------------------------------------------------------------------- the machine
-
-
-class Machine:
-    """What the processes of the machine have used since the last look, ours and the others'."""
-
-    def __init__(self, ours: list[int]) -> None:
-        self.ours = ours
-        self.late: list[float] = []
-        self.loops: list[float] = []
-        self.napping = threading.Event()
-        self.thread = threading.Thread(target=self.nap, daemon=True)
-        self.last = self.used()
-
-    def nap(self) -> None:
-        while not self.napping.is_set():
-            for _ in range(NAPS):
-                due = time.monotonic() + NAP
-                time.sleep(NAP)
-                self.late.append(time.monotonic() - due)
-            begun = time.thread_time()
-            for _ in LOOP:
-                pass
-            self.loops.append(time.thread_time() - begun)
-
-    def used(self) -> tuple[float, float, float]:
-        """Seconds: the time, all processors', and that of ours."""
-        fields = [int(n) for n in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-        busy = sum(fields) - fields[3] - fields[4]
-        return time.monotonic(), busy / TICKS, time.process_time() + sum(map(spent, self.ours))
-
-    def look(self) -> dict[str, float]:
-        now = self.used()
-        (at, busy, ours), self.last = self.last, now
-        late, self.late = self.late or [0.0], []
-        loops, self.loops = self.loops or [0.0], []
-        capacity = (now[0] - at) * (os.cpu_count() or 1)
-        return {
-            "others": round(max(0.0, now[1] - busy - (now[2] - ours)) / capacity, 4),
-            "ours": round((now[2] - ours) / capacity, 4),
-            "late": round(sorted(late)[int(len(late) * 0.99)] * 1e6),
-            "loop": round(statistics.median(loops) * 1e6),
-        }
+# ------------------------------------------------------------------------------------------ the run
 
 
 def spent(process: int) -> float:
@@ -284,9 +246,6 @@ def spent(process: int) -> float:
 
 def resident(process: int) -> int:
     return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * PAGE
-
-
-# ------------------------------------------------------------------------------------------ the run
 
 
 class Part:
@@ -307,38 +266,70 @@ class Part:
             raise SystemExit(f"a process ended with {self.process.wait(10)}")
         return dict(json.loads(line))
 
-    def go_on(self) -> None:
+    def tell(self, what: Any = None) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write("\n")
+        self.process.stdin.write(json.dumps(what) + "\n")
         self.process.stdin.flush()
 
 
-@contextlib.contextmanager
-def parts(given: list[str]) -> Iterator[list[Part]]:
-    started: list[Part] = []
-    with tempfile.TemporaryDirectory() as folder:
-        registry = f"sqlite://{folder}/registry"
+class Three:
+    """A cluster that talks: two takers, and the asker."""
+
+    def __init__(self, given: list[str], registry: str) -> None:
+        self.takers: list[Part] = []
         try:
             for name in TAKERS:
-                started.append(Part(name, registry, given))
-                started[-1].said()
-            started.append(Part("asker", registry, given))
+                self.takers.append(Part(name, registry, given))
+                self.takers[-1].said()
+            self.asker = Part("asker", registry, given)
+            self.peaks: list[float] = self.asker.said()["peaks"]
+        except BaseException:
+            self.end()
+            raise
+
+    @property
+    def parts(self) -> list[Part]:
+        return [*self.takers, self.asker] if hasattr(self, "asker") else self.takers
+
+    @property
+    def processes(self) -> list[int]:
+        return [part.process.pid for part in self.parts]
+
+    def pace(self, rate: float, interval: float, count: int) -> Iterator[dict[str, Any]]:
+        """What each interval was like, as soon as it is over."""
+        self.asker.tell([rate, interval, count])
+        for _ in range(count):
+            yield self.asker.said()
+
+    def finish(self) -> dict[str, Any]:
+        """What was sent, and what each of the takers has had."""
+        self.asker.tell([])
+        sent = self.asker.said()
+        for part in self.takers:
+            part.tell()
+        return {"sent": sent, "taken": [part.said() for part in self.takers]}
+
+    def end(self) -> None:
+        for part in self.parts:
+            part.process.kill()
+            part.process.communicate()
+
+
+@contextlib.contextmanager
+def three(given: list[str]) -> Iterator[Three]:
+    with tempfile.TemporaryDirectory() as folder:
+        started = Three(given, f"sqlite://{folder}/registry")
+        try:
             yield started
         finally:
-            for part in started:
-                part.process.kill()
-                part.process.communicate()
+            started.end()
 
 
-def percentile(histograms: list[list[tuple[int, int]]], share: float) -> int:
-    """Of all of them together, by the nearest rank."""
-    together: Counter[int] = Counter()
-    for histogram in histograms:
-        for value, count in histogram:
-            together[value] += count
-    left = share * together.total()
-    for value in sorted(together):
-        left -= together[value]
+def percentile(histogram: list[tuple[int, int]], share: float) -> int:
+    """By the nearest rank."""
+    left = share * sum(count for _, count in histogram)
+    for value, count in sorted(histogram):
+        left -= count
         if left <= 0:
             return value
     return 0
@@ -346,66 +337,72 @@ def percentile(histograms: list[list[tuple[int, int]]], share: float) -> int:
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     intervals = []
-    with parts(sys.argv[1:]) as (*takers, asker):
-        peaks = asker.said()["peaks"]
-        processes = [part.process.pid for part in (*takers, asker)]
-        machine = Machine(processes)
-        machine.thread.start()
-        was_quiet, used = False, [spent(process) for process in processes]
-        for number in range(given.intervals):
-            told = asker.said()
-            told |= machine.look()
-            is_quiet = told["others"] <= given.quiet and not told["given_up"]
-            told["quiet"], was_quiet = is_quiet and was_quiet, is_quiet
-            before, used = used, [spent(process) for process in processes]
+    with three(sys.argv[1:]) as old:
+        rate = given.share * statistics.median(old.peaks)
+        used = [spent(process) for process in old.processes]
+        for number, told in enumerate(old.pace(rate, given.interval, given.intervals)):
+            before, used = used, [spent(process) for process in old.processes]
             steps = max(1.0, told["rate"] * given.interval)
             told["processor"] = [
                 round((now - then) / steps * 1e6, 2) for now, then in zip(used, before, strict=True)
             ]
-            told["resident"] = [resident(process) for process in processes]
-            told["p50"] = percentile([told["latencies"]], 0.5)
-            told["p99"] = percentile([told["latencies"]], 0.99)
+            told["resident"] = [resident(process) for process in old.processes]
+            told["p50"] = percentile(told["latencies"], 0.5)
+            told["p99"] = percentile(told.pop("latencies"), 0.99)
             intervals.append(told)
-            shown = {name: told[name] for name in told if name != "latencies"}
-            print(number, json.dumps(shown), file=sys.stderr, flush=True)
-        machine.napping.set()
-        sent = asker.said()
-        taken = []
-        for part in takers:
-            part.go_on()
-            taken.append(part.said())
+            print(number, json.dumps(told), file=sys.stderr, flush=True)
+        with three(sys.argv[1:]) as new:
+            pairs = compare(old, new, rate, given)
+            ended = [each.finish() for each in (old, new)]
     return {
-        "peaks": peaks,
+        "peaks": old.peaks,
         "rate": statistics.mean(told["rate"] for told in intervals),
         "given_up": sum(told["given_up"] for told in intervals),
-        "sent": sent,
-        "taken": taken,
+        "ended": ended,
         "first": part_of(intervals[slice(*given.first)]),
         "last": part_of(intervals[slice(*given.last)]),
+        "pairs": len(pairs),
+        "drift": drift(pairs),
     }
 
 
+def compare(
+    old: Three, new: Three, rate: float, given: argparse.Namespace
+) -> list[tuple[float, float]]:
+    """The p99 of both, slice by slice: what follows upon the other goes first in the next."""
+    pairs: list[tuple[float, float]] = []
+    for number in range(-2, given.pairs):  # those below 0 wake up what has slept
+        found = {}
+        for each in (old, new) if number % 2 else (new, old):
+            (told,) = each.pace(rate, SLICE, 1)
+            found[each] = percentile(told["latencies"], 0.99)
+        if number >= 0:
+            pairs.append((found[old], found[new]))
+    return pairs
+
+
+def drift(pairs: list[tuple[float, float]]) -> list[float]:
+    """What the p99 of the old is to that of the new: the median of the pairs' ratios, and before
+    and behind it the bounds that it lies between at a confidence of 95 %, by ranks."""
+    ratios = sorted(one / max(other, 1.0) for one, other in pairs)
+    middle, reach = len(ratios) / 2, 0.98 * math.sqrt(len(ratios))
+    low = ratios[max(0, int(middle - reach))]
+    high = ratios[min(len(ratios) - 1, int(middle + reach))]
+    return [round(each, 3) for each in (low, statistics.median(ratios), high)]
+
+
 def part_of(some: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a stretch of intervals was like: all of it, and those that were quiet."""
-    quiet = [told for told in some if told["quiet"]]
+    """What a stretch of intervals was like."""
     return {
-        "intervals": len(some),
-        "quiet": len(quiet),
-        "p50": percentile([told["latencies"] for told in some], 0.5),
-        "p99": percentile([told["latencies"] for told in some], 0.99),
-        "p99 of the quiet": percentile([told["latencies"] for told in quiet], 0.99),
-        "median p99": statistics.median(told["p99"] for told in some),
-        "late": statistics.median(told["late"] for told in quiet or some),
-        "loop": statistics.median(told["loop"] for told in quiet or some),
-        "others": round(statistics.mean(told["others"] for told in some), 4),
-        "processor": [
-            statistics.median(values)
-            for values in zip(*(told["processor"] for told in quiet or some), strict=True)
-        ],
-        "resident": [
-            statistics.median(values)
-            for values in zip(*(told["resident"] for told in some), strict=True)
-        ],
+        "p50": statistics.median(told["p50"] for told in some),
+        "p99": statistics.median(told["p99"] for told in some),
+        **{
+            what: [
+                statistics.median(values)
+                for values in zip(*(told[what] for told in some), strict=True)
+            ]
+            for what in ("processor", "resident")
+        },
     }
 
 
@@ -415,9 +412,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--interval", type=float, default=10.0)
     parser.add_argument("--peak", type=float, default=10.0, help="seconds of each of its 3 rounds")
     parser.add_argument("--share", type=float, default=0.8, help="of the peak")
-    parser.add_argument(
-        "--quiet", type=float, default=0.05, help="what others may have of the processors"
-    )
+    parser.add_argument("--pairs", type=int, default=1500, help="of slices of the old and the new")
     for name in ("asker", *TAKERS):
         parser.add_argument(f"--{name}", metavar="REGISTRY", help=argparse.SUPPRESS)
     given = parser.parse_args()

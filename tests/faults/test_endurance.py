@@ -14,10 +14,9 @@ from tests.conftest import SOAK
 from tests.support import ROOT, environment
 
 FULL = ["--seconds", "1800"]
-SHORT = ["--seconds", "10", "--interval", "1", "--peak", "1"]
+SHORT = ["--seconds", "10", "--interval", "1", "--peak", "1", "--pairs", "3"]
 GROWTH = 1.01 if SOAK else 1.03  # of what is resident; seconds after the start some of it is new
 DRIFT = 1.1
-SHARE = 0.79  # of the peak, where nothing of the schedule had to be given up
 SLOW_BUILD = any(os.environ.get(f"DOMI_{name}") == "1" for name in ("DEBUG", "SANITIZE"))
 PLAIN = {"frames_in", "frames_out", "bytes_in", "bytes_out", "in_flight"}
 
@@ -30,26 +29,38 @@ def endurance() -> dict[str, Any]:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=2400 if SOAK else 100,
+        timeout=3300 if SOAK else 100,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return dict(json.loads(done.stdout))
 
 
-def drift(seen: dict[str, Any], of: str) -> float:
-    return float(seen["last"][of] / seen["first"][of])
-
-
-@pytest.mark.timeout(2700 if SOAK else 120)
+@pytest.mark.timeout(3600 if SOAK else 120)
 def test_nothing_is_lost_doubled_or_out_of_order_and_nothing_grows(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     seen = endurance()
     with capsys.disabled():
         print(f"\nat 80 % of the peak: {json.dumps(seen)}")
-    sent = seen["sent"]
-    one, other = seen["taken"]
+    for ended in seen["ended"]:
+        check_that_all_came(ended)
+    first, last = seen["first"], seen["last"]
+    if not SLOW_BUILD:  # which keeps what was freed, or counts it
+        pairs = zip(last["resident"], first["resident"], strict=True)
+        assert all(now < then * GROWTH for now, then in pairs)
+    assert seen["pairs"] >= 3
+    if SOAK:
+        # Neither what it costs nor how long it takes: beside nodes that have done nothing yet.
+        pairs = zip(last["processor"], first["processor"], strict=True)
+        assert all(now < then * DRIFT for now, then in pairs)
+        low, middle, high = seen["drift"]
+        assert 1 / DRIFT <= middle <= DRIFT, f"{middle}, and between {low} and {high} for certain"
+
+
+def check_that_all_came(ended: dict[str, Any]) -> None:
+    sent = ended["sent"]
+    one, other = ended["taken"]
     assert sent["news"] > 1000
     assert sent["outcomes"] == {"answer": sent["news"]}
     assert (sent["short"], sent["refused"]) == (0, {})
@@ -60,24 +71,3 @@ def test_nothing_is_lost_doubled_or_out_of_order_and_nothing_grows(
     for counters in (sent["counters"], one["counters"], other["counters"]):
         assert counters["in_flight"] == 0
         assert set(counters) <= PLAIN
-    first, last = seen["first"]["resident"], seen["last"]["resident"]
-    if not SLOW_BUILD:  # which keeps what was freed, or counts it
-        assert all(now < then * GROWTH for now, then in zip(last, first, strict=True))
-    if SOAK:
-        the_p99_does_not_drift(seen)
-
-
-def the_p99_does_not_drift(seen: dict[str, Any]) -> None:
-    """By the intervals in which the machine was the nodes' own, if that is half of them."""
-    share = seen["rate"] / max(seen["peaks"])
-    if share < SHARE:
-        pytest.skip(f"p99 not judged: others left room for {share:.0%} of the peak")
-    for part in (seen["first"], seen["last"]):
-        if part["quiet"] * 2 < part["intervals"]:
-            pytest.skip(f"p99 not judged: {part['quiet']} of {part['intervals']} intervals quiet")
-    of = "p99 of the quiet"
-    if not 1 / DRIFT <= drift(seen, of) <= DRIFT:
-        own = {name: round(drift(seen, name), 3) for name in ("late", "loop")}
-        if any(not 1 / DRIFT <= changed <= DRIFT for changed in own.values()):
-            pytest.skip(f"p99 not judged: it is {drift(seen, of):.3f} times, the machine's {own}")
-    assert 1 / DRIFT <= drift(seen, of) <= DRIFT
