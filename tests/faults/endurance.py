@@ -338,7 +338,7 @@ def percentile(histogram: list[tuple[int, int]], share: float) -> int:
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     intervals = []
     with three(sys.argv[1:]) as old:
-        rate = given.share * statistics.median(old.peaks)
+        rate = given.share * max(old.peaks)
         used = [spent(process) for process in old.processes]
         for number, told in enumerate(old.pace(rate, given.interval, given.intervals)):
             before, used = used, [spent(process) for process in old.processes]
@@ -354,31 +354,38 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         with three(sys.argv[1:]) as new:
             pairs = compare(old, new, rate, given)
             ended = [each.finish() for each in (old, new)]
+    slices = [told for pair in pairs for told in pair]
     return {
         "peaks": old.peaks,
-        "rate": statistics.mean(told["rate"] for told in intervals),
+        "rate": rate_of(intervals),
         "given_up": sum(told["given_up"] for told in intervals),
         "ended": ended,
         "first": part_of(intervals[slice(*given.first)]),
         "last": part_of(intervals[slice(*given.last)]),
         "pairs": len(pairs),
-        "drift": drift(pairs),
+        "rate of the pairs": rate_of(slices),
+        "drift": drift([(one["p99"], other["p99"]) for one, other in pairs]),
     }
 
 
 def compare(
     old: Three, new: Three, rate: float, given: argparse.Namespace
-) -> list[tuple[float, float]]:
-    """The p99 of both, slice by slice: what follows upon the other goes first in the next."""
-    pairs: list[tuple[float, float]] = []
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Both, slice by slice: what follows upon the other goes first in the next."""
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for number in range(-2, given.pairs):  # those below 0 wake up what has slept
         found = {}
         for each in (old, new) if number % 2 else (new, old):
             (told,) = each.pace(rate, SLICE, 1)
-            found[each] = percentile(told["latencies"], 0.99)
+            told["p99"] = percentile(told.pop("latencies"), 0.99)
+            found[each] = told
         if number >= 0:
             pairs.append((found[old], found[new]))
     return pairs
+
+
+def rate_of(some: list[dict[str, Any]]) -> float:
+    return statistics.mean(float(told["rate"]) for told in some)
 
 
 def drift(pairs: list[tuple[float, float]]) -> list[float]:
