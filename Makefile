@@ -250,7 +250,7 @@ bench-smoke: $(VENV)/.ready ## See that the benchmarks run; the numbers mean not
 	$(PY) -m bench.peers.c_echo --count 2000 --warm-up 200 --unix
 	$(PY) -m bench --smoke
 
-soak: $(VENV)/.ready ## Run the tests, and without ARGS fuzz too, for hours rather than seconds
+soak: servers $(VENV)/.ready ## Run the tests, and without ARGS fuzz too, for hours rather than seconds
 	DOMI_SOAK=1 $(PY) $(PYTEST) -o timeout=0 -o faulthandler_timeout=0 $(ARGS)
 ifeq ($(strip $(ARGS)),)
 	DOMI_SOAK=1 $(MAKE) --no-print-directory fuzz
