@@ -37,6 +37,7 @@ RELAY = 65516
 STATE = 65517
 MEMORY = 65518
 AUTH = 65519
+LANE = 65520
 
 TAG_REQUEST, TAG_GUEST_CALL, TAG_PUBLISH, TAG_PIPELINE, TAG_GUEST_REPLY = 1, 2, 3, 4, 5
 OK, REMOTE_ERROR, NO_SUBSCRIBER, OVERLOADED = 0, 1, 2, 3
@@ -171,14 +172,30 @@ def decode_offer(data: bytes) -> Offer:
     return Offer(name, version, cluster, epoch, instance, features, protocol)
 
 
-def encode_welcome(machine: int, offer: Offer) -> bytes:
-    return struct.pack("<H", machine) + encode_offer(offer)
+def encode_welcome(machine: int, offer: Offer, ticket: bytes = b"") -> bytes:
+    return struct.pack("<H", machine) + encode_offer(offer) + ticket
 
 
 def decode_welcome(data: bytes) -> tuple[int, Offer]:
     if len(data) < 2:
         raise Refused("a welcome without a machine id")
     return struct.unpack_from("<H", data)[0], decode_offer(data[2:])
+
+
+def ticket_of(welcome: bytes) -> bytes:
+    """What stands behind the offer of a welcome: 16 bytes for the lanes, or nothing."""
+    _, offer = decode_welcome(welcome)
+    return welcome[2 + len(encode_offer(offer)) :]
+
+
+def lanes(offer: Offer) -> int:
+    """The connections that it allows a session with it."""
+    return (offer.features >> 4 & 15) + 1
+
+
+def lane(machine: int, index: int, ticket: bytes) -> bytes:
+    """What the dialler of a lane says first."""
+    return magic() + encode(LANE, struct.pack("<HB", machine, index), ticket)
 
 
 def auth_hello(role: int, machine: int, dialled: int, nonce: bytes, cluster: str) -> bytes:

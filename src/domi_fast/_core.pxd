@@ -16,6 +16,7 @@ down to what they are for):
     driver.pxi       the descriptor: recv, sendmsg, reader and writer registration
     tls.pxi          the descriptor of a connection that is enciphered
     session.pxi      one connection: handshake state, flushing
+    lanes.pxi        the connections of a session that has more than one
     heartbeat.pxi    heartbeats, and who is lost for its silence
     backlog.pxi      what waits for a slow receiver: how much may, and what then
     linger.pxi       a connection that was given up, until its peer has read the rest
@@ -65,6 +66,7 @@ cdef class FrameReader:
         PyObject* big           # strong, or NULL: the data of a large frame, received in place
         size_t big_size         # bytes of data that the large frame will have
         size_t big_have         # bytes of it that have arrived
+        size_t proven           # bytes of the largest such data that has arrived whole
         uint16_t big_extend     # bytes of extend that follow its data
         uint16_t big_channel
         readonly uint32_t limit  # largest frame, in bytes, header included
@@ -306,6 +308,7 @@ cdef class SocketDriver:
     cdef int want_write(self, object callback) except -1
     cdef int stop_write(self) except -1
     cdef int release(self) except -2
+    cdef int half_close(self) except -1
     cdef int close(self) except -1
 
 
@@ -357,6 +360,15 @@ cdef class Session:
         double interval_mean    # seconds between its answers, the newest weighing most
         double interval_variance
         bint extended           # the peer understands what the original does not
+        list lanes              # all connections of this session by their numbers, itself the
+                                # first, None where one is missing yet; None: there is but this
+        Session main            # of a lane: the session that it is one of; otherwise None
+        bint parted             # the peer has ended this connection; others are still read
+        readonly str parting    # why the peer has ended one of the connections, once it has: of a
+                                # lane, its main one says
+        Timer parting_timer     # ends the others in the end; or None
+        uint32_t states_in      # times that the peer has said on this connection what its state is
+        uint32_t states_known   # on all of them: as many of those as it has gone by
         bint draining           # above the low water mark: somebody waits for room
         readonly int peer       # machine id; -1 for a guest or before the handshake
         uint32_t relayed        # requests in flight through this node that it waits for
@@ -428,8 +440,10 @@ cdef class Session:
     cdef int goodbye(self, str reason) except -1
     cdef int go_on(self) except -1
     cdef int hold_reading(self) except -1
+    cdef int read_no_more(self) except -1
     cdef int go_on_reading(self) except -1
     cdef int rise(self) except -1
+    cdef int take_lane(self, bytes data, bytes extend) except -1
     cdef int fail(self, object reason, bint protocol=*) except -1
     cdef int wake_drained(self) except -1
     cdef int look_again(self, double wait) except -1
@@ -746,6 +760,7 @@ cdef class Router(Verbs):
     cdef int peers_clear(self, Session session) except -1
     cdef int attach(self, Session session) except -1
     cdef int warn_of(self, Session session) except -1
+    cdef int fail_requests(self, Session session, bint unsent) except -1
     cdef int session_lost(self, Session session, bint was_up, bint protocol,
                           WriteQueue unsent) except -1
 

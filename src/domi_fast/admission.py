@@ -9,6 +9,8 @@ dialler has confirmed it.
 from __future__ import annotations
 
 import asyncio
+import hmac
+import os
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -16,7 +18,7 @@ from ._core import Router, Session
 from .authentication import GUEST, NO_MACHINE, NODE, check_claim
 from .config import NodeConfig, is_loopback
 from .errors import AuthError, DomiError, TryAgain
-from .handshake import DISPLACED, Offer, encode_welcome
+from .handshake import DISPLACED, TICKET, Offer, decode_lane, encode_welcome, lanes_between
 from .membership import Membership
 from .tls import check_name
 
@@ -33,7 +35,7 @@ class Admission:
         router: Router,
         config: NodeConfig,
         members: Membership,
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         self._router = router
         self._config = config
@@ -41,6 +43,7 @@ class Admission:
         self._spawn = spawn
         self.dials: dict[int, Session] = {}
         self._accepting: dict[Session, int] = {}
+        self._tickets: dict[Session, bytes] = {}
 
     def admit(self, session: Session, machine: int, extend: bytes) -> bytes | None:
         """A dialler has named itself: the welcome for it, or None for the plain protocol.
@@ -73,6 +76,11 @@ class Admission:
         if self._config.tls is not None:
             check_name(session.certificate, offer.name, machine)
         self._check_holder(machine, offer)
+        older = self._router.session(machine)
+        if older is not None and older.parting and older.info.instance == offer.instance:
+            raise TryAgain(
+                f"what node {machine} sent before it ended its session is still read", peer=machine
+            )
         session.info = offer
         known = self._members.view.get(machine)
         if known is not None and known.epoch == offer.epoch:
@@ -100,7 +108,12 @@ class Admission:
                 )
             own.close("the peer's own connection stays")
         self._accepting[session] = machine
-        return encode_welcome(self._router.id, self._members.offer)
+        count = lanes_between(self._members.offer, session.info)
+        if count == 1:
+            return encode_welcome(self._router.id, self._members.offer)
+        session.expect_lanes(count)
+        ticket = self._tickets[session] = os.urandom(TICKET)
+        return encode_welcome(self._router.id, self._members.offer, ticket)
 
     def _check_holder(self, machine: int, offer: Offer) -> None:
         known = self._members.view.get(machine)
@@ -131,8 +144,26 @@ class Admission:
             )
         return encode_welcome(self._router.id, self._members.offer.for_guests())
 
+    def admit_lane(self, session: Session, data: bytes, ticket: bytes) -> tuple[Session, int]:
+        """A dialler says that this is a lane: of which session, and its number there.
+
+        Raises DomiError to refuse it.
+        """
+        machine, index = decode_lane(data)
+        if session.guard is not None:
+            check_claim(session.guard, NODE, machine)
+        for main, own in self._tickets.items():
+            if self._accepting[main] == machine and hmac.compare_digest(own, ticket):
+                break
+        else:
+            raise AuthError(f"no session with node {machine} waits for this lane", peer=machine)
+        if self._config.tls is not None:
+            check_name(session.certificate, main.info.name, machine)
+        return main, index
+
     def confirm(self, session: Session) -> None:
         """The dialler has chosen this connection. Raises DomiError to refuse it still."""
+        self._tickets.pop(session, None)
         machine = self._accepting.pop(session)
         self._check_holder(machine, session.info)
         self.make_room(machine, session.info)
@@ -149,4 +180,5 @@ class Admission:
 
     def forget(self, session: Session) -> None:
         """This session is over."""
+        self._tickets.pop(session, None)
         self._accepting.pop(session, None)

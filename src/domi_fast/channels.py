@@ -31,3 +31,4 @@ class LibraryChannel(IntEnum):
     STATE = 65517
     MEMORY = 65518
     AUTH = 65519
+    LANE = 65520

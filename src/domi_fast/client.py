@@ -191,7 +191,7 @@ class Client(Endpoint):
     # ----------------------------------------------------------------- what the core's router calls
 
     def welcomed(self, session: Session, data: bytes) -> int:
-        self._node, offer = decode_welcome(data)
+        self._node, offer, _ = decode_welcome(data)
         if session.guard is not None:
             check_claim(session.guard, NODE, self._node)
         if self._certificates is not None:

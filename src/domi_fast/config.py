@@ -16,6 +16,7 @@ from packaging.version import InvalidVersion, Version
 from .breaker import Breaker
 from .checks import check_number
 from .errors import DomiError
+from .handshake import MOST_LANES
 from .limiter import RateLimit
 from .tls import Tls
 from .transport import LOOPBACK
@@ -263,7 +264,8 @@ class NodeConfig(EndpointConfig):
     :ivar memory_interval: seconds between two looks at how much memory this machine (or this
         cgroup) uses, which the peers are told, for ``least_memory``.
     :ivar lease_ttl: seconds after which the registry forgets a node that has died.
-    :ivar queue_limit: bytes that may wait for one peer; for more, ``when_full`` says what is done.
+    :ivar queue_limit: bytes that may wait on each connection to a peer; for more, ``when_full``
+        says what is done.
     :ivar node_queue_limit: bytes that may wait for all peers and guests together, beyond 64 KiB for
         each of them; at least ``queue_limit``. None: 256 MiB, or ``queue_limit`` if that is more.
     :ivar when_full: what is done with a message for a peer whose queue is full: ``raise``
@@ -273,6 +275,9 @@ class NodeConfig(EndpointConfig):
     :ivar frame_limit: the largest frame in bytes, header included.
     :ivar on_error: called with (exception, Frame) for what is refused or lost after its verb
         returned; None logs it. No ``async def``.
+    :ivar sessions_per_peer: connections that make up the session with each peer, 1-16, over which
+        the channels are spread; with a peer that has fewer, as many as it has. Each channel keeps
+        its order (docs/concepts.md, "Lanes").
     """
 
     name: str
@@ -314,6 +319,7 @@ class NodeConfig(EndpointConfig):
     when_full: WhenFull = "raise"
     frame_limit: int = 16 * MIB
     on_error: Callable[[DomiError, Any], object] | None = None
+    sessions_per_peer: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -361,6 +367,8 @@ class NodeConfig(EndpointConfig):
         ):
             self._check_type(field, int)
             self._check_range(field, 1, most)
+        self._check_type("sessions_per_peer", int)
+        self._check_range("sessions_per_peer", 1, MOST_LANES)
         self._check_range("start_timeout", 0, 3600)
         self._check_range("drain_timeout", 0, 3600)
         self._check_range("weight", 1e-6, 1e6)

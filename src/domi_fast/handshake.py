@@ -13,7 +13,11 @@ PROTOCOL = 1
 DISPLACED = "a newer node has this machine id"
 """What a node is told whose id has passed to another."""
 
+MOST_LANES = 16
+TICKET = 16
 _FIXED = struct.Struct("<BIQ16s")
+_LANE = struct.Struct("<HB")
+_LANES = 4
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class Offer:
     :ivar epoch: the epoch of its claim on its machine id; 0 for a guest.
     :ivar instance: 16 random bytes that a node keeps from start to close; only those that it meets
         as a node hear them (docs/protocol.md, "Handshake").
-    :ivar features: a bit a feature; none is defined yet, unknown ones are ignored.
+    :ivar features: bits 4 to 7 are the connections that a session with it may have, less one;
+        unknown ones are ignored.
     """
 
     name: str
@@ -38,9 +43,19 @@ class Offer:
         """What the registry has of the instance, from which nobody can tell what it is."""
         return hashlib.sha256(b"domi_fast instance\0" + self.instance).digest()[:16]
 
+    @property
+    def lanes(self) -> int:
+        """The connections that a session with it may have, 1-16."""
+        return (self.features >> _LANES & MOST_LANES - 1) + 1
+
     def for_guests(self) -> Offer:
         """The same without what shows whose id it is."""
         return dataclasses.replace(self, epoch=0, instance=bytes(16))
+
+    @staticmethod
+    def features_of(lanes: int) -> int:
+        """The features of who allows so many connections."""
+        return lanes - 1 << _LANES
 
     def encode(self) -> bytes:
         """The bytes that follow the node name as its extend."""
@@ -56,6 +71,11 @@ class Offer:
 
         Raises :class:`~domi_fast.errors.FrameError`.
         """
+        return cls.read(data)[0]
+
+    @classmethod
+    def read(cls, data: bytes) -> tuple[Offer, int]:
+        """As :meth:`decode`, and of how many bytes it was."""
         if len(data) < _FIXED.size:
             raise FrameError(f"an offer of {len(data)} bytes: at least {_FIXED.size} are needed")
         protocol, features, epoch, instance = _FIXED.unpack_from(data)
@@ -73,16 +93,40 @@ class Offer:
                 raise FrameError("an offer whose text is not UTF-8") from None
             offset = end
         name, version, cluster = texts
-        return cls(name, version, cluster, epoch=epoch, instance=instance, features=features)
+        offer = cls(name, version, cluster, epoch=epoch, instance=instance, features=features)
+        return offer, offset
 
 
-def encode_welcome(machine: int, offer: Offer) -> bytes:
-    """The data of a WELCOME: ``u16`` machine id, then the offer."""
-    return machine.to_bytes(2, "little") + offer.encode()
+def encode_welcome(machine: int, offer: Offer, ticket: bytes = b"") -> bytes:
+    """The data of a WELCOME: ``u16`` machine id, then the offer.
+
+    :param ticket: behind it, what the lanes of the session are known by: ``TICKET`` bytes, or none.
+    """
+    return machine.to_bytes(2, "little") + offer.encode() + ticket
 
 
-def decode_welcome(data: bytes) -> tuple[int, Offer]:
+def decode_welcome(data: bytes) -> tuple[int, Offer, bytes]:
     """The reverse of :func:`encode_welcome`. Raises :class:`~domi_fast.errors.FrameError`."""
     if len(data) < 2:
         raise FrameError("a welcome without a machine id")
-    return int.from_bytes(data[:2], "little"), Offer.decode(data[2:])
+    offer, end = Offer.read(data[2:])
+    ticket = data[2 + end : 2 + end + TICKET]
+    return int.from_bytes(data[:2], "little"), offer, ticket if len(ticket) == TICKET else b""
+
+
+def lanes_between(one: Offer, other: Offer) -> int:
+    """How many connections a session of the two has: as many as both allow."""
+    return min(one.lanes, other.lanes)
+
+
+def encode_lane(machine: int, index: int) -> bytes:
+    """The data of a LANE: who dials, and which connection of its session this is."""
+    return _LANE.pack(machine, index)
+
+
+def decode_lane(data: bytes) -> tuple[int, int]:
+    """The reverse of :func:`encode_lane`. Raises :class:`~domi_fast.errors.FrameError`."""
+    if len(data) != _LANE.size:
+        raise FrameError(f"a lane of {len(data)} bytes: {_LANE.size} are wanted")
+    machine, index = _LANE.unpack(data)
+    return machine, index

@@ -181,7 +181,7 @@ class Membership:
         self._prefix = nodes_prefix(config.cluster)
         self._instance = os.urandom(16)
         self._claim: Claim | None = None
-        self._port = 0
+        self.port = 0
         self._http: int | None = None
         self.machine = _machine_key()
         self.view: dict[int, NodeInfo] = {}
@@ -205,6 +205,7 @@ class Membership:
             cluster=self._config.cluster,
             epoch=self._claim.epoch if self._claim else 0,
             instance=self._instance,
+            features=Offer.features_of(self._config.sessions_per_peer),
         )
 
     async def join(self, port: int, http: int | None = None) -> Snapshot:
@@ -212,7 +213,7 @@ class Membership:
 
         Raises ClusterFull, VersionTooOld and RegistryError.
         """
-        self._port = port
+        self.port = port
         self._http = http
         await self._registry.open()
         self._check_version(await self._registry.list(self._prefix))
@@ -308,7 +309,7 @@ class Membership:
             name=config.name,
             version=config.version,
             host=config.host,
-            port=self._port,
+            port=self.port,
             unix_path=config.unix_path and os.path.abspath(config.unix_path),
             mark=self.offer.mark,
             machine=self.machine,
@@ -336,7 +337,7 @@ class Membership:
             name=config.name,
             id=f"domi-{config.cluster}-{self.id:04d}",
             host=config.host,
-            port=self._port,
+            port=self.port,
             tags=(config.cluster,),
             meta={"version": config.version, "machine_id": str(self.id)},
         )

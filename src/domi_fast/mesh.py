@@ -1,6 +1,7 @@
-"""The mesh: whom to dial and when, and one live session to each peer.
+"""The mesh: one live session to each peer.
 
-Frames, heartbeats and routing are the core's; who may come in is the admission's.
+Frames, heartbeats and routing are the core's; whom to dial is the dialling's, and who may come in
+the admission's.
 """
 
 from __future__ import annotations
@@ -10,30 +11,28 @@ import contextlib
 import logging
 import math
 import os
-import random
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from . import memory, transport
-from ._core import ROLE_ACCEPTOR, ROLE_DIALLER, Router, Session, printable
+from ._core import ROLE_ACCEPTOR, Router, Session
 from .admission import Admission
-from .authentication import NO_MACHINE, NODE, Dialled, Dialler
+from .authentication import NO_MACHINE, Dialled
 from .callers import INCOMPLETE, Callers, most_handshakes
-from .channels import LibraryChannel
 from .conditions import Conditions
 from .config import NodeConfig, parse_version
-from .errors import AuthError, DomiError, FrameError, PeerLost, TryAgain
+from .dialling import DIAL_BACKOFF, Dialling
+from .errors import DomiError
 from .events import Witness
-from .handshake import DISPLACED, Offer, decode_welcome
+from .handshake import DISPLACED, Offer
 from .membership import Membership, NodeInfo
 from .peer import STATES, Peer
 from .registry.base import Registry
-from .tls import Certificates, check_name
+from .tls import Certificates
 
 log = logging.getLogger(__name__)
 
-DIAL_BACKOFF = (0.02, 0.5)
 NEWCOMER_GRACE = 0.1
 # Seconds between two warnings that there are no descriptors.
 TOLD_AGAIN = 10.0
@@ -71,18 +70,29 @@ class Mesh:
         self._listeners: list[transport.Listener] = []
         self._port = 0
         self._peers: dict[int, Peer] = {}
-        self._dialled: dict[Session, tuple[NodeInfo, asyncio.Future[None]]] = {}
         self._sessions: set[Session] = set()
         handshakes = config.handshakes_per_address or most_handshakes(config.tls is not None)
         self._callers = Callers(handshakes, config.session_limit, config.sessions_per_address)
-        self._diallers: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._admission = Admission(router, config, self._members, self._spawn)
         # The router asks it by way of the mesh.
         self.admit = self._admission.admit
         self.admit_guest = self._admission.admit_guest
+        self.admit_lane = self._admission.admit_lane
         self.confirm = self._admission.confirm
         self.conditions = Conditions(router)
+        self._dialling = Dialling(
+            router,
+            config,
+            self._members,
+            self._admission,
+            self._certificates,
+            self.conditions,
+            self._sessions.add,
+            self._spawn,
+        )
+        self.welcomed = self._dialling.welcomed
+        self.lane_taken = self._dialling.lane_taken
         self._closing = False
         self._told_short = -math.inf
         self.peers: Mapping[int, Peer] = MappingProxyType(self._peers)
@@ -137,7 +147,7 @@ class Mesh:
         self._spawn(self._watch_memory())
         expected = set(self._members.view) - {self.id}
         for machine in expected:
-            self._want(machine)
+            self._dialling.want(machine)
         try:
             await self.conditions.wait_for(
                 lambda: all(m in self._peers or m not in self._members.view for m in expected),
@@ -183,7 +193,7 @@ class Mesh:
         def awaited() -> list[Session]:
             return [
                 session
-                for session in self._router.sessions()
+                for session in self._router.connections()
                 if session.unheard and looks.get(session, (0, 0))[1] <= _LOOKS
             ]
 
@@ -193,7 +203,7 @@ class Mesh:
                 looks[session] = (session.bytes_in, silent + 1 if session.bytes_in == had else 1)
             with contextlib.suppress(asyncio.TimeoutError):
                 await self.conditions.wait_for(lambda: not awaited(), patience / _LOOKS)
-        hanging = [session.peer for session in self._router.sessions() if session.unheard]
+        hanging = sorted({each.peer for each in self._router.connections() if each.unheard})
         if hanging:
             log.warning(
                 "node %d: nothing comes of nodes %s, which may not know that it is %s",
@@ -214,12 +224,12 @@ class Mesh:
         self.conditions.close()
         for listener in self._listeners:
             listener.close()
-        for task in [*self._diallers.values(), *self._tasks]:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._diallers.values(), *self._tasks, return_exceptions=True)
+        await asyncio.gather(self._dialling.close(), *self._tasks, return_exceptions=True)
         try:
             await self._members.leave()
-            await drain(self._router.sessions(), self._config.drain_timeout)
+            await drain(self._router.connections(), self._config.drain_timeout)
         finally:
             for session in list(self._sessions):
                 session.close("the node is closing")
@@ -228,10 +238,11 @@ class Mesh:
             self.witness.finish()
             await self._registry.close()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -276,115 +287,8 @@ class Mesh:
 
     def members_changed(self, joined: set[int]) -> None:
         for machine in joined:
-            self._want(machine, grace=NEWCOMER_GRACE)
+            self._dialling.want(machine, grace=NEWCOMER_GRACE)
         self.conditions.changed()
-
-    # ------------------------------------------------------------------------------------- dialling
-
-    def _want(self, machine: int, *, grace: float = 0.0) -> None:
-        """Have a task dial the machine until there is a session, unless one does already."""
-        if machine == self.id or machine in self._diallers or self._closing:
-            return
-        task = asyncio.ensure_future(self._keep_dialling(machine, grace))
-        self._diallers[machine] = task
-        task.add_done_callback(lambda task: self._dialler_ended(machine, task))
-
-    def _dialler_ended(self, machine: int, task: asyncio.Task[None]) -> None:
-        self._diallers.pop(machine, None)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("dialling node %d failed", machine, exc_info=task.exception())
-        elif machine in self._members.view and self._router.session(machine) is None:
-            self._want(machine, grace=DIAL_BACKOFF[0])
-
-    async def _keep_dialling(self, machine: int, grace: float) -> None:
-        # Both ends of a lost session come here at once: the jitter lets one of them be first.
-        pause = grace * random.uniform(0.5, 1.5)
-        attempts = 0
-        while True:
-            if pause:
-                await self._pause(machine, pause)
-            info = self._members.view.get(machine)
-            if self._closing or info is None or self._router.session(machine) is not None:
-                return
-            # Who was disconnected comes again once it has read the rest, lest a newer session take
-            # the place of that.
-            if (
-                self._members.valid
-                and not self._admission.accepts(machine)
-                and not any(
-                    offer is not None and info.is_of(offer)
-                    for offer in self._router.lingers(machine)
-                )
-            ):
-                try:
-                    await self._dial(info)
-                    return
-                except (OSError, ValueError, asyncio.TimeoutError, DomiError) as error:
-                    log.debug("node %d: dialling node %d: %s", self.id, machine, error)
-            pause = min(DIAL_BACKOFF[1], DIAL_BACKOFF[0] * 2**attempts) * random.uniform(0.5, 1.5)
-            attempts = min(attempts + 1, 10)
-
-    async def _pause(self, machine: int, seconds: float) -> None:
-        """Sleep, but no longer than until the machine has a session or is not registered."""
-        with contextlib.suppress(asyncio.TimeoutError, DomiError):
-            await self.conditions.wait_for(
-                lambda: (
-                    machine not in self._members.view or self._router.session(machine) is not None
-                ),
-                seconds,
-            )
-
-    async def _dial(self, info: NodeInfo) -> None:
-        machine = self._members.machine
-        path = info.unix_path if machine and info.machine == machine else None
-        # By its path: nodes of two network namespaces may have one address.
-        if (
-            path == self._config.unix_path
-            if path
-            else (info.host, info.port) == (self._config.host, self._port)
-        ):
-            raise TryAgain(f"nobody but this node listens where node {info.id} did", peer=info.id)
-        tls = None if self._certificates is None else self._certificates.client()
-        fd = await asyncio.wait_for(
-            transport.dial(info.host, info.port, path), self._config.handshake_timeout
-        )
-        if (
-            self._closing
-            or self._admission.accepts(info.id)
-            or self._router.session(info.id) is not None
-            or self._members.view.get(info.id) != info
-        ):
-            os.close(fd)
-            return
-        session = Session(
-            self._router,
-            fd,
-            ROLE_DIALLER,
-            printable(f"unix:{path}" if path else f"{info.host}:{info.port}"),  # as it registered
-            peer=info.id,
-            guard=None
-            if self._secret is None
-            else Dialler(self._secret, self._config.cluster, NODE, self.id, info.id),
-            tls=tls,
-        )
-        welcome = asyncio.get_running_loop().create_future()
-        self._admission.dials[info.id] = session
-        self._dialled[session] = info, welcome
-        self._sessions.add(session)
-        try:
-            session.start()
-            session.dial(
-                LibraryChannel.NODE_NAME,
-                self.id.to_bytes(2, "little"),
-                self._members.offer.encode(),
-            )
-            await welcome
-        finally:
-            if not session.up:
-                session.close("dialling was given up")
-            self._dialled.pop(session, None)
-            if self._admission.dials.get(info.id) is session:
-                del self._admission.dials[info.id]
 
     # ----------------------------------------------------------------- what the core's router calls
 
@@ -433,32 +337,13 @@ class Mesh:
         self._sessions.add(session)
         session.start()
 
-    def welcomed(self, session: Session, data: bytes) -> int:
-        """The dialled node has answered: its machine id. Raises DomiError to refuse it."""
-        machine, offer = decode_welcome(data)
-        if machine != session.peer or offer.cluster != self._config.cluster:
-            raise FrameError(f"dialled node {session.peer} and reached node {machine}")
-        known = self._members.view.get(machine)
-        if self._certificates is not None:
-            check_name(session.certificate, offer.name, machine)
-        # Neither the one that was dialled, nor who has its id by now.
-        if not self._dialled[session][0].is_of(offer) or (
-            known is not None and not known.is_of(offer)
-        ):
-            raise AuthError(f"node {machine} is not the one that is registered", peer=machine)
-        self._admission.make_room(machine, offer)
-        session.info = offer
-        return machine
-
     def joined(self, session: Session) -> None:
         """The handshake of this session is complete."""
         self._callers.completed(session)
         known = self._members.view.get(session.peer)
         if known is not None and not session.is_guest:
             self._weigh(session.peer, known.weight)
-        _, welcome = self._dialled.get(session, (None, None))
-        if welcome is not None and not welcome.done():
-            welcome.set_result(None)
+        self._dialling.joined(session)
         self.conditions.changed()
 
     def listed(self, session: Session) -> None:
@@ -494,12 +379,8 @@ class Mesh:
         self._sessions.discard(session)
         self._callers.left(session)
         self._admission.forget(session)
-        _, welcome = self._dialled.get(session, (None, None))
-        if welcome is not None and not welcome.done():
-            welcome.set_exception(
-                PeerLost(f"node {session.peer}: {session.reason}", peer=session.peer)
-            )
-        if not was_up or session.is_guest:
+        self._dialling.lost(session)
+        if not was_up or session.is_guest or session.is_lane:
             return
         if not self._members.valid and DISPLACED in (session.reason or ""):
             self.displaced()
@@ -516,7 +397,7 @@ class Mesh:
                 extra={"domi_node": self.id, "domi_peer": session.peer},
             )
             if session.peer in self._members.view:
-                self._want(session.peer, grace=DIAL_BACKOFF[0])
+                self._dialling.want(session.peer, grace=DIAL_BACKOFF[0])
         self.conditions.changed()
 
 

@@ -51,7 +51,7 @@ class Peer:
     @property
     def queued(self) -> int:
         """Bytes that wait to be sent to it."""
-        return self._session.queued
+        return sum(connection.queued for connection in self._session.connections)
 
     @property
     def phi(self) -> float:
@@ -59,7 +59,7 @@ class Peer:
         ends by itself once in a thousand times, going by the rhythm of its heartbeats; from 0 to
         infinity, which it is once the peer is lost.
         """
-        return self._session.phi
+        return max(connection.phi for connection in self._session.connections)
 
     @property
     def circuit(self) -> str:

@@ -109,7 +109,7 @@ class Ninth:
         flushes = [self.node.request(NUMBERED, b"", TIMEOUT, to=id) for id in self.node.peers]
         await asyncio.gather(*flushes)
         # The dead are dialled until their leases are over.
-        await until(lambda: not self.node._mesh._diallers, TIMEOUT)
+        await until(lambda: not self.node._mesh._dialling.wanted, TIMEOUT)
 
     async def report(self) -> dict[str, Any]:
         gc.collect()

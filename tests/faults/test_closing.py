@@ -42,7 +42,7 @@ STAGES: dict[str, Callable[[Node], object]] = {
     "before its first step": lambda node: True,
     "once it listens": lambda node: node.port,
     "once it has an id": lambda node: node.id >= 0,
-    "once it dials": lambda node: node._mesh._diallers,
+    "once it dials": lambda node: node._mesh._dialling.wanted,
 }
 
 
@@ -58,7 +58,7 @@ async def close_in_start(url: str, stage: str) -> None:
             with pytest.raises(DomiError, match="closed"):
                 await starting
             assert not node._mesh._tasks
-            assert not node._mesh._diallers
+            assert not node._mesh._dialling.wanted
             assert not node._mesh._sessions
             await other.wait_peers(0, 5)
             registered = await other._mesh._registry.list("domi/")

@@ -176,7 +176,11 @@ def test_an_offer_vector_on_both_codecs(vector: Vector) -> None:
     offer = handshake.Offer(**fields)
     if machine is not None:
         assert handshake.encode_welcome(machine, offer).hex() == vector.raw.hex()
-        assert handshake.decode_welcome(vector.raw) == (machine, offer)
+        assert handshake.decode_welcome(vector.raw) == (machine, offer, b"")
+        ticket = bytes(range(16))
+        assert handshake.decode_welcome(vector.raw + ticket) == (machine, offer, ticket)
+        assert handshake.decode_welcome(vector.raw + ticket[:-1]) == (machine, offer, b"")
+        assert reference.ticket_of(vector.raw + ticket) == ticket
         return
     assert handshake.Offer.decode(vector.raw) == offer
     assert handshake.Offer.decode(vector.raw + b"of a later version") == offer
@@ -539,7 +543,10 @@ def test_offers_agree(
     assert reference.decode_offer(raw + later) == oracle
     welcome = handshake.encode_welcome(machine, offer)
     assert welcome == reference.encode_welcome(machine, oracle)
-    assert handshake.decode_welcome(welcome + later) == (machine, offer)
+    ticket = reference.ticket_of(welcome + later)[:16]
+    expected = (machine, offer, ticket if len(ticket) == 16 else b"")
+    assert handshake.decode_welcome(welcome + later) == expected
+    assert offer.lanes == reference.lanes(oracle)
 
 
 @given(st.binary(max_size=80))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import random
 import re
 import resource
 import socket
 import struct
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,147 +25,21 @@ from domi_fast import (
     DomiError,
     Frame,
     FrameError,
+    FrameReader,
     Node,
     NoSubscriber,
     Overloaded,
     PeerLost,
     RemoteError,
     connect,
+    encode_frame,
 )
-from domi_fast.registry import open_registry
 from tests import reference
-from tests.reference import Decoder, Offer
+from tests.reference import Offer
+from tests.strangers import SECONDS, Stranger, extended, guest, plain, registered, stranger
 from tests.support import until
 
-SECONDS = 10.0
 MIB = 1 << 20
-
-
-# ------------------------------------------------------------------------------------ the strangers
-
-
-class Stranger:
-    """A connection that says what it likes, byte for byte."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.decoder = Decoder()
-        self.ready: list[reference.Frame] = []
-        self.heartbeats = 0
-
-    async def say(self, *parts: bytes) -> None:
-        await asyncio.get_running_loop().sock_sendall(self.sock, b"".join(parts))
-
-    async def hear(self) -> reference.Frame:
-        """The next frame that is not a heartbeat. Raises EOFError."""
-        while not self.ready:
-            raw = await asyncio.wait_for(
-                asyncio.get_running_loop().sock_recv(self.sock, 65536), SECONDS
-            )
-            if not raw:
-                raise EOFError
-            for frame in self.decoder.feed(raw):
-                if frame.channel == reference.HEARTBEAT:
-                    self.heartbeats += 1
-                elif frame.channel != reference.MEMORY:  # said whenever it has changed
-                    self.ready.append(frame)
-        return self.ready.pop(0)
-
-    async def closed(self) -> list[reference.Frame]:
-        """Wait until the node has closed the connection; what it said before that."""
-        said = []
-        try:
-            while True:
-                said.append(await self.hear())
-        except (EOFError, ConnectionResetError, BrokenPipeError):
-            return said
-
-    async def settled(self) -> list[reference.Frame]:
-        """Until the node has dealt with all that was said; what it said in the meantime."""
-        said = []
-        await self.say(reference.encode(reference.PING, b"ping"))
-        while (frame := await self.hear()) != (reference.PONG, b"pong", b""):
-            said.append(frame)
-        return said
-
-
-@asynccontextmanager
-async def stranger(node: Node) -> AsyncIterator[Stranger]:
-    with socket.socket() as sock:
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", node.port))
-        yield Stranger(sock)
-
-
-@asynccontextmanager
-async def plain(node: Node, machine: int = 7) -> AsyncIterator[Stranger]:
-    """A session of the plain protocol."""
-    async with stranger(node) as peer:
-        await peer.say(reference.plain_hello(machine))
-        await peer.settled()
-        yield peer
-
-
-@asynccontextmanager
-async def registered(url: str, machine: int) -> AsyncIterator[Offer]:
-    """An entry of the registry, as a node makes it, for a node that nobody can dial."""
-    registry = open_registry(url)
-    await registry.open()
-    instance = random.Random(machine).randbytes(16)
-    with socket.socket() as deaf:
-        deaf.bind(("127.0.0.1", 0))
-        value = {
-            "name": "by-hand",
-            "version": "0",
-            "host": "127.0.0.1",
-            "port": deaf.getsockname()[1],
-            "unix_path": None,
-            "mark": reference.mark(instance).hex(),
-            "machine": "",
-        }
-        lease = await registry.grant(SECONDS)
-        try:
-            claim = await registry.claim(
-                [f"domi/default/nodes/{machine:04d}"], json.dumps(value).encode(), lease
-            )
-            yield Offer("by-hand", epoch=claim.epoch, instance=instance)
-        finally:
-            await lease.revoke()
-            await registry.close()
-
-
-@asynccontextmanager
-async def extended(
-    node: Node, url: str, machine: int = 7, channels: tuple[int, ...] = ()
-) -> AsyncIterator[Stranger]:
-    """A session of the extended protocol, built from the page."""
-    async with registered(url, machine) as offer, stranger(node) as peer:
-        await peer.say(reference.hello(machine, offer))
-        channel, data, extend = await peer.hear()
-        assert (channel, extend) == (reference.WELCOME, b"")
-        who, theirs = reference.decode_welcome(data)
-        assert (who, theirs.name, theirs.cluster) == (node.id, node.config.name, "default")
-        await peer.say(reference.subscriptions(reference.ALL, channels))
-        frame = await peer.hear()
-        assert (frame.channel, frame.extend) == (reference.SUBSCRIPTIONS, b"\0")
-        assert frame.data == reference.channels(sorted(node._router.handlers()))
-        await node._mesh.conditions.wait_for(lambda: machine in node.peers, SECONDS)
-        assert node.peers[machine].channels == frozenset(channels)
-        yield peer
-
-
-@asynccontextmanager
-async def guest(node: Node) -> AsyncIterator[Stranger]:
-    """A guest, built from the page."""
-    async with stranger(node) as peer:
-        await peer.say(reference.guest_hello(Offer("guest", cluster="")))
-        channel, data, _ = await peer.hear()
-        assert channel == reference.WELCOME
-        assert reference.decode_welcome(data)[0] == node.id
-        await peer.say(reference.subscriptions(reference.ALL))
-        yield peer
 
 
 # -------------------------------------------------------------------------------------- the arena
@@ -1332,6 +1206,27 @@ async def test_memory_follows_what_has_arrived(
         while scene.node.counters()["bytes_in"] - received < MIB + 8:
             await scene.other.request(50, b"", SECONDS)
         assert data_size() - before < 6 * MIB
+
+
+def test_who_has_sent_much_gets_as_much_room_at_once_and_no_more() -> None:
+    announced = HEADER.pack(16 * MIB, 0, 50) + bytes(64)
+
+    def grown(reader: FrameReader) -> int:
+        """Bytes that it takes for a frame of which next to nothing has come."""
+        before, _ = tracemalloc.get_traced_memory()
+        reader.feed(announced)
+        return tracemalloc.get_traced_memory()[0] - before
+
+    reader, other = FrameReader(), FrameReader()
+    whole = encode_frame(50, bytes(8 * MIB))
+    tracemalloc.start()
+    try:
+        assert len(reader.feed(whole[:MIB]) + reader.feed(whole[MIB:])) == 1
+        assert 7 * MIB < grown(reader) < 9 * MIB
+        # Another connection has shown nothing.
+        assert grown(other) < MIB
+    finally:
+        tracemalloc.stop()
 
 
 async def test_pings_without_end_from_a_peer_that_never_reads(

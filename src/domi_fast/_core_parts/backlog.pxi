@@ -28,7 +28,12 @@ cdef size_t room_at_least(Router router) noexcept:
 
 cdef void set_room(Session session, size_t room) noexcept:
     session.room = room
-    session.gate = room if session.waiting is None else 0
+    open_gate(session)
+
+
+cdef void open_gate(Session session) noexcept:
+    # Unless a request waits, or the peer has ended one of its connections.
+    session.gate = session.room if session.waiting is None and not is_parting(session) else 0
 
 
 cdef bint has_room(Session session) noexcept:
@@ -158,7 +163,7 @@ cdef int room_for(Session session, uint16_t channel, size_t length, bint asks) e
     cdef int policy
     cdef bint of_node
     cdef Router router = session.router
-    if session.state == SESSION_CLOSED:
+    if session.state == SESSION_CLOSED or is_parting(session):
         raise session.lost_error()
     if length > router.frame_limit:
         raise frame_too_large(router, channel, length)
@@ -225,12 +230,16 @@ cdef int disconnect(Session session, uint16_t channel, bint asks) except -1:
     # peer may still read what the sockets have taken.
     cdef int prefix = 2 if session.role == ROLE_GUEST else 0
     cdef size_t queued = session.queue.queued
+    cdef list connections = connections_of(main_of(session))
+    cdef Session connection
     if not asks:
         drop(session, channel, 1)
-    for found, count in session.queue.droppable(prefix).items():
-        drop(session, found, count)
+    for connection in connections:
+        for found, count in connection.queue.droppable(prefix).items():
+            drop(connection, found, count)
     try:
-        linger(session)
+        for connection in connections:
+            linger(connection)
     finally:
         session.fail(f"it is slow: {queued} bytes wait for it (when_full='disconnect')")
     raise session.lost_error()
@@ -247,7 +256,7 @@ cdef class Waiting:
 cdef bint request_has_room(Session session, int channel) except -1:
     # Whether a request need not wait: its queue is full, or another waits.
     cdef int policy
-    if session.state == SESSION_CLOSED:
+    if session.state == SESSION_CLOSED or is_parting(session):
         return True         # to hear of it
     if session.waiting is not None:
         return False
@@ -327,7 +336,7 @@ cdef int end_waiting(Session session) noexcept:
     # None waits any more.
     session.waiting = None
     session.ended_waiting = 0
-    session.gate = session.room
+    open_gate(session)
     return 0
 
 
@@ -358,7 +367,7 @@ cdef int send_waiting(Session session) except -1:
     cdef Request request
     cdef bytes data
     cdef uint64_t milliseconds
-    while session.waiting is not None:
+    while session.waiting is not None and not is_parting(session):
         if not session.waiting:
             return end_waiting(session)
         waiting = session.waiting[0]

@@ -44,6 +44,7 @@ cdef class Breaker:
 cdef int request_failed(Router router, Session session) except -1:
     # A request got no answer in time.
     cdef Breaker breaker = session.breaker
+    session = main_of(session)
     if breaker is None or breaker.state != CIRCUIT_CLOSED or session.state != SESSION_UP:
         return 0
     if breaker.fails(monotonic_ns(), router.breaker_window):
@@ -80,7 +81,7 @@ cdef int heard_pong(Router router, Session session) except -1:
     router.count("circuits_closed")
     log.info("node %d has answered: its circuit is closed", session.peer,
              extra={"domi_peer": session.peer})
-    return reroute(router, session)
+    return reroute(router, main_of(session))
 
 
 cdef object circuit_open(int channel, Session session):

@@ -134,6 +134,7 @@ cdef enum:
     CH_STATE = 65517
     CH_MEMORY = 65518
     CH_AUTH = 65519
+    CH_LANE = 65520
 
 # First byte of an extend of odd size, which only peers that offered it get (docs/protocol.md).
 cdef enum:
@@ -192,9 +193,11 @@ cdef enum:
     SESSION_MAGIC = 0           # an accepted connection that has yet to show the magic
     SESSION_EXAMINED = 1        # has named itself; the mesh has yet to decide about it
     SESSION_NAMED = 2           # has been welcomed; its subscriptions complete the handshake
-    SESSION_DIALLED = 3         # waits for the welcome
-    SESSION_UP = 4
-    SESSION_CLOSED = 5
+    SESSION_DIALLED = 3         # waits for the welcome, or to be taken as a lane
+    SESSION_WELCOMED = 4        # has dialled, and waits for its lanes
+    SESSION_LANE = 5            # a lane whose session is not up yet
+    SESSION_UP = 6
+    SESSION_CLOSED = 7
 
 cpdef enum:
     ROLE_DIALLER = 0

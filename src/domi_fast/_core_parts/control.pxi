@@ -16,12 +16,14 @@ cdef bint handle_library(Router router, Session session, RawFrame* frame) except
         session.control(CH_PONG, b"pong")
     elif channel == CH_EXIT:
         text = PyBytes_FromStringAndSize(<char*>frame.data, min(frame.size, <uint32_t>1024))
-        session.fail(f"the peer said goodbye: {said_by_peer(text)}" if text
-                     else "the peer said goodbye")
+        end_connection(session, f"the peer said goodbye: {said_by_peer(text)}" if text
+                       else "the peer said goodbye")
     elif channel == CH_NODE_NAME:
         session.fail("a second node name", True)
     elif not session.extended:
         router.count("dropped_not_negotiated")
+    elif channel == CH_SUBSCRIPTIONS and session.main is not None:
+        session.fail("subscriptions on a lane", True)
     elif channel == CH_SUBSCRIPTIONS:
         handle_subscriptions(router, session, frame)
     elif channel == CH_STATE:

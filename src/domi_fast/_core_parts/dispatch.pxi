@@ -256,6 +256,10 @@ cdef class Context:
             return 0
         if target.peer != machine or target.state == SESSION_CLOSED:
             target = router.session_to(machine)
+        if target.lanes is not None or target.main is not None:
+            target = lane_of(main_of(target), channel)
+            if is_too_late(target):
+                return 0
         write_data(target, channel, data, NULL, 0)
         return 0
 
@@ -271,7 +275,8 @@ cdef class Context:
             return 0
         out[0] = TAG_GUEST_REPLY
         copy(out + 1, p + 5, 4)
-        router.session_to(load16(p + 1)).put(channel, data, out, GUEST_REPLY_EXTEND)
+        lane_of(router.session_to(load16(p + 1)), channel).put(
+            channel, data, out, GUEST_REPLY_EXTEND)
         return 0
 
     cdef int answer(self, uint8_t status, object data) except -1:
@@ -279,6 +284,8 @@ cdef class Context:
         cdef uint8_t out[ANSWER_EXTEND]
         if self.session.state == SESSION_CLOSED:
             raise self.session.lost_error()
+        if is_too_late(self.session):
+            return 0
         copy(out, self.extend_bytes() + 1, 8)
         out[8] = status
         if status == STATUS_OK:

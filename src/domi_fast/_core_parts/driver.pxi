@@ -139,6 +139,13 @@ cdef class SocketDriver:
         self.fd = -1
         return fd
 
+    cdef int half_close(self) except -1:
+        # Nothing more is sent: the peer will read to an end.
+        self.writing = False
+        self.stop_write()
+        c_shutdown(self.fd, SHUT_WR)
+        return 0
+
     cdef int close(self) except -1:
         cdef int fd = self.fd
         try:

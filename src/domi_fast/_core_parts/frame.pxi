@@ -2,9 +2,10 @@
 #
 # A frame: u32 length (of all of it), u16 extend size, u16 channel, data, extend; little-endian.
 #
-# Invariants: memory grows only with bytes that have arrived (at most twice as much); a length is
-# checked before it is used; a window never outlives the call that parses it, because
-# close_window() moves what is left into `tail`. Owned by the loop thread.
+# Invariants: memory grows only with bytes that have arrived (at most twice as much, or as much as a
+# frame before that arrived whole); a length is checked before it is used; a window never outlives
+# the call that parses it, because close_window() moves what is left into `tail`. Owned by the loop
+# thread.
 
 class Frame(tuple):
     """A frame: ``(channel, data, extend)``.
@@ -240,6 +241,7 @@ cdef class FrameReader:
             live(LIVE_BIG, -1)
             self.big = NULL
             self.big_have = 0
+            self.proven = max(self.proven, self.big_size)
             self.position += frame.extend_size
             return 1
         if available < HEADER:
@@ -274,7 +276,7 @@ cdef class FrameReader:
         cdef size_t size = length - HEADER - extend_size
         cdef size_t have = min(available - HEADER, size)
         cdef object target = PyBytes_FromStringAndSize(
-            NULL, min(size, max(<size_t>4096, have * 2)))
+            NULL, min(size, max(<size_t>4096, have * 2, self.proven)))
         copy(PyBytes_AS_STRING(target), self.window + self.position + HEADER, have)
         Py_INCREF(target)
         self.big = <PyObject*>target
@@ -292,7 +294,8 @@ cdef class FrameReader:
         cdef size_t wanted
         if self.big_have + arriving > capacity or (
                 self.big_have == capacity and capacity < self.big_size):
-            wanted = min(self.big_size, max(self.big_have + arriving, self.big_have * 2))
+            wanted = min(self.big_size,
+                         max(self.big_have + arriving, self.big_have * 2, self.proven))
             if _PyBytes_Resize(&self.big, <Py_ssize_t>wanted) < 0:
                 live(LIVE_BIG, -1)      # its memory is freed, and `big` is NULL
                 self.big_have = 0

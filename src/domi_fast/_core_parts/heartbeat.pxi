@@ -100,7 +100,7 @@ cdef int beat(Session session) except -1:
             session.engine.schedule(&session.heartbeat.node, 1000000)   # should a handler raise
             session.read_some()
             session.engine.wheel.remove(&session.heartbeat.node)
-        if session.state == SESSION_CLOSED:
+        if session.state == SESSION_CLOSED or session.parted:
             return 0
         now = max(now, session.last_heard)
         if session.continuing and not session.holding:

@@ -108,7 +108,7 @@ cdef int relay_verb(Router router, Session guest, const uint8_t* p, uint16_t siz
         router.send_stage(channel, data, p + RELAY_EXTEND, size - RELAY_EXTEND)
     elif verb == VERB_CALL:
         relayed_channel(reply_channel)
-        session = pick(router, relayed_channel(channel), to, True)
+        session = lane_of(pick(router, relayed_channel(channel), to, True), channel)
         if not session.extended:
             raise errors.DomiError(
                 f"node {session.peer} speaks the plain protocol, which cannot answer a guest",
@@ -119,7 +119,7 @@ cdef int relay_verb(Router router, Session guest, const uint8_t* p, uint16_t siz
         store32(extend + 5, guest.token)
         session.put(channel, data, extend, GUEST_CALL_EXTEND)
     elif verb == VERB_REQUEST:
-        session = pick(router, relayed_channel(channel), to, True)
+        session = lane_of(pick(router, relayed_channel(channel), to, True), channel)
         if not session.extended:
             raise errors.DomiError(
                 f"node {session.peer} speaks the plain protocol, which has no requests",
@@ -128,7 +128,7 @@ cdef int relay_verb(Router router, Session guest, const uint8_t* p, uint16_t siz
     elif verb == VERB_REPLY:
         if not USER_FIRST <= channel <= USER_LAST:
             raise errors.DomiError(f"channel {channel}: users have 50-65499", channel=channel)
-        session = router.session_to(machine)
+        session = lane_of(router.session_to(machine), channel)
         if correlation:
             # The reply is for another guest: its number stands in the low half.
             extend[0] = TAG_GUEST_REPLY
@@ -266,7 +266,7 @@ cdef int tell_sender(Router router, uint8_t status, uint16_t channel, int sender
     store16(out + 1, channel)
     store16(out + 3, <uint16_t>len(extend))
     try:
-        target.put(CH_REJECT, extend + data, out, REJECT_EXTEND)
+        lane_of(target, channel).put(CH_REJECT, extend + data, out, REJECT_EXTEND)
     except (errors.Overloaded, errors.FrameError, errors.PeerLost):
         router.count("rejects_lost")
     return 0

@@ -176,8 +176,9 @@ cdef class Router:
                     route_add(&self.channels[channel].route, self.loopback)
                 else:
                     route_remove(&self.channels[channel].route, self.loopback)
-        for session in self.sessions():
-            if session.extended and session.role in (ROLE_DIALLER, ROLE_ACCEPTOR):
+        for session in self.connections():
+            if (session.extended and session.role in (ROLE_DIALLER, ROLE_ACCEPTOR)
+                    and not is_parting(session)):
                 say_state(self, session)
                 session.flush()
         self.mesh.routes_changed()
@@ -272,7 +273,7 @@ cdef class Router:
                 table.pop(key, None)
             else:
                 table[key] = code
-        for session in self.sessions() + ([] if self.loopback is None else [self.loopback]):
+        for session in self.connections() + ([] if self.loopback is None else [self.loopback]):
             session.when_full = self.full_peers.get(session.peer, self.full_default)
 
     def drops(self):
@@ -303,7 +304,7 @@ cdef class Router:
         sent, for itself or for others, and that have not ended: how many."""
         cdef Session session
         cdef uint64_t count = self.slot_count - self.free_count
-        for session in self.sessions() + ([] if self.loopback is None else [self.loopback]):
+        for session in self.connections() + ([] if self.loopback is None else [self.loopback]):
             count += session.owed
         return count
 
@@ -375,6 +376,10 @@ cdef class Router:
             found.append(self.uplink)
         return found
 
+    def connections(self):
+        """The connections of all of these sessions."""
+        return [each for session in self.sessions() for each in connections_of(session)]
+
     def session(self, int machine):
         """The session with this machine, or None."""
         if 0 <= machine < MAX_MACHINES and self.peers[machine] is not NULL:
@@ -415,7 +420,7 @@ cdef class Router:
         found = Counter(self.totals)
         cdef uint64_t frames_in = self.frames_in, frames_out = self.frames_out
         cdef uint64_t bytes_in = self.bytes_in, bytes_out = self.bytes_out
-        for session in self.sessions() + ([] if self.loopback is None else [self.loopback]):
+        for session in self.connections() + ([] if self.loopback is None else [self.loopback]):
             frames_in += session.frames_in
             frames_out += session.frames_out
             bytes_in += session.bytes_in
@@ -444,7 +449,9 @@ cdef class Router:
         cdef Session session
         self.require_engine()
         session = self.uplink if self.uplink is not None else self.session_to(peer)
-        return session.drained()
+        if session.lanes is None:
+            return session.drained()
+        return asyncio.ensure_future(drained_lanes(session.lanes), loop=self.engine.loop)
 
     # ------------------------------------------------------------------------------- subscriptions
 
@@ -564,6 +571,8 @@ cdef class Router:
                 return self.loopback    # it takes no new work, and nobody else has this channel
             raise no_subscriber(self, number)
         session = self.session_to(to)
+        if session.parting is not None:
+            raise session.lost_error()
         if not takes_work(session):
             if session.state_of_peer == STATE_SERVING:
                 raise circuit_open(number, session)
@@ -578,7 +587,8 @@ cdef class Router:
     cdef int send_notify(self, int channel, object data, object to, bint keyless) except -1:
         if self.uplink is not None:
             return uplink_send(self, VERB_NOTIFY, channel, data, 0, to, 0, NO_DEADLINE, None)
-        return pick(self, channel, to, keyless).put(<uint16_t>channel, data, NULL, 0)
+        return lane_of(pick(self, channel, to, keyless), channel).put(
+            <uint16_t>channel, data, NULL, 0)
 
     cdef int send_publish(self, int channel, object data, object to) except -1:
         cdef uint8_t tag = TAG_PUBLISH
@@ -597,7 +607,7 @@ cdef class Router:
             uplink_send(self, VERB_PUBLISH, channel, data, 0, to, 0, NO_DEADLINE, None)
             return 1
         if to is not None:
-            session = pick(self, channel, to, True)
+            session = lane_of(pick(self, channel, to, True), channel)
             session.put(<uint16_t>channel, data, &tag, 1 if session.extended else 0)
             return 1
         self.require_engine()
@@ -607,6 +617,7 @@ cdef class Router:
         # A session that fails while it is written to leaves the route: go by a copy.
         targets = [<object>route.members[i] for i in range(route.count)]
         for session in targets:
+            session = lane_of(session, channel)
             frames = session.frames_out
             extend_size = 1 if session.extended else 0
             found = FRAME_FITS
@@ -635,7 +646,7 @@ cdef class Router:
         cdef Session session
         if self.uplink is not None:
             return uplink_send(self, VERB_CALL, number, data, reply, to, 0, NO_DEADLINE, None)
-        session = pick(self, number, to, keyless)
+        session = lane_of(pick(self, number, to, keyless), number)
         if self.channels[reply].guests is not NULL and session.extended:
             # So that the reply is not taken for a message that a guest may have: guest 0 is the
             # node itself.
@@ -655,7 +666,7 @@ cdef class Router:
             self.require_engine()
             session = self.uplink
         else:
-            session = pick(self, channel, to, False)
+            session = lane_of(pick(self, channel, to, False), channel)
             if not session.extended:
                 raise errors.DomiError(
                     f"node {session.peer} speaks the plain protocol, which has no requests: "
@@ -763,7 +774,7 @@ cdef class Router:
             uplink_send(self, VERB_PIPELINE, channel, data, 0, None, 0, NO_DEADLINE,
                         PyBytes_FromStringAndSize(<char*>rest, size))
             return 0
-        session = pick(self, channel, None, True)
+        session = lane_of(pick(self, channel, None, True), channel)
         if not session.extended:
             session.put(<uint16_t>channel, data, rest, size)
             return 0
@@ -1006,7 +1017,7 @@ cdef class Router:
         self.refused = 0
         if refused:
             self.count("refused_queue_full", refused)
-        for session in self.sessions():
+        for session in self.connections():
             count_drops(session)
         return 0 if self.loopback is None else count_drops(self.loopback)
 
@@ -1046,6 +1057,8 @@ cdef class Router:
                 older = <Session><object>self.peers[session.peer]      # the slot may hold the last
                 older.fail("replaced by a newer session")
             self.peers_set(session.peer, session)
+            if session.lanes is not None:
+                raise_lanes(session)
             if session.extended:
                 greet(self, session)
         self.mesh.joined(session)
@@ -1068,10 +1081,24 @@ cdef class Router:
                     extra={"domi_address": session.address})
         return 0
 
-    cdef int session_lost(self, Session session, bint was_up, bint protocol,
-                          WriteQueue unsent) except -1:
+    cdef int fail_requests(self, Session session, bint unsent) except -1:
+        # The session cannot answer any more what it was sent, nor be answered; only `unsent`: what
+        # waits for room in its queue.
         cdef uint32_t slot
         cdef Request request
+        error = session.lost_error()
+        for slot in range(self.slot_count):
+            if self.slots[slot] is not NULL:
+                request = <Request><object>self.slots[slot]
+                if request.session is session and (request.waiting is not None or not unsent):
+                    request.settle(REQUEST_FAILED, errors.PeerLost(
+                        str(error), channel=request.channel, peer=session.peer), False)
+                elif request.origin is session and not unsent:
+                    request.settle(REQUEST_CANCELLED, None, False)
+        return 0
+
+    cdef int session_lost(self, Session session, bint was_up, bint protocol,
+                          WriteQueue unsent) except -1:
         if protocol:
             self.count("protocol_errors")
             self.warn_of(session)
@@ -1095,15 +1122,7 @@ cdef class Router:
         self.bytes_in += session.bytes_in
         self.bytes_out += session.bytes_out
         if was_up:
-            error = session.lost_error()
-            for slot in range(self.slot_count):
-                if self.slots[slot] is not NULL:
-                    request = <Request><object>self.slots[slot]
-                    if request.session is session:
-                        request.settle(REQUEST_FAILED, errors.PeerLost(
-                            str(error), channel=request.channel, peer=session.peer), False)
-                    elif request.origin is session:
-                        request.settle(REQUEST_CANCELLED, None, False)
+            self.fail_requests(session, False)
         if self.mesh is not None and session.role != ROLE_LOOPBACK:
             self.mesh.lost(session, was_up)
         while True:

@@ -207,6 +207,7 @@ cdef int handle_subscriptions(Router router, Session session, RawFrame* frame) e
         router.mesh.routes_changed()
     if session.role != ROLE_GUEST:
         if first:
+            read_lanes(session)
             router.mesh.listed(session)
         else:
             router.mesh.routes_changed()
@@ -245,7 +246,7 @@ cdef int drop_routes(Router router, Session session, set channels) except -1:
 
 
 cdef bint takes_work(Session session) noexcept:
-    return session.state_of_peer == STATE_SERVING and (
+    return session.state_of_peer == STATE_SERVING and session.parting is None and (
         session.breaker is None or session.breaker.state == CIRCUIT_CLOSED)
 
 
@@ -268,7 +269,8 @@ cdef int greet(Router router, Session session) except -1:
         announce_to(router, session, SUBSCRIBED_ALL, channels)
     else:
         announce_to(router, session, SUBSCRIBED_ALL, ())
-        say_state(router, session)
+        for connection in connections_of(session):
+            say_state(router, connection)
         announce_to(router, session, SUBSCRIBED_ADD, channels)
     return say_memory(router, session)
 
@@ -304,6 +306,7 @@ cdef int say_state(Router router, Session session) except -1:
 
 cdef int handle_state(Router router, Session session, RawFrame* frame) except -1:
     cdef uint8_t heard = STATE_HEARD
+    cdef Session main = main_of(session)
     if session.role == ROLE_GUEST or session.role == ROLE_UPLINK:
         return router.count("dropped_not_negotiated")
     if (frame.size != 1 or frame.extend_size != 1 or frame.data[0] > STATE_DRAINING
@@ -314,8 +317,11 @@ cdef int handle_state(Router router, Session session, RawFrame* frame) except -1
     if frame.extend[0] == STATE_HEARD:
         session.unheard -= 1
     else:
-        session.state_of_peer = frame.data[0]
-        reroute(router, session)
+        session.states_in += 1
+        if session.states_in > main.states_known:      # or another lane was quicker
+            main.states_known = session.states_in
+            main.state_of_peer = frame.data[0]
+            reroute(router, main)
         if not has_room_on_top(session):
             session.fail("it takes nothing, and cannot be told that its state is known")
             return 0
@@ -331,7 +337,8 @@ cdef object no_subscriber(Router router, int channel):
     # Why nobody takes a message on this channel now: an exception.
     cdef Session session
     cdef list away = [session for session in router.sessions()
-                      if not takes_work(session) and channel in session.channels]
+                      if not takes_work(session) and channel in session.channels
+                      and session.parting is None]
     idle = []
     for session in away:
         if session.state_of_peer == STATE_SERVING:

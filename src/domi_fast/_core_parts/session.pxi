@@ -174,12 +174,24 @@ cdef class Session:
 
         To send everything first, await :meth:`drained` with ``everything=True``.
         """
+        cdef Session main = main_of(self)
+        cdef Session connection
         if self.state == SESSION_CLOSED:
             return
-        if (self.state != SESSION_MAGIC and self.driver is not None
-                and not self.is_guarded()):
-            self.goodbye(reason)
-        self.fail(reason)
+        for connection in connections_of(main):
+            if (connection.state != SESSION_MAGIC and connection.driver is not None
+                    and not connection.is_guarded()):
+                connection.goodbye(reason)
+        main.fail(reason)
+
+    def expect_lanes(self, int count):
+        """The session is to have so many connections, 2 or more, before it is up.
+
+        They have as much time again as it had.
+        """
+        self.lanes = [self] + [None] * (count - 1)
+        self.engine.wheel.remove(&self.heartbeat.node)
+        self.engine.schedule(&self.heartbeat.node, self.router.handshake_ns)
 
     def welcome(self, bytes data):
         """Let the dialler in that ``mesh.admit`` has put off deciding about."""
@@ -248,6 +260,16 @@ cdef class Session:
         return self.role == ROLE_GUEST
 
     @property
+    def is_lane(self):
+        """Whether it is one of several connections of a session, and not the first."""
+        return self.main is not None
+
+    @property
+    def connections(self):
+        """The connections of this session, itself the first."""
+        return connections_of(self)
+
+    @property
     def certificate(self):
         """What the peer's certificate says, as ``ssl.SSLSocket.getpeercert()`` has it; None
         without TLS, and before its handshake is complete.
@@ -298,6 +320,10 @@ cdef class Session:
             self.looking = True
             self.router.call_later(wait, self.look_for_room)
         return 0
+
+    def part(self):
+        """Wait no longer for a peer that has ended some of its connections to end the rest."""
+        self.fail(self.parting)
 
     def look_for_room(self):
         """Tell those who wait that there is room, if there is."""
@@ -367,7 +393,8 @@ cdef class Session:
 
     cdef object lost_error(self):
         who = f"node {self.peer}" if self.peer >= 0 else "the guest"
-        return errors.PeerLost(f"{who} ({self.address}) is gone: {self.reason or 'closed'}",
+        reason = self.reason or main_of(self).parting or "closed"
+        return errors.PeerLost(f"{who} ({self.address}) is gone: {reason}",
                                peer=self.peer if self.peer >= 0 else None)
 
     # ------------------------------------------------------------------------------------- sending
@@ -454,7 +481,7 @@ cdef class Session:
         cdef size_t budget = 1048576
         if self.driver is None:
             return self.flush_local()
-        if self.driver.writing or self.state == SESSION_CLOSED:
+        if self.driver.writing or self.state == SESSION_CLOSED or is_parting(self):
             return 0
         while self.queue.queued:
             n = self.driver.send(self.queue)
@@ -580,8 +607,16 @@ cdef class Session:
             self.driver.stop_read()
         return 0
 
+    cdef int read_no_more(self) except -1:
+        # The stream has ended, or what has been read says that nothing follows.
+        if self.reader.window is not NULL:
+            return self.hold_reading()
+        self.holding = True
+        self.driver.stop_read()
+        return 0
+
     cdef int go_on_reading(self) except -1:
-        if not self.holding:
+        if not self.holding or self.parted:
             return 0
         self.holding = False
         if self.state == SESSION_CLOSED:
@@ -617,7 +652,7 @@ cdef class Session:
                             self.driver.heard = False
                             self.last_heard = self.engine.refresh()
                         if self.broken:
-                            self.fail(f"cannot send: {os.strerror(self.broken)}")
+                            end_connection(self, f"cannot send: {os.strerror(self.broken)}")
                     else:
                         self.stop_for(n)
                     break
@@ -729,7 +764,11 @@ cdef class Session:
                 self.reader.limit = self.router.frame_limit
                 self.control(CH_WELCOME, welcome)
                 self.rise()
+            elif self.state == SESSION_MAGIC and frame.channel == CH_LANE:
+                self.take_lane(data, extend)
             elif self.state == SESSION_NAMED and frame.channel == CH_SUBSCRIPTIONS:
+                if misses_lanes(self):
+                    raise errors.FrameError("a session that is confirmed before its lanes are here")
                 self.router.mesh.confirm(self)
                 self.rise()
                 if self.state == SESSION_UP:
@@ -739,8 +778,21 @@ cdef class Session:
                 peer = self.router.mesh.welcomed(self, data)
                 if not 0 <= peer < MAX_MACHINES:
                     raise errors.FrameError(f"machine id {peer}: ids are 0-1023")
+                if self.state == SESSION_CLOSED:
+                    return 0
                 self.peer = peer
-                self.rise()
+                if self.lanes is None:
+                    self.rise()
+                else:
+                    self.state = SESSION_WELCOMED
+            elif (self.state == SESSION_DIALLED and frame.channel == CH_LANE
+                    and self.role == ROLE_DIALLER):
+                if data or extend:
+                    raise errors.FrameError("a lane that is taken with more than a word")
+                main, index = self.router.mesh.lane_taken(self)
+                join_lane(main, self, index)
+                if not misses_lanes(main):
+                    (<Session>main).rise()
             else:
                 raise errors.FrameError(
                     f"a frame on channel {frame.channel} before the handshake is complete",
@@ -754,6 +806,11 @@ cdef class Session:
                 self.extended = bool(extend) or frame.channel == CH_GUEST_NAME
             self.refuse(error)
         return 0
+
+    cdef int take_lane(self, bytes data, bytes extend) except -1:
+        main, index = self.router.mesh.admit_lane(self, data, extend)
+        join_lane(main, self, index)
+        return self.control(CH_LANE, b"")
 
     cdef bint is_guarded(self) except -1:
         return self.guard is not None and not self.guard.passed
@@ -784,9 +841,9 @@ cdef class Session:
     cdef int stop_for(self, Py_ssize_t result) except -1:
         # There is nothing more to read: 0, the stream has ended; otherwise -errno.
         if result == 0:
-            return self.fail(self.end_of_stream())
+            return end_connection(self, self.end_of_stream())
         if self.driver.fault is None:
-            return self.fail(f"the connection broke: {os.strerror(-result)}")
+            return end_connection(self, f"the connection broke: {os.strerror(-result)}")
         self.refuse(self.driver.fault)
         return 0
 
@@ -807,8 +864,7 @@ cdef class Session:
         self.guard = None
         self.engine.wheel.remove(&self.heartbeat.node)
         begin_beats(self)
-        self.router.attach(self)
-        return 0
+        return self.router.attach(self)
 
     # ------------------------------------------------------------------------------ life and death
 
@@ -816,10 +872,17 @@ cdef class Session:
         cdef int state = self.state
         cdef WriteQueue unsent = self.queue
         cdef Session alive = self       # the table that this leaves may hold the last reference
+        cdef list lanes = self.lanes
         if state == SESSION_CLOSED:
             return 0
+        if self.main is not None and self.main.state != SESSION_CLOSED:
+            return self.main.fail(reason, protocol)
         self.state = SESSION_CLOSED
         self.reason = reason
+        self.lanes = None
+        if self.parting_timer is not None:
+            self.parting_timer.cancel()
+            self.parting_timer = None
         self.guard = self.naming = None
         self.engine.wheel.remove(&self.heartbeat.node)
         if self.driver is not None:
@@ -842,4 +905,7 @@ cdef class Session:
             self.router.session_lost(self, state == SESSION_UP, protocol, unsent)
         finally:
             self.router = None
+            if lanes is not None:
+                fail_lanes(lanes, 1, reason)
+            self.main = None
         return 0

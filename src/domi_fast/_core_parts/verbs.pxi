@@ -20,7 +20,7 @@ cdef int check_channel(object channel) except -1:
         raise ValueError(
             f"channel {channel}: users have 50-65499; the library's own channels are "
             "members of LibraryChannel")
-    if CH_NIL < number <= CH_AUTH:
+    if CH_NIL < number <= CH_LANE:
         raise ValueError(f"channel {number} ({channel.name}) is served by the core")
     return <int>number
 
