@@ -275,7 +275,8 @@ cdef enum:
     BUSY_PACE = 200             # so many records that it took, or
     BUSY_CPU = 5000000          # so many nanoseconds that it computed
     SLOW_RECORDS = 4096         # of one that waits, after which it may have become faster
-    POLLS_TO_YIELD = 4          # turns of a polling loop after which it lets others run
+    LOOKS_A_TURN = 12           # of a polling loop at its session, before it does all else
+    POLLS_TO_YIELD = 1          # turns of a polling loop after which it lets others run
     SPINS_TO_YIELD = 64         # looks in vain after which a spinning thread lets others run
 
 cdef uint64_t SLOW_EVERY = 10000000000ULL   # nanoseconds between two warnings of one slow peer

@@ -273,13 +273,18 @@ cdef class Engine:
     def poll(self):
         """Look for more, and have the loop come round again."""
         cdef Session session = self.latest
+        cdef uint64_t traffic = self.traffic
+        cdef int looks
         self.polling = False
         if self.closed or session is None or monotonic_ns() - self.traffic > self.busy_ns:
             self.latest = None
             return
         self.polling = True
         self.call_soon(self.poll)
-        session.read_batch()
+        for looks in range(LOOKS_A_TURN):
+            session.read_batch()
+            if self.traffic != traffic:
+                break
         self.polls += 1
         if self.polls % POLLS_TO_YIELD == 0:
             with nogil:
