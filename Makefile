@@ -151,7 +151,7 @@ endif
 # Targets
 
 .PHONY: help setup setup-others demo test consul-agent lint format test-debug test-asan fuzz \
-	test-oldest test-newest bench bench-smoke soak sdist check-sdist clean distclean
+	test-oldest test-newest bench bench-peers bench-smoke guard soak sdist check-sdist clean distclean
 
 help: ## Say what can be made
 	@echo 'domi_fast: make TARGET [ARGS="..."] [PYTHON=python3.12] [VENV=.venv-3.12]'
@@ -191,9 +191,9 @@ format: $(VENV)/.ready ## Put the Python files in form
 	$(PY) -m ruff format .
 
 # What a build of the core changes, the other servers' registries, the command, plain Python, and
-# programs in C of their own do not show; and the two builds share the loops between them, whose
-# parts of the core are the same (--loop=both: both).
-OF_THE_CORE := not external and not command and not native
+# programs in C of their own do not show, nor does a picture; and the two builds share the loops
+# between them, whose parts of the core are the same (--loop=both: both).
+OF_THE_CORE := not external and not command and not native and not picture
 test-debug: .venv-debug/.ready ## Run the tests with run-time checks, live-object counters, asyncio's debug mode
 	DOMI_DEBUG=1 PYTHONASYNCIODEBUG=1 .venv-debug/bin/python -X dev $(PYTEST) -m "$(OF_THE_CORE)" \
 		--loop=asyncio $(ARGS)
@@ -218,7 +218,9 @@ fuzz: .venv-fuzz/.ready ## Fuzz the frame reader and the handshake, for a minute
 setup-others: $(if $(OLDEST_PYTHON),.venv-$(OLDEST)/.ready) $(if $(NEWEST_PYTHON),.venv-$(NEWEST)/.ready) ## Build the library for the oldest and the newest Python that are here
 
 # On other Pythons each external registry shows that it keeps the contract, and the faults of its
-# server are left to the first; so is one of the two loops.
+# server are left to the first; so are one of the two loops, and the pictures: no matplotlib there.
+ON_ANOTHER := (contract or not external) and not native and not picture
+
 # $(call on_other,version,found)
 define on_other
 @echo "domi_fast: Python $(1) is not installed here (neither on PATH nor under pyenv)" >&2; \
@@ -227,7 +229,7 @@ endef
 
 ifneq ($(OLDEST_PYTHON),)
 test-oldest: servers .venv-$(OLDEST)/.ready
-	.venv-$(OLDEST)/bin/python $(PYTEST) -m "(contract or not external) and not native" --loop=asyncio $(ARGS)
+	.venv-$(OLDEST)/bin/python $(PYTEST) -m "$(ON_ANOTHER)" --loop=asyncio $(ARGS)
 else
 test-oldest: ## Run the tests on the oldest Python
 	$(call on_other,$(OLDEST))
@@ -235,20 +237,26 @@ endif
 
 ifneq ($(NEWEST_PYTHON),)
 test-newest: servers .venv-$(NEWEST)/.ready
-	.venv-$(NEWEST)/bin/python $(PYTEST) -m "(contract or not external) and not native" --loop=uvloop $(ARGS)
+	.venv-$(NEWEST)/bin/python $(PYTEST) -m "$(ON_ANOTHER)" --loop=uvloop $(ARGS)
 else
 test-newest: ## Run the tests on the newest Python
 	$(call on_other,$(NEWEST))
 endif
 
-bench: $(VENV)/.ready ## Measure
+bench: $(VENV)/.ready ## Measure, beside the peers that are installed
 	$(PY) -m bench $(ARGS)
+
+bench-peers: $(VENV)/.ready ## Install the peers of the benchmarks that can be had (on Debian as root: nats-server too)
+	$(PY) -m bench.peers.install
 
 bench-smoke: $(VENV)/.ready ## See that the benchmarks run; the numbers mean nothing
 	$(PY) -m bench.machine
 	$(PY) -m bench.peers.c_echo --count 2000 --warm-up 200
 	$(PY) -m bench.peers.c_echo --count 2000 --warm-up 200 --unix
 	$(PY) -m bench --smoke
+
+guard: $(VENV)/.ready ## Hold the instructions of the hottest paths against their stored figures (valgrind)
+	$(PY) -m bench.guard $(ARGS)
 
 soak: servers $(VENV)/.ready ## Run the tests, and without ARGS fuzz too, for hours rather than seconds
 	DOMI_SOAK=1 $(PY) $(PYTEST) -o timeout=0 -o faulthandler_timeout=0 $(ARGS)

@@ -4,33 +4,37 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import os
 import signal
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 
-from bench import report
+from bench import report, scaling
 from bench.figures import Figure
-from bench.machine import machine
+from bench.machine import machine, processor_time
+from bench.page import write_docs
 from bench.settings import Settings, Skip, choose_cpus
 from bench.suite import BENCHMARKS, Benchmark
 from bench.two_process.processes import ROOT, BenchError
 
 OUT = ROOT / "bench" / "out"
 PAGE = ROOT / "docs" / "benchmarks.md"
+SCALING = ROOT / "docs" / "scaling.md"
 EXAMPLES = """\
 examples:
-  python -m bench                               everything, a few minutes
+  python -m bench                               everything, some ten minutes
   python -m bench --only call-reply --rounds 15
   python -m bench --only round-trip --only flood
   python -m bench --check                       exit code 1 also for a target that was missed
   python -m bench --smoke                       only that the benchmarks run; seconds
-  python -m bench --write-docs                  everything, into docs/benchmarks.md
+  python -m bench --write-docs                  everything, into docs/benchmarks.md, scaling.md
   python -m bench --write-docs --from bench/out/latest.json
 
 benchmarks:
@@ -57,7 +61,11 @@ def arguments() -> argparse.ArgumentParser:
         "--cpus", metavar="A,B", help="the processors for servers and clients; chosen otherwise"
     )
     parser.add_argument("--check", action="store_true", help="fail when a target was missed")
-    parser.add_argument("--write-docs", action="store_true", help="put the results into the docs")
+    parser.add_argument(
+        "--write-docs",
+        action="store_true",
+        help="put the results into the docs, with pictures (needs matplotlib)",
+    )
     parser.add_argument(
         "--from", type=Path, dest="source", metavar="FILE", help="show this run; measure nothing"
     )
@@ -88,33 +96,48 @@ def chosen(parser: argparse.ArgumentParser, only: list[str] | None) -> list[Benc
     return [each for each in BENCHMARKS if not only or any(name in each.name for name in only)]
 
 
-def measure(benchmarks: list[Benchmark], settings: Settings) -> report.Report:
+def measure(benchmarks: Sequence[Benchmark], settings: Settings) -> report.Report:
     """Run them one after the other; what breaks does not hold up the rest."""
     began = time.monotonic()
+    stolen_before, ticks_before = processor_time()
     found = report.Report(
         machine(),
         {
             "when": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+            "benchmarks": [each.name for each in benchmarks],
             "rounds": settings.rounds,
             "smoke": settings.smoke,
             "cpus": list(settings.cpus),
             "load_before": os.getloadavg()[0],
+            "seconds_of_each": {},
         },
     )
+    absent = {peer.title: peer.missing() for each in benchmarks for peer in each.peers}
+    found.left_out = {title: reason for title, reason in absent.items() if reason}
     console = Console(stderr=True, highlight=False)
     for number, each in enumerate(benchmarks, 1):
         console.print(f"[{number}/{len(benchmarks)}] {each.name}", style="dim", markup=False)
         figures: list[Figure] = []
+        began_one = time.monotonic()
         try:
             figures = each.run(settings)
         except Skip as reason:
             found.skipped[each.name] = str(reason)
         except BenchError as error:
             found.broken[each.name] = str(error)
+            figures = list(error.figures)
         except Exception:
             found.broken[each.name] = traceback.format_exc()
+        for figure in figures:
+            figure.level = each.level
         found.figures += figures
-    found.circumstances["seconds"] = round(time.monotonic() - began, 1)
+        taken = round(time.monotonic() - began_one, 1)
+        found.circumstances["seconds_of_each"][each.name] = taken
+    stolen, ticks = processor_time()
+    found.circumstances |= {
+        "seconds": round(time.monotonic() - began, 1),
+        "stolen": (stolen - stolen_before) / max(1, ticks - ticks_before),
+    }
     return found
 
 
@@ -123,15 +146,39 @@ def terminated(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
+def refuse_docs(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    """Before anything is measured, say what would keep the results out of the docs."""
+    if importlib.util.find_spec("matplotlib") is None:
+        parser.error(
+            "--write-docs draws with matplotlib, which is not installed: "
+            "pip install matplotlib (the extra [bench] has it)"
+        )
+    if not given.source and (given.smoke or given.only):
+        parser.error("--write-docs wants a whole run: neither --smoke nor --only")
+
+
+def refuse_part(parser: argparse.ArgumentParser, found: report.Report, source: Path) -> None:
+    """The page is of whole runs."""
+    run = found.circumstances
+    if run["smoke"]:
+        parser.error(f"--write-docs: {source} is of a smoke test, whose figures mean nothing")
+    measured = run.get("benchmarks", ())
+    lacking = [each.name for each in BENCHMARKS if each.name not in measured]
+    if lacking:
+        parser.error(f"--write-docs wants a whole run; {source} does not have {', '.join(lacking)}")
+
+
 def main() -> int:
     parser = arguments()
     given = parser.parse_args()
-    if given.write_docs and not given.source and (given.smoke or given.only):
-        parser.error("--write-docs wants a whole run: neither --smoke nor --only")
-    signal.signal(signal.SIGTERM, terminated)
+    if given.write_docs:
+        refuse_docs(parser, given)
     if given.source:
         found = report.read(given.source)
+        if given.write_docs:
+            refuse_part(parser, found, given.source)
     else:
+        signal.signal(signal.SIGTERM, terminated)
         settings = settings_of(parser, given)
         found = measure(chosen(parser, given.only), settings)
         path = given.json or OUT / ("smoke.json" if given.smoke else "latest.json")
@@ -140,12 +187,13 @@ def main() -> int:
     smoke = bool(found.circumstances["smoke"])
     report.show(found, judge=not smoke)
     if found.broken:
+        if given.write_docs:
+            print("not written into the docs: a benchmark broke", file=sys.stderr)
         return 1
-    if given.write_docs and smoke:
-        parser.error(f"--write-docs: {given.source} is of a smoke test, whose figures mean nothing")
     if given.write_docs:
-        report.write_docs(found, PAGE)
-        print(f"wrote the results into {PAGE.relative_to(ROOT)}")
+        scaling.write_docs(found, SCALING)
+        for path in [SCALING, *write_docs(found, PAGE)]:
+            print(f"wrote {os.path.relpath(path)}")
     return int(given.check and not smoke and bool(found.missed))
 
 

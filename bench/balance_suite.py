@@ -18,6 +18,7 @@ def slow_node(settings: Settings) -> list[Figure]:
         "p99 of awaited requests, one of four nodes takes 20 ms: peak_ewma",
         "s",
         anchor="round_robin",
+        anchor_is_ours=True,
         target=Target("ratio", 1 / 3, at_most=True),
     )
     count = settings.few(4_000)

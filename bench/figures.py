@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["Figure", "Target", "write"]
+__all__ = ["Figure", "Target", "spread", "tick", "write"]
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,12 @@ class Target:
     bound: float
     at_most: bool
 
+    def judged(self, figure: Figure) -> list[float]:
+        """Of each round, what is held against the bound."""
+        return figure.values if self.of == "value" else figure.ratios
+
     def is_met(self, figure: Figure) -> bool:
-        measured = statistics.median(figure.values if self.of == "value" else figure.ratios)
+        measured = statistics.median(self.judged(figure))
         return measured <= self.bound if self.at_most else measured >= self.bound
 
 
@@ -33,8 +37,11 @@ class Figure:
     :ivar unit: of the values: ``s``, ``/s``, ``B/s`` or ``B``.
     :ivar values: a round's p50, or its rate.
     :ivar anchor: what the anchor is; ``anchor_values`` stand beside ``values``, round by round.
+    :ivar anchor_is_ours: it is domi_fast, too, under other circumstances: nobody who could win.
     :ivar void: why the target cannot be judged by this run, if so.
     :ivar samples: how many single measurements a round has, where that is what it has.
+    :ivar level: what is measured: single operations, one process, or several.
+    :ivar detail: more of it; a ``curve`` has ``x``, ``y``, ``x_title`` and ``y_title``.
     """
 
     name: str
@@ -46,8 +53,10 @@ class Figure:
     samples: int = 0
     anchor: str = ""
     anchor_values: list[float] = field(default_factory=list)
+    anchor_is_ours: bool = False
     target: Target | None = None
     void: str = ""
+    level: str = ""
     detail: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -63,6 +72,29 @@ class Figure:
         """None without a target, or where this run cannot tell."""
         return None if self.target is None or self.void else self.target.is_met(self)
 
+    @property
+    def work(self) -> str:
+        """The title without whom it is beside, which is said apart."""
+        return self.title.removesuffix(f", beside {self.anchor}")
+
+    @property
+    def is_compared(self) -> bool:
+        """With what somebody else has made."""
+        return bool(self.anchor_values) and not self.anchor_is_ours
+
+    @property
+    def less_is_better(self) -> bool:
+        return self.unit in ("s", "B")
+
+    @property
+    def other_wins(self) -> bool:
+        """By the median of the ratios."""
+        return self.is_compared and self.is_lost_at(statistics.median(self.ratios))
+
+    def is_lost_at(self, ratio: float) -> bool:
+        """Whether that is the worse side of 1."""
+        return ratio > 1.0 if self.less_is_better else ratio < 1.0
+
     def add_round_trips(self, measured: dict[str, Any]) -> None:
         """A round of percentiles in nanoseconds."""
         self.values.append(measured["p50_ns"] * 1e-9)
@@ -75,7 +107,8 @@ class Figure:
 
     @classmethod
     def from_json(cls, read: dict[str, Any]) -> Figure:
-        fields = {name: read[name] for name in cls.__dataclass_fields__}
+        """Of an older run, too, which lacks what has been added since."""
+        fields = {name: read[name] for name in cls.__dataclass_fields__ if name in read}
         if fields["target"] is not None:
             fields["target"] = Target(**fields["target"])
         return cls(**fields)
@@ -101,13 +134,16 @@ class Figure:
         ratios = self.ratios
         if not ratios:
             return ""
-        return f"{statistics.median(ratios):.2f}× ({min(ratios):.2f}–{max(ratios):.2f})"
+        lowest, middle, highest = map(
+            _digits, (min(ratios), statistics.median(ratios), max(ratios))
+        )
+        return f"{middle}× ({lowest}–{highest})"
 
     def wanted(self) -> str:
         target = self.target
         if target is None:
             return ""
-        bound = f"{target.bound:g}×" if target.of == "ratio" else write(target.bound, self.unit)
+        bound = f"{target.bound:.3g}×" if target.of == "ratio" else write(target.bound, self.unit)
         return f"{'≤' if target.at_most else '≥'} {bound}"
 
 
@@ -116,6 +152,7 @@ SCALES = {
     "/s": ((1e6, "M/s"), (1e3, "k/s"), (1.0, "/s")),
     "B": ((2.0**20, "MiB"), (2.0**10, "KiB"), (1.0, "B")),
     "B/s": ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s"), (1.0, "B/s")),
+    "×": ((1.0, "×"),),
 }
 
 
@@ -130,13 +167,26 @@ def spread(values: Sequence[float], unit: str) -> str:
 def write(value: float, unit: str) -> str:
     """For people: three digits or so, and a unit that suits them."""
     scale, name = _scale(value, unit)
-    return f"{_digits(value / scale)} {name}"
+    return f"{_digits(value / scale)}{_after(name)}"
+
+
+def tick(value: float, unit: str) -> str:
+    """A round number beside an axis."""
+    scale, name = _scale(value, unit)
+    return f"{value / scale:g}{_after(name)}" if value else "0"
 
 
 def _scale(value: float, unit: str) -> tuple[float, str]:
     scales = SCALES[unit]
-    return next((pair for pair in scales if abs(value) >= pair[0]), scales[-1])
+    # 1e-6 may have come out of a multiplication as a little less.
+    return next((pair for pair in scales if abs(value) >= pair[0] * (1 - 1e-9)), scales[-1])
+
+
+def _after(name: str) -> str:
+    return name if name == "×" else f" {name}"
 
 
 def _digits(value: float) -> str:
+    if 0.0 < abs(value) < 0.1:
+        return f"{value:.2g}"
     return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"

@@ -27,7 +27,28 @@ POLLING = 0.9  # share of its core that a node that polls has at least
 KINDS = {"soon": "call_soon", "timer": "a 5 ms timer"}
 LATENESSES = {"p99": "p99", "phase": "longest in 0.1 s", "max": "longest of all"}
 
-__all__ = ["busy", "first_answer", "round_trip_one_core", "round_trip_two_cores", "round_trip_unix"]
+__all__ = [
+    "busy",
+    "busy_unix",
+    "first_answer",
+    "round_trip_asyncio",
+    "round_trip_one_core",
+    "round_trip_two_cores",
+    "round_trip_unix",
+]
+
+
+def trips_between(
+    cpus: tuple[int, int], warm_up: int, count: int, *more: object, unix: bool = False
+) -> dict[str, Any]:
+    """Awaited requests one at a time, between fresh processes."""
+    with cluster() as (stack, folder):
+        client = start_pair(stack, folder, cpus, *more, unix=unix)
+        measured = client.ask("round_trips", warm_up=warm_up, count=count)
+        measured["loop"] = client.ready["loop"]
+    if measured["address"].startswith("unix:") != unix:
+        raise BenchError(f"the session went over {measured['address']}")
+    return measured
 
 
 def round_trips(
@@ -47,11 +68,7 @@ def round_trips(
     anchors = []
 
     def ours() -> None:
-        with cluster() as (stack, folder):
-            client = start_pair(stack, folder, cpus, *more, unix=unix)
-            measured = client.ask("round_trips", warm_up=warm_up, count=count)
-        if measured["address"].startswith("unix:") != unix:
-            raise BenchError(f"the session went over {measured['address']}")
+        measured = trips_between(cpus, warm_up, count, *more, unix=unix)
         figure.add_round_trips(measured)
 
     def anchor() -> None:
@@ -72,7 +89,7 @@ def round_trip_one_core(settings: Settings) -> list[Figure]:
         "Awaited request, 2 processes, 1 core",
         "s",
         anchor="C epoll echo",
-        target=Target("ratio", 1.5, at_most=True),
+        target=Target("ratio", 1.3, at_most=True),
     )
     return round_trips(figure, settings, (settings.cpus[0], settings.cpus[0]))
 
@@ -90,8 +107,64 @@ def round_trip_unix(settings: Settings) -> list[Figure]:
         "Awaited request, UNIX socket, 1 core",
         "s",
         anchor="C epoll echo, UNIX",
+        target=Target("ratio", 1.5, at_most=True),
     )
     return round_trips(figure, settings, (settings.cpus[0], settings.cpus[0]), unix=True)
+
+
+def time_to_answer(command: list[str], cpu: int) -> float:
+    """Seconds from starting a program on this CPU until it prints ``right``."""
+    began = time.perf_counter()
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        # A program that hangs ends without a word, which is an error below.
+        watchdog = threading.Timer(30.0, process.kill)
+        watchdog.start()
+        try:
+            os.sched_setaffinity(process.pid, {cpu})
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            taken = time.perf_counter() - began
+            process.wait()
+        finally:
+            watchdog.cancel()
+            if process.poll() is None:
+                process.kill()
+    if line.strip() != "right":
+        raise BenchError(f"{command[-1]} printed {line!r}")
+    return taken
+
+
+def round_trip_asyncio(settings: Settings) -> list[Figure]:
+    """Both ends on asyncio's own selector loop, beside both on uvloop."""
+    first, second = settings.pair()
+    return [
+        on_asyncio("1 core", (first, first), settings.few(10_000), settings.rounds),
+        # A core that has to be woken makes a round trip several times as long.
+        on_asyncio("2 cores", (first, second), settings.few(3_000), settings.rounds),
+    ]
+
+
+def on_asyncio(cores: str, cpus: tuple[int, int], count: int, rounds: int) -> Figure:
+    figure = Figure(
+        f"round-trip-asyncio-{cores.replace(' ', '-')}",
+        f"Awaited request on asyncio's own loop, 2 processes, {cores}",
+        "s",
+        anchor="on uvloop",
+        anchor_is_ours=True,
+    )
+
+    def measured_on(loop: str) -> dict[str, Any]:
+        measured = trips_between(cpus, count // 4, count, "--loop", loop)
+        if measured["loop"] != loop:
+            raise BenchError(f"the client ran on {measured['loop']}, not on {loop}")
+        return measured
+
+    def anchor() -> None:
+        figure.anchor_values.append(measured_on("uvloop")["p50_ns"] * 1e-9)
+
+    for number in range(rounds):
+        in_turn(number, anchor, lambda: figure.add_round_trips(measured_on("asyncio")))
+    return figure
 
 
 def first_answer(settings: Settings) -> list[Figure]:
@@ -103,36 +176,16 @@ def first_answer(settings: Settings) -> list[Figure]:
     )
     cpus = settings.pair()
 
-    def timed(command: list[str], right: str) -> float:
-        began = time.perf_counter()
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-            # A program that hangs ends without a word, which is an error below.
-            watchdog = threading.Timer(30.0, process.kill)
-            watchdog.start()
-            try:
-                os.sched_setaffinity(process.pid, {cpus[1]})
-                assert process.stdout is not None
-                line = process.stdout.readline()
-                taken = time.perf_counter() - began
-                process.wait()
-            finally:
-                watchdog.cancel()
-                if process.poll() is None:
-                    process.kill()
-        if line.strip() != right:
-            raise BenchError(f"{command[-1]} printed {line!r}")
-        return taken
-
     with cluster() as (stack, folder):
         start(stack, "server", folder, cpus[0])
         registry = f"sqlite://{folder / 'registry.db'}"
         ours = module_command("bench.two_process.first_answer", registry)
         bare = [sys.executable, "-c", "import uvloop; print('right', flush=True)"]
-        timed(ours, "right")
-        timed(bare, "right")
+        time_to_answer(ours, cpus[1])
+        time_to_answer(bare, cpus[1])
         for _ in range(settings.rounds):
-            figure.anchor_values.append(timed(bare, "right"))
-            figure.values.append(timed(ours, "right"))
+            figure.anchor_values.append(time_to_answer(bare, cpus[1]))
+            figure.values.append(time_to_answer(ours, cpus[1]))
     return [figure]
 
 
@@ -146,7 +199,7 @@ def busy(settings: Settings) -> list[Figure]:
         "Awaited request, both ends polling, 2 cores",
         "s",
         anchor="C polling echo",
-        target=Target("ratio", 1.4, at_most=True),
+        target=Target("ratio", 1.3, at_most=True),
     )
     cpus = settings.pair()
     return [
@@ -156,6 +209,18 @@ def busy(settings: Settings) -> list[Figure]:
     ]
 
 
+def busy_unix(settings: Settings) -> list[Figure]:
+    figure = Figure(
+        "busy-unix",
+        "Awaited request, both ends polling, UNIX socket, 2 cores",
+        "s",
+        anchor="C polling echo, UNIX",
+        target=Target("ratio", 1.5, at_most=True),
+    )
+    polling = "--busy-poll", BUSY_POLL
+    return round_trips(figure, settings, settings.pair(), *polling, unix=True, busy=True)
+
+
 def busy_one_core(settings: Settings) -> Figure:
     """Each polls while the other is to answer: that they get there at all is the point."""
     figure = Figure(
@@ -163,6 +228,7 @@ def busy_one_core(settings: Settings) -> Figure:
         "Awaited request, both ends polling, 1 core",
         "s",
         anchor="without polling",
+        anchor_is_ours=True,
     )
     # A round trip might take as long as the scheduler leaves a process that never sleeps.
     most = {"warm_up": settings.few(100), "count": settings.few(20_000), "seconds": 2.0}
@@ -199,6 +265,7 @@ def lateness(settings: Settings, cpus: tuple[int, int]) -> list[Figure]:
     }
     for (_, of), figure in figures.items():
         figure.anchor = "without polling"
+        figure.anchor_is_ours = True
         if of == "phase":
             figure.target = Target("value", 1e-3, at_most=True)
     phases = settings.few(20)

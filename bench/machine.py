@@ -13,9 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bench.peers import peer
+
 ROOT = Path(__file__).resolve().parents[1]
 
-__all__ = ["machine"]
+__all__ = ["machine", "processor_time"]
 
 
 def machine() -> dict[str, Any]:
@@ -36,8 +38,17 @@ def machine() -> dict[str, Any]:
         "uvloop": _version("uvloop"),
         "cython": _version("Cython"),
         "compiler": _compiler(),
+        "peers": peer.versions(),
         **_commit(),
     }
+
+
+def processor_time() -> tuple[int, int]:
+    """Since the boot, in ticks of all processors: what the host kept for others, and all of it."""
+    first = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0]
+    # user nice system idle iowait irq softirq steal; what guests had is part of user.
+    ticks = [int(field) for field in first.split()[1:9]]
+    return ticks[7], sum(ticks)
 
 
 def _cpu_model() -> str:

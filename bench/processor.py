@@ -1,4 +1,4 @@
-"""Who gets a processor on a machine that others work on: going last, and having waited for one."""
+"""Who gets which processor on a machine that others work on: going last, having waited, staying."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["below_everybody", "kept_waiting"]
+__all__ = ["below_everybody", "kept_waiting", "stay"]
 
 
 def below_everybody(process: int = 0) -> str:
@@ -17,6 +17,13 @@ def below_everybody(process: int = 0) -> str:
         os.setpriority(os.PRIO_PROCESS, process, 19)
         return f"nice {os.getpriority(os.PRIO_PROCESS, process)}"
     return "SCHED_IDLE"
+
+
+def stay(process: int, cpu: int) -> None:
+    """Keep a process on one CPU from now on, with all the threads that it has."""
+    for thread in Path(f"/proc/{process}/task").iterdir():
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(int(thread.name), {cpu})
 
 
 def kept_waiting(*processes: int) -> float:

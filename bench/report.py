@@ -1,8 +1,9 @@
-"""What a run is written as: a table on the terminal, JSON, and a section of the documentation."""
+"""What a run is written as: tables on the terminal, and JSON."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from rich.table import Table
 
 from bench.figures import Figure
 
-START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 COLUMNS = (
     "",
     "p50 / p99 / p99.9, or rate",
@@ -23,16 +23,17 @@ COLUMNS = (
     "met",
 )
 
-__all__ = ["Report", "read", "save", "show", "write_docs"]
+__all__ = ["COLUMNS", "Report", "by_level", "read", "replace_between", "rows", "save", "show"]
 
 
 @dataclass
 class Report:
     """One run.
 
-    :ivar circumstances: when, with which settings, and how busy the machine was.
+    :ivar circumstances: when, which benchmarks, with which settings, and how busy the machine was.
     :ivar broken: benchmarks that failed, with the reason.
     :ivar skipped: benchmarks that this machine cannot run, with the reason.
+    :ivar left_out: peers that are not measured because they are not installed, and what is missing.
     """
 
     machine: dict[str, Any]
@@ -40,6 +41,7 @@ class Report:
     figures: list[Figure] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def missed(self) -> list[Figure]:
@@ -62,12 +64,24 @@ class Report:
         )
         how = (
             f"commit {commit[:12]}{dirty}; {run['when']}; {run['rounds']} rounds on CPUs "
-            f"{', '.join(map(str, run['cpus']))}; load before {load:.2f}"
+            f"{', '.join(map(str, run['cpus']))}; {_minutes(run['seconds'])} in all; "
+            f"load before {load:.2f}"
         )
-        return [where, what, how]
+        lines = [where, what, how]
+        if any("-vs-" in figure.name for figure in self.figures):
+            peers = machine.get("peers", {}).items()
+            lines.insert(2, "beside " + ", ".join(f"{name} {version}" for name, version in peers))
+        return lines
 
 
-def rows(report: Report, *, judge: bool) -> list[tuple[str, ...]]:
+def by_level(figures: Sequence[Figure]) -> dict[str, list[Figure]]:
+    found: dict[str, list[Figure]] = {}
+    for figure in figures:
+        found.setdefault(figure.level, []).append(figure)
+    return found
+
+
+def rows(figures: Sequence[Figure], *, judge: bool) -> list[tuple[str, ...]]:
     words = {True: "yes", False: "no", None: ""}
     return [
         (
@@ -79,24 +93,25 @@ def rows(report: Report, *, judge: bool) -> list[tuple[str, ...]]:
             figure.wanted(),
             (figure.void and "void") or words[figure.is_met] if judge else "",
         )
-        for figure in report.figures
+        for figure in figures
     ]
 
 
 def show(report: Report, *, judge: bool) -> None:
-    """Print the table."""
+    """Print a table for each level."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 200
     for line in report.heading():
         console.print(line, style="dim", markup=False)
-    table = Table()
-    for number, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if number in (0, 3) else "right")
-    for row in rows(report, judge=judge):
-        style = "red" if row[-1] in ("no", "void") else None
-        table.add_row(*row, style=style)
-    console.print(table)
+    for level, figures in by_level(report.figures).items():
+        table = Table(title=level or None, title_justify="left")
+        for number, column in enumerate(COLUMNS):
+            table.add_column(column, justify="left" if number in (0, 3) else "right")
+        for row in rows(figures, judge=judge):
+            style = "red" if row[-1] in ("no", "void") else None
+            table.add_row(*row, style=style)
+        console.print(table)
     for figure in report.figures:
         if figure.name == "flood":
             detail = figure.detail
@@ -109,6 +124,8 @@ def show(report: Report, *, judge: bool) -> None:
             console.print(f"{figure.name}: void, {figure.void}", style="red", markup=False)
     for name, reason in report.skipped.items():
         console.print(f"{name}: skipped, {reason}", markup=False)
+    for name, reason in report.left_out.items():
+        console.print(f"{name}: left out, {reason}", markup=False)
     for name, reason in report.broken.items():
         console.print(f"{name}: {reason}", style="red", markup=False)
 
@@ -122,6 +139,7 @@ def save(report: Report, path: Path) -> None:
         "figures": [figure.to_json() for figure in report.figures],
         "broken": report.broken,
         "skipped": report.skipped,
+        "left_out": report.left_out,
     }
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
@@ -135,19 +153,20 @@ def read(path: Path) -> Report:
         figures=[Figure.from_json(figure) for figure in document["figures"]],
         broken=document["broken"],
         skipped=document["skipped"],
+        left_out=document.get("left_out", {}),
     )
 
 
-def write_docs(report: Report, path: Path) -> None:
-    """Put the results between the two markers of the page."""
-    lines = ["", *[f"- {line}" for line in report.heading()], ""]
-    lines += [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
-    lines += [f"| {' | '.join(row)} |" for row in rows(report, judge=True)]
-    lines += [f"\n`{each.name}` is void: {each.void}." for each in report.figures if each.void]
-    lines += [f"\n`{name}` was skipped: {reason}." for name, reason in report.skipped.items()]
+def replace_between(path: Path, start: str, end: str, lines: list[str]) -> None:
+    """Put these lines between the two markers of a page, which must be there."""
     page = path.read_text(encoding="utf-8")
-    before, start, rest = page.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise ValueError(f"{path} has no {START} and {END}")
-    path.write_text(f"{before}{START}\n" + "\n".join(lines) + f"\n\n{END}{after}", encoding="utf-8")
+    before, found_start, rest = page.partition(start)
+    _, found_end, after = rest.partition(end)
+    if not found_start or not found_end:
+        raise ValueError(f"{path} has no {start} and {end}")
+    text = "\n".join(lines)
+    path.write_text(f"{before}{start}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.1f} minutes"

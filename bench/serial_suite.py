@@ -23,6 +23,7 @@ def call_reply(settings: Settings) -> list[Figure]:
             "call + reply in serial mode, 4,096 under way",
             "/s",
             anchor="at the node",
+            anchor_is_ours=True,
             target=Target("value", 4e6, at_most=False),
         ),
         "list_calls": Figure(
@@ -30,6 +31,7 @@ def call_reply(settings: Settings) -> list[Figure]:
             "call_many + reply_many in serial mode, handlers of lists",
             "/s",
             anchor="at the node",
+            anchor_is_ours=True,
             target=Target("value", 7e6, at_most=False),
         ),
     }
@@ -72,6 +74,7 @@ def thread(settings: Settings) -> list[Figure]:
             "p99 of awaited requests beside a serial thread that waits",
             "s",
             anchor="that is idle",
+            anchor_is_ours=True,
             target=Target("ratio", 1.2, at_most=True),
         ),
         COMPUTING: Figure(
@@ -79,6 +82,7 @@ def thread(settings: Settings) -> list[Figure]:
             "p99 of awaited requests beside a serial thread that computes",
             "s",
             anchor="that is idle",
+            anchor_is_ours=True,
         ),
     }
     cpus = settings.pair()

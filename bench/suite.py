@@ -18,9 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import balance_suite, latency_suite, serial_suite, trouble_suite
+from bench import (
+    balance_suite,
+    fan_out_suite,
+    growth_suite,
+    latency_suite,
+    load_suite,
+    peers_suite,
+    serial_suite,
+    trouble_suite,
+)
 from bench.figures import Figure, Target
 from bench.peers import c_echo, raw_stream
+from bench.peers.peer import Peer
 from bench.settings import Settings, Skip, in_turn
 from bench.two_process.processes import (
     ROOT,
@@ -35,6 +45,7 @@ from bench.two_process.processes import (
 KIB = 1024
 MIB = 1024 * KIB
 BUSY = 0.6  # share of its core that a flooded server has at least
+SEVERAL, ONE, SINGLE = "Two processes or more", "One process", "Single operations"
 
 __all__ = ["BENCHMARKS", "Benchmark"]
 
@@ -73,9 +84,20 @@ def call_reply(settings: Settings) -> list[Figure]:
         "call + reply, handlers in Python, 4,096 under way",
         "/s",
         anchor="C epoll echo, 4,096 frames",
-        target=Target("value", 4e6, at_most=False),
+        target=Target("value", 6e6, at_most=False),
     )
     return rates(figure, settings, 3_000_000, 4096, "calls", window=4096)
+
+
+def call_reply_lists(settings: Settings) -> list[Figure]:
+    figure = Figure(
+        "call-reply-lists",
+        "call_many + reply_many, handlers of lists, 4,096 under way",
+        "/s",
+        anchor="C epoll echo, 4,096 frames",
+        target=Target("value", 9e6, at_most=False),
+    )
+    return rates(figure, settings, 3_000_000, 4096, "list_calls", window=4096)
 
 
 def requests_256(settings: Settings) -> list[Figure]:
@@ -84,7 +106,7 @@ def requests_256(settings: Settings) -> list[Figure]:
         "Awaited requests, 256 in flight",
         "/s",
         anchor="C epoll echo, 256 frames",
-        target=Target("value", 6e5, at_most=False),
+        target=Target("value", 9e5, at_most=False),
     )
     return rates(figure, settings, 600_000, 256, "requests", in_flight=256)
 
@@ -100,7 +122,8 @@ def notify(settings: Settings) -> list[Figure]:
         figure.detail["count"] = settings.few(count)
         figures[size] = figure
         if unit == "B/s":
-            figure.anchor = "blocking sockets"
+            figure.anchor = "C send and recv"
+    figures[MIB].target = Target("ratio", 0.95, at_most=False)
     for number in range(settings.rounds):
 
         def anchor() -> None:
@@ -151,7 +174,7 @@ def idle_session(settings: Settings) -> list[Figure]:
         "idle-session",
         "Resident memory of an idle session",
         "B",
-        target=Target("value", 8 * KIB, at_most=True),
+        target=Target("value", 4 * KIB, at_most=True),
     )
     cpus = (settings.cpus * 2)[:2]
     count = 100 if settings.smoke else 1000
@@ -183,6 +206,7 @@ def flood(settings: Settings) -> list[Figure]:
         "p99 of awaited requests beside a flood of 16 B",
         "s",
         anchor="without the flood",
+        anchor_is_ours=True,
         target=Target("ratio", 3.0, at_most=True),
     )
     cpus = settings.pair()
@@ -265,7 +289,17 @@ MICRO = {
     "test_wheel_schedule_cancel": ("TimeWheel: set a timer and cancel it", "uvloop call_later"),
     "test_dispatch": ("notify to a handler of the same node", "Python function"),
     "test_local_request": ("Awaited request to the same node", "future and call_soon"),
+    "test_round_robin": ("choose among 10: round_robin", "random.choice"),
+    "test_weighted_round_robin": ("choose among 10: weighted_round_robin", "random.choice"),
+    "test_least_connections": ("choose among 10: least_connections", "random.choice"),
+    "test_peak_ewma": ("choose among 10: peak_ewma", "random.choice"),
+    "test_breaker": ("notify_many to a given peer that has a circuit breaker", "without one"),
 }
+# What several of them have for an anchor.
+MICRO_ANCHORS = dict.fromkeys(
+    ("test_round_robin", "test_weighted_round_robin", "test_least_connections", "test_peak_ewma"),
+    "test_choosing_anchor",
+)
 MICRO_TARGETS = {"test_wheel_schedule_cancel": Target("ratio", 8.0, at_most=False)}
 
 
@@ -299,7 +333,7 @@ def micro(settings: Settings) -> list[Figure]:
             "/s",
             values=found[name],
             anchor=anchor,
-            anchor_values=found[f"{name}_anchor"],
+            anchor_values=found[MICRO_ANCHORS.get(name, f"{name}_anchor")],
             target=MICRO_TARGETS.get(name),
         )
         for name, (title, anchor) in MICRO.items()
@@ -311,9 +345,16 @@ def micro(settings: Settings) -> list[Figure]:
 
 @dataclass(frozen=True)
 class Benchmark:
+    """What can be run by its name.
+
+    :ivar peers: beside whom it measures, as far as they are installed.
+    """
+
     name: str
     title: str
     run: Callable[[Settings], list[Figure]]
+    level: str = SEVERAL
+    peers: tuple[Peer, ...] = ()
 
 
 BENCHMARKS = [
@@ -332,15 +373,38 @@ BENCHMARKS = [
         "awaited request over a UNIX socket, one core",
         latency_suite.round_trip_unix,
     ),
+    Benchmark(
+        "round-trip-asyncio",
+        "awaited request on asyncio's own loop, one core and two",
+        latency_suite.round_trip_asyncio,
+    ),
     Benchmark("busy", "awaited request, both ends polling, two cores", latency_suite.busy),
+    Benchmark(
+        "busy-unix",
+        "awaited request over a UNIX socket, both ends polling, two cores",
+        latency_suite.busy_unix,
+    ),
     Benchmark(
         "first-answer", "from starting a program to its first answer", latency_suite.first_answer
     ),
     Benchmark("call-reply", "call and reply, handlers in Python, two cores", call_reply),
+    Benchmark(
+        "call-reply-lists", "call and reply by verbs and handlers of lists", call_reply_lists
+    ),
     Benchmark("requests-256", "256 awaited requests in flight, two cores", requests_256),
+    Benchmark("half-load", "awaited requests at half of the peak rate", load_suite.half_load),
     Benchmark("notify", "one-way notifies of 16 B to 1 MiB, two cores", notify),
     Benchmark("publish", "publish to 1, 10 and 100 nodes, two cores", publish),
+    Benchmark("fan-out", "publish to 1,000 sessions, two cores", fan_out_suite.fan_out),
     Benchmark("idle-session", "memory of an idle session", idle_session),
+    Benchmark("growth-nodes", "a message between two nodes of 2 to 200", growth_suite.nodes),
+    Benchmark("growth-peers", "a message of a node with 1 to 1,023 peers", growth_suite.peers),
+    Benchmark(
+        "growth-subscriptions",
+        "memory of a subscription of 1,000 to 60,000",
+        growth_suite.subscriptions,
+        ONE,
+    ),
     Benchmark("flood", "a peer's p99 while another floods the node", flood),
     Benchmark("crowd", "who joins a node that 10,000 strangers crowd", trouble_suite.crowd),
     Benchmark("stopped", "a publish's p99 while one of three is stopped", trouble_suite.stopped),
@@ -349,10 +413,45 @@ BENCHMARKS = [
         "serial-thread", "a node's p99 while its serial thread is held up", serial_suite.thread
     ),
     Benchmark(
-        "balance", "a policy beside round robin when one node is slow", balance_suite.slow_node
+        "balance",
+        "a policy beside round robin when one node is slow",
+        balance_suite.slow_node,
+        ONE,
     ),
-    Benchmark("guards", "what circuit breakers and limits cost a message", balance_suite.guards),
-    Benchmark("dispatch", "a frame's way to its handler, one process", dispatch),
-    Benchmark("one-process", "two nodes in one process, over a socket", one_process),
-    Benchmark("micro", "single operations, by pytest-benchmark", micro),
+    Benchmark(
+        "guards", "what circuit breakers and limits cost a message", balance_suite.guards, ONE
+    ),
+    Benchmark("dispatch", "a frame's way to its handler, one process", dispatch, ONE),
+    Benchmark("one-process", "two nodes in one process, over a socket", one_process, ONE),
+    Benchmark("micro", "single operations, by pytest-benchmark", micro, SINGLE),
+    Benchmark(
+        "peers-messages",
+        "round trips, requests, calls and one way, beside others",
+        peers_suite.messages,
+        peers=peers_suite.BY_TURNS,
+    ),
+    Benchmark(
+        "peers-publish",
+        "publish to 1, 10 and 100, beside others",
+        peers_suite.publish,
+        peers=peers_suite.BY_TURNS,
+    ),
+    Benchmark(
+        "peers-idle",
+        "memory of an idle connection, beside others",
+        peers_suite.idle_connections,
+        peers=peers_suite.BY_TURNS,
+    ),
+    Benchmark(
+        "peers-first-answer",
+        "from starting a program to its first answer, beside others",
+        peers_suite.first_answers,
+        peers=peers_suite.BY_TURNS,
+    ),
+    Benchmark(
+        "peers-ray",
+        "round trips, requests, calls and one way, beside Ray",
+        peers_suite.ray,
+        peers=peers_suite.ALONE,
+    ),
 ]

@@ -32,6 +32,7 @@ def crowd(settings: Settings) -> list[Figure]:
             f"p99 of joining: a {who[:-1]}, beside 10,000 half-open handshakes",
             "s",
             anchor="without them",
+            anchor_is_ours=True,
             target=TWICE,
         )
         for who in ("nodes", "guests")
@@ -101,6 +102,7 @@ def stopped_with(policy: str, settings: Settings) -> list[Figure]:
             f"p99 of a publish to arrive, {load} load, another subscriber is stopped: {policy}",
             "s",
             anchor="while it is not",
+            anchor_is_ours=True,
             target=TWICE,
             detail={"p50": [], "anchor_p50": [], "per_s": [], "anchor_per_s": [], "missed": []},
         )

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs the registry servers, and the firewall, that the tests start and that are not here yet: on
-# Debian, as root.
+# Installs the registry servers, the firewall, and the broker of the benchmarks that the tests start
+# and that are not here yet: on Debian, as root.
 # Elsewhere it says what is missing, and the tests that need it are skipped with that reason.
 set -eu
 
@@ -9,6 +9,7 @@ command -v etcd >/dev/null || missing="$missing etcd-server"
 command -v java >/dev/null || missing="$missing default-jre-headless"
 [ -e /usr/share/java/zookeeper.jar ] || missing="$missing libzookeeper-java"
 command -v iptables-restore >/dev/null || missing="$missing iptables"
+[ -x /usr/sbin/nats-server ] || command -v nats-server >/dev/null || missing="$missing nats-server"
 [ -n "$missing" ] || exit 0
 
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

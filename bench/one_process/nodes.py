@@ -4,49 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import time
-from typing import Any, cast
+from typing import Any
 
+from bench.peers.uvloop_protocol import EchoClient, EchoServer
 from bench.two_process.channels import ECHO, PING, PONG_DATA
 from bench.two_process.client import Client
 from bench.two_process.commands import percentiles, pin, run, serve
 from domi_fast import Node
-
-FRAME = b"\x0c\0\0\0\0\0\x32\0ping"
-
-
-class EchoServer(asyncio.Protocol):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports do not derive from asyncio's.
-        self._write = cast(asyncio.Transport, transport).write
-
-    def data_received(self, data: bytes) -> None:
-        self._write(data)
-
-
-class EchoClient(asyncio.Protocol):
-    """Sends a frame, and the next when it has come back."""
-
-    def __init__(self, count: int) -> None:
-        self.taken: list[int] = []
-        self.done = asyncio.get_running_loop().create_future()
-        self._count = count
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._write = cast(asyncio.Transport, transport).write
-        self._then = time.perf_counter_ns()
-        self._write(FRAME)
-
-    def data_received(self, data: bytes) -> None:
-        now = time.perf_counter_ns()
-        self.taken.append(now - self._then)
-        if data != FRAME:
-            self.done.set_exception(RuntimeError(f"the echo of {FRAME!r} was {data!r}"))
-        elif len(self.taken) == self._count:
-            self.done.set_result(None)
-        else:
-            self._then = now
-            self._write(FRAME)
 
 
 async def echoes(warm_up: int, count: int) -> dict[str, Any]:

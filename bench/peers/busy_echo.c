@@ -1,11 +1,11 @@
 /* The least that a round trip can cost when nobody has to be woken: client and server never sleep,
  * but ask their sockets again and again whether something has come. Each wants a CPU for itself.
  *
- *   busy_echo --server [--cpu N]
- *   busy_echo --client --port N [--cpu N] [--count N] [--warm-up N]
+ *   busy_echo --server [--unix PATH] [--cpu N]
+ *   busy_echo --client (--port N | --unix PATH) [--cpu N] [--count N] [--warm-up N]
  *
- * The server takes a free TCP port on the loopback address, prints {"port": N}, and ends with its
- * first connection. The client prints its result on one line.
+ * The server takes a free TCP port on the loopback address, or the path of a UNIX socket, prints
+ * {"port": N}, and ends with its first connection. The client prints its result on one line.
  */
 #include "echo.h"
 #include <getopt.h>
@@ -14,27 +14,12 @@ static struct {
     bool server, client;
     int port, cpu;
     long count, warm_up;
+    const char *unix_path;
 } options = {.cpu = -1, .count = 100000, .warm_up = 5000};
 
-static int open_socket(void) {
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0) die("socket");
-    return fd;
-}
-
 static void serve(void) {
-    struct sockaddr_in address = loopback(0);
-    socklen_t length = sizeof address;
-    int listener = open_socket();
-    if (bind(listener, (struct sockaddr *)&address, length) < 0) die("bind");
-    if (listen(listener, 1) < 0) die("listen");
-    if (getsockname(listener, (struct sockaddr *)&address, &length) < 0) die("getsockname");
-    printf("{\"port\": %d}\n", ntohs(address.sin_port));
-    fflush(stdout);
-
-    int peer = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
-    if (peer < 0) die("accept4");
-    set_no_delay(peer);
+    int listener = listen_there(options.unix_path, 0, 1);
+    int peer = accept_one(listener, options.unix_path, 0);
     while (echo(peer)) {}
     close(peer);
     close(listener);
@@ -45,26 +30,15 @@ static void receive_frame(int fd) {
     size_t have = 0;
     while (have < FRAME) {
         ssize_t size = recv(fd, buffer + have, FRAME - have, MSG_DONTWAIT);
-        if (size > 0) {
-            have += (size_t)size;
-        } else if (size == 0) {
-            fputs("the server closed the connection\n", stderr);
-            exit(1);
-        } else if (errno != EAGAIN && errno != EINTR) {
-            die("recv");
-        }
+        if (size > 0) have += (size_t)size;
+        else if (size == 0) fail("the server closed the connection");
+        else if (errno != EAGAIN && errno != EINTR) die("recv");
     }
-    if (memcmp(buffer, frame, FRAME) != 0) {
-        fputs("the echo is not what was sent\n", stderr);
-        exit(1);
-    }
+    if (memcmp(buffer, frame, FRAME) != 0) fail("the echo is not what was sent");
 }
 
 static void measure(void) {
-    struct sockaddr_in address = loopback(options.port);
-    int fd = open_socket();
-    if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0) die("connect");
-    set_no_delay(fd);
+    int fd = connect_there(options.unix_path, options.port);
     uint64_t *taken = room_for(options.count);
     for (long i = -options.warm_up; i < options.count; i++) {
         uint64_t start = now_ns();
@@ -72,15 +46,17 @@ static void measure(void) {
         receive_frame(fd);
         if (i >= 0) taken[i] = now_ns() - start;
     }
-    print_round_trips("tcp", true, taken, options.count, options.warm_up);
+    print_round_trips(options.unix_path ? "unix" : "tcp", true, taken, options.count,
+                      options.warm_up);
     free(taken);
     close(fd);
 }
 
 static void usage(FILE *out) {
-    fputs("busy_echo --server [--cpu N]\n"
-          "busy_echo --client --port N [--cpu N] [--count N] [--warm-up N]\n\n"
+    fputs("busy_echo --server [--unix PATH] [--cpu N]\n"
+          "busy_echo --client (--port N | --unix PATH) [--cpu N] [--count N] [--warm-up N]\n\n"
           "  --port N      of the server, on the loopback address\n"
+          "  --unix PATH   a UNIX socket instead\n"
           "  --cpu N       stay on this CPU\n"
           "  --count N     round trips to measure (100000)\n"
           "  --warm-up N   round trips before them (5000)\n",
@@ -89,15 +65,17 @@ static void usage(FILE *out) {
 
 int main(int argc, char **argv) {
     static const struct option known[] = {
-        {"server", no_argument, 0, 's'},     {"client", no_argument, 0, 'c'},
-        {"port", required_argument, 0, 'p'}, {"cpu", required_argument, 0, 'a'},
-        {"count", required_argument, 0, 'n'}, {"warm-up", required_argument, 0, 'w'},
-        {"help", no_argument, 0, 'h'},       {0, 0, 0, 0},
+        {"server", no_argument, 0, 's'},      {"client", no_argument, 0, 'c'},
+        {"port", required_argument, 0, 'p'},  {"unix", required_argument, 0, 'u'},
+        {"cpu", required_argument, 0, 'a'},   {"count", required_argument, 0, 'n'},
+        {"warm-up", required_argument, 0, 'w'}, {"help", no_argument, 0, 'h'},
+        {0, 0, 0, 0},
     };
     for (int option; (option = getopt_long(argc, argv, "", known, NULL)) != -1;) {
         switch (option) {
         case 's': options.server = true; break;
         case 'c': options.client = true; break;
+        case 'u': options.unix_path = optarg; break;
         case 'p': options.port = (int)number(optarg, "port", 1, 65535); break;
         case 'a': options.cpu = (int)number(optarg, "cpu", 0, CPU_SETSIZE - 1); break;
         case 'n': options.count = number(optarg, "count", 1, 1000000000); break;
@@ -106,7 +84,8 @@ int main(int argc, char **argv) {
         default: usage(stderr); return 2;
         }
     }
-    if (options.server == options.client || optind != argc || (options.client && !options.port)) {
+    if (options.server == options.client || optind != argc ||
+        (options.client && !options.unix_path && !options.port)) {
         usage(stderr);
         return 2;
     }

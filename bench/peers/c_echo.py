@@ -1,7 +1,6 @@
 """The anchor of every latency figure: the same round trip in C, with nothing around it.
 
-The program is ``epoll_echo.c`` beside this file, or ``busy_echo.c`` for two sides that poll; it is
-compiled when it is first needed.
+The program is ``epoll_echo.c`` beside this file, or ``busy_echo.c`` for two sides that poll.
 """
 
 from __future__ import annotations
@@ -9,42 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
-import subprocess
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-OUT = Path(__file__).resolve().parents[1] / "out"
+from bench.peers.c_program import Program, build, cpu
 
 __all__ = ["build", "round_trip"]
-
-
-def build(name: str = "epoll_echo") -> Path:
-    """Compiles the program if its source is newer, and returns where it is."""
-    program = OUT / name
-    source = HERE / f"{name}.c"
-    newest = max(path.stat().st_mtime for path in (source, HERE / "echo.h"))
-    if program.exists() and program.stat().st_mtime >= newest:
-        return program
-    compiler = os.environ.get("CC") or "cc"
-    if shutil.which(compiler.split()[0]) is None:
-        raise RuntimeError(f"no C compiler: {compiler!r} was not found; set CC")
-    OUT.mkdir(parents=True, exist_ok=True)
-    # Two benchmarks may start at once: each compiles for itself, and the last one's file stays.
-    handle, path = tempfile.mkstemp(dir=OUT, prefix=f"{name}.")
-    os.close(handle)
-    fresh = Path(path)
-    try:
-        command = [*compiler.split(), "-std=gnu11", "-O2", "-Wall", "-Wextra"]
-        subprocess.run([*command, str(source), "-o", path], check=True)
-        fresh.chmod(0o755)
-        fresh.replace(program)
-    finally:
-        fresh.unlink(missing_ok=True)
-    return program
 
 
 def round_trip(
@@ -62,21 +33,21 @@ def round_trip(
 
     :param cpu_server: the CPU that the server is pinned to, or ``None``.
     :param cpu_client: the same for the client.
-    :param busy: both sides poll instead of sleeping in epoll: over TCP, one frame at a time.
+    :param busy: both sides poll instead of sleeping in epoll: one frame at a time.
     :param unix: over a UNIX socket instead of TCP on the loopback address.
     :param window: frames under way at a time; with more than one a rate is measured.
     :returns: ``rate`` (frames a second) with a window, otherwise ``mean_ns``, ``min_ns``,
         ``p50_ns``, ``p99_ns``, ``p999_ns``, ``max_ns``; and what was measured.
     """
+    if busy and window > 1:
+        raise ValueError("the echo that polls has one frame under way")
     usable = os.sched_getaffinity(0)
     if busy and (len(usable) < 2 or (cpu_server is not None and cpu_server == cpu_client)):
         raise ValueError("two processes that poll without sleeping need two CPUs")
-    if busy and (unix or window > 1):
-        raise ValueError("the echo that polls goes over TCP, and has one frame under way")
-    for cpu in (cpu_server, cpu_client):
-        if cpu is not None and cpu not in usable:
-            raise ValueError(f"CPU {cpu} is not among the usable ones: {sorted(usable)}")
-    program = str(build("busy_echo" if busy else "epoll_echo"))
+    for number in (cpu_server, cpu_client):
+        if number is not None and number not in usable:
+            raise ValueError(f"CPU {number} is not among the usable ones: {sorted(usable)}")
+    program = "busy_echo" if busy else "epoll_echo"
     # What only the other program has to be told.
     once, rate = ([], []) if busy else (["--once"], ["--window", str(window)])
     with ExitStack() as stack:
@@ -84,40 +55,19 @@ def round_trip(
         if unix:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="domi-"))
             where = ["--unix", str(Path(folder, "echo"))]
-        server = subprocess.Popen(
-            [program, "--server", *once, *where, *_cpu(cpu_server)],
-            stdout=subprocess.PIPE,
-            text=True,
+        # It ends with its connection; what ends it otherwise is for the one that never got any.
+        server = stack.enter_context(
+            Program(program, "--server", *once, *where, *cpu(cpu_server), timeout=timeout)
         )
-        stack.callback(_end, server)
-        assert server.stdout is not None
-        hello = server.stdout.readline()
-        if not hello:
-            raise RuntimeError(f"the echo server ended with code {server.wait()}")
+        port = server.answer()["port"]
         if not unix:
-            where = ["--port", str(json.loads(hello)["port"])]
-        command = [program, "--client", *where, *_cpu(cpu_client)]
-        command += ["--count", str(count), "--warm-up", str(warm_up), *rate]
-        done = subprocess.run(
-            command, check=True, stdout=subprocess.PIPE, text=True, timeout=timeout
+            where = ["--port", str(port)]
+        counts = ["--count", str(count), "--warm-up", str(warm_up), *rate]
+        client = stack.enter_context(
+            Program(program, "--client", *where, *cpu(cpu_client), *counts, timeout=timeout)
         )
-    result: dict[str, Any] = json.loads(done.stdout)
+        result = client.answer()
     return {**result, "cpu_server": cpu_server, "cpu_client": cpu_client}
-
-
-def _cpu(cpu: int | None) -> list[str]:
-    return [] if cpu is None else ["--cpu", str(cpu)]
-
-
-def _end(server: subprocess.Popen[str]) -> None:
-    # The server ends with its connection; kill is for the one that never got any.
-    try:
-        server.wait(1.0)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
-    if server.stdout is not None:
-        server.stdout.close()
 
 
 def main() -> None:

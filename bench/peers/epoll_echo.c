@@ -12,7 +12,6 @@
 #include "echo.h"
 #include <getopt.h>
 #include <sys/epoll.h>
-#include <sys/un.h>
 
 enum { EVENTS = 64, WINDOW = BUFFER / FRAME };
 
@@ -23,47 +22,13 @@ static struct {
     const char *unix_path;
 } options = {.cpu = -1, .count = 100000, .warm_up = 5000, .window = 1};
 
-/* Fills in the address that the options name and opens a socket for it. */
-static int open_socket(struct sockaddr_storage *address, socklen_t *length) {
-    memset(address, 0, sizeof *address);
-    if (options.unix_path) {
-        struct sockaddr_un *local = (struct sockaddr_un *)address;
-        if (strlen(options.unix_path) >= sizeof local->sun_path) {
-            fprintf(stderr, "the path of the socket is too long: %s\n", options.unix_path);
-            exit(2);
-        }
-        local->sun_family = AF_UNIX;
-        strcpy(local->sun_path, options.unix_path);
-        *length = sizeof *local;
-    } else {
-        *(struct sockaddr_in *)address = loopback(options.port);
-        *length = sizeof(struct sockaddr_in);
-    }
-    int fd = socket(address->ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0) die("socket");
-    return fd;
-}
-
 static void watch(int epoll, int fd) {
     struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
     if (epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) < 0) die("epoll_ctl");
 }
 
 static void serve(void) {
-    struct sockaddr_storage address;
-    socklen_t length;
-    int listener = open_socket(&address, &length), on = 1;
-    if (options.unix_path) unlink(options.unix_path);
-    else if (setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) < 0) die("SO_REUSEADDR");
-    if (bind(listener, (struct sockaddr *)&address, length) < 0) die("bind");
-    if (listen(listener, 64) < 0) die("listen");
-    if (!options.unix_path) {
-        if (getsockname(listener, (struct sockaddr *)&address, &length) < 0) die("getsockname");
-        options.port = ntohs(((struct sockaddr_in *)&address)->sin_port);
-    }
-    printf("{\"port\": %d}\n", options.port);
-    fflush(stdout);
-
+    int listener = listen_there(options.unix_path, options.port, 64);
     int epoll = epoll_create1(EPOLL_CLOEXEC);
     if (epoll < 0) die("epoll_create1");
     watch(epoll, listener);
@@ -74,10 +39,7 @@ static void serve(void) {
         for (int i = 0; i < ready; i++) {
             int fd = events[i].data.fd;
             if (fd == listener) {
-                int peer = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-                if (peer < 0) continue;
-                if (!options.unix_path) set_no_delay(peer);
-                watch(epoll, peer);
+                watch(epoll, accept_one(listener, options.unix_path, SOCK_NONBLOCK));
             } else if (!echo(fd)) {
                 close(fd);
                 if (options.once) return;
@@ -99,8 +61,7 @@ static void receive_frame(int fd, int epoll) {
         if (size > 0) {
             have += (size_t)size;
         } else if (size == 0) {
-            fputs("the server closed the connection\n", stderr);
-            exit(1);
+            fail("the server closed the connection");
         } else if (errno != EAGAIN && errno != EINTR) {
             die("recv");
         }
@@ -124,25 +85,16 @@ static double stream(int fd, int epoll, long count) {
         if (epoll_wait(epoll, &event, 1, -1) < 0 && errno != EINTR) die("epoll_wait");
         ssize_t size = recv(fd, in, sizeof in, MSG_DONTWAIT);
         if (size < 0 && errno != EAGAIN && errno != EINTR) die("recv");
-        if (size == 0) {
-            fputs("the server closed the connection\n", stderr);
-            exit(1);
-        }
+        if (size == 0) fail("the server closed the connection");
         for (ssize_t i = 0; i < size; i++, got++) {
-            if (in[i] == frame[got % FRAME]) continue;
-            fputs("the echo is not what was sent\n", stderr);
-            exit(1);
+            if (in[i] != frame[got % FRAME]) fail("the echo is not what was sent");
         }
     }
     return (double)(now_ns() - start) / 1e9;
 }
 
 static void measure(void) {
-    struct sockaddr_storage address;
-    socklen_t length;
-    int fd = open_socket(&address, &length);
-    if (connect(fd, (struct sockaddr *)&address, length) < 0) die("connect");
-    if (!options.unix_path) set_no_delay(fd);
+    int fd = connect_there(options.unix_path, options.port);
     int epoll = epoll_create1(EPOLL_CLOEXEC);
     if (epoll < 0) die("epoll_create1");
     watch(epoll, fd);

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import sys
 import traceback
 import warnings
@@ -18,7 +19,22 @@ import uvloop
 
 Command = Callable[..., Awaitable[dict[str, Any]]]
 
-__all__ = ["Command", "percentiles", "pin", "run", "serve", "tell"]
+# By the name of the loop.
+RUNNERS: dict[str, Callable[[Coroutine[Any, Any, None]], None]] = {
+    "uvloop": uvloop.run,
+    "asyncio": asyncio.run,
+}
+
+__all__ = [
+    "RUNNERS",
+    "Command",
+    "open_many_files",
+    "percentiles",
+    "pin",
+    "run",
+    "serve",
+    "tell",
+]
 
 
 def pin(cpu: int | None) -> None:
@@ -27,6 +43,13 @@ def pin(cpu: int | None) -> None:
         os.sched_setaffinity(0, {cpu})
         # A node that polls has this one to itself, or is to show what becomes of it if not.
         warnings.filterwarnings("ignore", "busy_poll: ", RuntimeWarning)
+
+
+def open_many_files() -> int:
+    """Have this process open as many files as it may at all; how many."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return most
 
 
 def tell(answer: dict[str, Any]) -> None:
@@ -58,7 +81,7 @@ async def serve(commands: dict[str, Command], **ready: Any) -> None:
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    tell({"ready": True, **ready})
+    tell({"ready": True, "loop": type(loop).__module__.partition(".")[0], **ready})
     while line := await reader.readline():
         arguments = json.loads(line)
         command = commands[arguments.pop("do")]
@@ -70,6 +93,6 @@ async def serve(commands: dict[str, Command], **ready: Any) -> None:
             tell(answer)
 
 
-def run(work: Coroutine[Any, Any, None]) -> None:
-    """On uvloop, as the library's own ``run`` does."""
-    uvloop.run(work)
+def run(work: Coroutine[Any, Any, None], loop: str = "uvloop") -> None:
+    """On uvloop, as the library's own ``run`` does, or on asyncio's selector loop."""
+    RUNNERS[loop](work)

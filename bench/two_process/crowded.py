@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import resource
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from bench.processor import kept_waiting
-from bench.two_process.commands import percentiles, pin, run, serve
+from bench.two_process.commands import open_many_files, percentiles, pin, run, serve
 from domi_fast import Node, connect
 
 SECRET = b"a secret of the benchmarks"
@@ -82,8 +81,7 @@ async def join(given: argparse.Namespace) -> None:
 
 async def main(given: argparse.Namespace) -> None:
     pin(given.cpu)
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    open_many_files()
     await (join if given.url else stay)(given)
 
 

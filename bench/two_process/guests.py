@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import resource
 from typing import Any
 
-from bench.two_process.commands import pin, run, serve
+from bench.two_process.commands import open_many_files, pin, run, serve
 from domi_fast import Client, connect
 
 # So that none of them says a word while the other side weighs them.
@@ -16,8 +15,7 @@ CALM: dict[str, Any] = {"heartbeat_interval": 600.0, "heartbeat_timeout": 1800.0
 
 async def main(given: argparse.Namespace) -> None:
     pin(given.cpu)
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    most = open_many_files()
     guests: list[Client] = []
 
     async def open_more(count: int) -> dict[str, Any]:

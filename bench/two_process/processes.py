@@ -9,11 +9,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from bench.figures import Figure
 
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT = 60.0
@@ -22,7 +24,14 @@ __all__ = ["BenchError", "Worker", "cluster", "module_command", "start", "start_
 
 
 class BenchError(Exception):
-    """A benchmark could not be measured: a worker failed, fell silent or counted wrong."""
+    """A benchmark could not be measured: a worker failed, fell silent or counted wrong.
+
+    :ivar figures: those of the benchmark that could be measured all the same.
+    """
+
+    def __init__(self, reason: str, figures: Sequence[Figure] = ()) -> None:
+        super().__init__(reason)
+        self.figures = figures
 
 
 def module_command(module: str, *arguments: object) -> list[str]:
@@ -132,11 +141,19 @@ def cluster() -> Iterator[tuple[ExitStack, Path]]:
         yield stack, Path(folder)
 
 
-def start(stack: ExitStack, module: str, folder: Path, cpu: int | None, *more: object) -> Worker:
+def start(
+    stack: ExitStack,
+    module: str,
+    folder: Path,
+    cpu: int | None,
+    *more: object,
+    timeout: float = START_TIMEOUT,
+) -> Worker:
     pinned = [] if cpu is None else ["--cpu", cpu]
     registry = f"sqlite://{folder / 'registry.db'}"
     arguments = ["--registry", registry, *pinned, *more]
-    return stack.enter_context(Worker(f"bench.two_process.{module}", *arguments))
+    module = f"bench.two_process.{module}"
+    return stack.enter_context(Worker(module, *arguments, timeout=timeout))
 
 
 def start_pair(

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import resource
 import time
 from typing import Any
 
 from bench.two_process.channels import ALL_HERE, EXPECT, FEED
-from bench.two_process.commands import pin, run, serve
+from bench.two_process.commands import open_many_files, pin, run, serve
 from domi_fast import Context, Node
 
 WAIT = 120.0
@@ -20,8 +19,7 @@ CALM: dict[str, Any] = {"heartbeat_interval": 60.0, "heartbeat_timeout": 180.0}
 
 async def subscribe(given: argparse.Namespace) -> None:
     """Nodes that count together what is published, and say when all of it has come."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    open_many_files()
     nodes = [
         Node(f"subscriber-{number}", registry=given.registry, **CALM)
         for number in range(given.count)

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import ctypes
-import gc
 import hashlib
 import json
-import os
-import resource
 import time
-from contextlib import nullcontext, suppress
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
 from bench.two_process.channels import (
@@ -24,22 +18,11 @@ from bench.two_process.channels import (
     PONG_DATA,
     SINK,
 )
-from bench.two_process.commands import pin, run, serve
+from bench.two_process.commands import RUNNERS, open_many_files, pin, run, serve
+from bench.two_process.memory import memory
 from domi_fast import Context, Node, Serial
 
-PAGE = os.sysconf("SC_PAGE_SIZE")
-
-
-def resident() -> int:
-    """Bytes of this process that are in memory, by the second number of ``statm``."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
-
-
-def trim() -> None:
-    """Have unreferenced cycles freed and free memory given back to the system."""
-    gc.collect()
-    with suppress(AttributeError):  # not the GNU libc
-        ctypes.CDLL(None).malloc_trim(0)
+LONG_WAIT = 300.0
 
 
 class Server:
@@ -90,26 +73,21 @@ class Server:
         """The node's counters, and the processor time that this process has had."""
         return {**self.node.counters(), "cpu_s": time.process_time()}
 
-    async def memory(self) -> dict[str, Any]:
-        """Resident bytes as they are, and once all that is free has been given back."""
-        as_is = resident()
-        trim()
-        # Dispatch leftovers of the loop's last turns belong to the past, not to the sessions.
-        await asyncio.sleep(0.05)
-        trim()
-        return {"rss": as_is, "rss_trimmed": resident()}
+    async def peers(self, count: int) -> dict[str, Any]:
+        """Wait until there are so many peers, and no more."""
+        await self.node.wait_peers(count, LONG_WAIT)
+        return {}
 
 
 async def main(given: argparse.Namespace) -> None:
     pin(given.cpu)
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    most = open_many_files()
     node = Node("server", registry=given.registry, unix_path=given.unix, busy_poll=given.busy_poll)
     serial = Serial(node) if given.serial else None
     server = Server(node, serial)
     async with node, serial or nullcontext():
         await serve(
-            {"counters": server.counters, "memory": server.memory},
+            {"counters": server.counters, "peers": server.peers, "memory": memory},
             id=node.id,
             port=node.port,
             files=most,
@@ -123,4 +101,6 @@ if __name__ == "__main__":
     parser.add_argument("--unix")
     parser.add_argument("--serial", action="store_true", help="handlers and verbs of a Serial")
     parser.add_argument("--busy-poll", type=float, default=0.0, metavar="SECONDS")
-    run(main(parser.parse_args()))
+    parser.add_argument("--loop", choices=RUNNERS, default="uvloop")
+    given = parser.parse_args()
+    run(main(given), given.loop)

@@ -177,6 +177,7 @@ def run_alone(program: str, *arguments: str) -> Any:
         *("pyproject.toml", "setup.py", "Makefile", "MANIFEST.in", ".ci/run"),
         *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"),
         *("docs/protocol.md", "docs/guarantees.md", "docs/concepts.md", "docs/benchmarks.md"),
+        "docs/scaling.md",
         *("src/domi_fast/_core.pyx", "src/domi_fast/_core.pxd", "src/domi_fast/_core.pyi"),
         *("src/domi_fast/__init__.py", "tests/reference.py", "bench/__main__.py"),
         *("examples/echo/server.py", "examples/echo/client.py", "bench/peers/epoll_echo.c"),
