@@ -298,7 +298,7 @@ def test_what_a_change_must_pass() -> None:
     targets = {*" ".join(map(" ".join, lists)).split()} - {*functions}
     assert {
         *("lint", "test", "test-debug", "test-asan", "test-oldest", "test-newest"),
-        *("check-sdist", "bench-smoke", "demo", "fuzz"),
+        *("check-sdist", "bench-smoke", "guard", "demo", "fuzz"),
     } <= targets
     rules = (ROOT / "Makefile").read_text()
     assert all(re.search(rf"^{re.escape(t)}:", rules, re.MULTILINE) for t in targets)

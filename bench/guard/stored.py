@@ -1,0 +1,152 @@
+"""What the paths may cost: the figures in ``stored.json``, and a count held against them.
+
+The figures are those of one environment, and of another they say nothing: another compiler, or
+other headers of Python, make other instructions of the same source.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import sysconfig
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+from bench.guard.measure import Count
+
+FILE = Path(__file__).with_name("stored.json")
+TOLERANCE = 0.05
+
+GREW, SHRANK, KEPT, MISSING = "grew", "shrank", "", "no stored figure"
+
+__all__ = [
+    "FILE",
+    "GREW",
+    "KEPT",
+    "MISSING",
+    "SHRANK",
+    "TOLERANCE",
+    "Comparison",
+    "Figure",
+    "compilers_in",
+    "environment",
+    "read",
+    "updated",
+    "write",
+]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What an operation is allowed to cost, as :class:`~bench.guard.measure.Count` has it.
+
+    :ivar cython: what had made C of the core; not a part of the environment, for what it makes
+        dearer is dearer for users as well.
+    :ivar reason: why the figure is what it is.
+    """
+
+    instructions: float
+    calls: float
+    cython: str
+    reason: str
+
+
+Figures = dict[str, Figure]  # by the name of the path
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A path's count beside its figure; None where there is none for this environment."""
+
+    name: str
+    now: Count
+    stored: Figure | None
+
+    @property
+    def changes(self) -> tuple[float, ...]:
+        """Of the instructions and of the calls: 0.05 is five per cent more.
+
+        Of less than one call it is five per cent of one: in a batch, some are made only once.
+        """
+        if self.stored is None:
+            return ()
+        return (
+            self.now.instructions / self.stored.instructions - 1.0,
+            (self.now.calls - self.stored.calls) / max(self.stored.calls, 1.0),
+        )
+
+    @property
+    def verdict(self) -> str:
+        if self.stored is None:
+            return MISSING
+        if max(self.changes) > TOLERANCE:
+            return GREW
+        return SHRANK if min(self.changes) < -TOLERANCE else KEPT
+
+
+def environment(core: str) -> str:
+    """What decides which instructions are made of the core's source, in words."""
+    flags = re.findall(
+        r"(?<!\S)-(?![a-z]+-prefix-map)[fmO]\S+", sysconfig.get_config_var("CFLAGS") or ""
+    )
+    return ", ".join(
+        [
+            platform.machine(),
+            f"{platform.python_implementation()} {'.'.join(platform.python_version_tuple()[:2])}",
+            compilers_in(Path(core).read_bytes()),
+            " ".join(dict.fromkeys(flags)),
+        ]
+    )
+
+
+def compilers_in(code: bytes) -> str:
+    """The compilers that have left their names in a compiled file."""
+    gcc = {f"gcc {found.decode()}" for found in re.findall(rb"GCC: \([^)]*\) ([\d.]+)", code)}
+    clang = {f"clang {found.decode()}" for found in re.findall(rb"clang version ([\d.]+)", code)}
+    return " and ".join(sorted(gcc | clang)) or "an unknown compiler"
+
+
+def cython() -> str:
+    try:
+        return metadata.version("Cython")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def read(path: Path) -> dict[str, Figures]:
+    """The figures of each environment."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        place: {name: Figure(**figure) for name, figure in figures.items()}
+        for place, figures in document.items()
+    }
+
+
+def write(stored: Mapping[str, Figures], path: Path) -> None:
+    document = {
+        place: {name: asdict(figure) for name, figure in figures.items()}
+        for place, figures in stored.items()
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def updated(
+    figures: Mapping[str, Figure], compared: Iterable[Comparison], reason: str, *, every: bool
+) -> Figures:
+    """The figures with the counts in the place of those that they are too far from.
+
+    One that is near enough stays, with its reason: many small growths would otherwise pass as none.
+
+    :param every: those that are near enough too.
+    """
+    fresh = {
+        each.name: Figure(
+            round(each.now.instructions, 1), round(each.now.calls, 2), cython(), reason
+        )
+        for each in compared
+        if every or each.verdict != KEPT
+    }
+    return {**figures, **fresh}
