@@ -185,7 +185,8 @@ def decode_welcome(data: bytes) -> tuple[int, Offer]:
 def ticket_of(welcome: bytes) -> bytes:
     """What stands behind the offer of a welcome: 16 bytes for the lanes, or nothing."""
     _, offer = decode_welcome(welcome)
-    return welcome[2 + len(encode_offer(offer)) :]
+    ticket = welcome[2 + len(encode_offer(offer)) :][:16]
+    return ticket if len(ticket) == 16 else b""
 
 
 def lanes(offer: Offer) -> int:
@@ -196,6 +197,13 @@ def lanes(offer: Offer) -> int:
 def lane(machine: int, index: int, ticket: bytes) -> bytes:
     """What the dialler of a lane says first."""
     return magic() + encode(LANE, struct.pack("<HB", machine, index), ticket)
+
+
+def decode_lane(data: bytes) -> tuple[int, int]:
+    if len(data) != 3:
+        raise Refused(f"a lane of {len(data)} bytes")
+    machine, index = struct.unpack("<HB", data)
+    return machine, index
 
 
 def auth_hello(role: int, machine: int, dialled: int, nonce: bytes, cluster: str) -> bytes:

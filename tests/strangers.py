@@ -25,6 +25,7 @@ class Stranger:
         self.decoder = Decoder(magic=magic)
         self.ready: list[reference.Frame] = []
         self.heartbeats = 0
+        self.memories = 0
 
     async def say(self, *parts: bytes) -> None:
         await asyncio.get_running_loop().sock_sendall(self.sock, b"".join(parts))
@@ -40,7 +41,9 @@ class Stranger:
             for frame in self.decoder.feed(raw):
                 if frame.channel == reference.HEARTBEAT:
                     self.heartbeats += 1
-                elif frame.channel != reference.MEMORY:  # said whenever it has changed
+                elif frame.channel == reference.MEMORY:  # said whenever it has changed
+                    self.memories += 1
+                else:
                     self.ready.append(frame)
         return self.ready.pop(0)
 

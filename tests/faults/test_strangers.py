@@ -20,6 +20,7 @@ from domi_fast import Context, Node, PeerLost, connect
 from domi_fast.registry import open_registry
 from tests import reference
 from tests.reference import Decoder, Offer
+from tests.strangers import registered
 from tests.support import RawPeer, echo, forget_records, nodes, until
 
 SECRET = b"the secret of this test"
@@ -194,6 +195,11 @@ async def a_reflected_challenge(stranger: Stranger, node: Node) -> None:
 
 
 @attack
+async def a_lane_without_the_secret(stranger: Stranger, node: Node) -> None:
+    await stranger.send(reference.lane(700, 1, bytes(16)) + NOTIFY)
+
+
+@attack
 async def the_nodes_own_id(stranger: Stranger, node: Node) -> None:
     hello = reference.auth_hello(0, node.id, node.id, os.urandom(32), node.config.cluster)
     await stranger.say(reference.encode(reference.AUTH, hello))
@@ -251,6 +257,40 @@ async def test_who_passes_may_not_take_the_id_of_another(
         assert not got
         assert not node.peers
         assert node.counters()["refused_auth"] == 4
+
+
+async def test_a_lane_is_for_who_has_shown_that_it_is_its_machine(
+    registry_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever knows the secret and the ticket, but not as the machine whose session it is."""
+    async with (
+        Node("guarded", registry=registry_url, secret=SECRET, sessions_per_peer=2) as node,
+        registered(registry_url, 700) as member,
+    ):
+        main = await Stranger.connect(node.port)
+        await main.pass_as(node)
+        name = reference.encode_offer(member._replace(features=1 << 4))
+        await main.send(reference.encode(reference.NODE_NAME, struct.pack("<H", 700), name))
+        ticket = reference.ticket_of((await main.frame_on(reference.WELCOME)).data)
+        lane = reference.lane(700, 1, ticket)[len(reference.magic()) :]
+        for who in ({"machine": 701}, {"role": 1, "machine": reference.NO_MACHINE}):
+            other = await Stranger.connect(node.port)
+            await other.pass_as(node, **who)
+            await other.send(lane + NOTIFY)
+            (last,) = await other.ends()
+            assert (last.channel, last.data) == (reference.EXIT, b"")
+            assert any("showed the secret as" in each.getMessage() for each in caplog.records)
+            caplog.clear()
+            other.close()
+        assert node.counters()["refused_auth"] == 2
+        own = await Stranger.connect(node.port)
+        await own.pass_as(node)
+        await own.send(lane)
+        assert (await own.frame_on(reference.LANE)).data == b""
+        await main.send(reference.subscriptions(reference.ALL))
+        await node.wait_peers(1, 5.0)
+        for each in (main, own):
+            each.close()
 
 
 async def test_a_guest_may_not_take_the_id_of_a_node(

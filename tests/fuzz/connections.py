@@ -21,8 +21,8 @@ import struct
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import uvloop
 
@@ -38,6 +38,7 @@ ECHO, LATER, NOWHERE, REPLIES = 50, 51, 52, 53
 # Machine ids that are claimed in the registry by hand: senders may be nodes under them.
 MEMBERS = range(700, 708)
 PLAIN = range(600, 640)
+LANES = 3
 # Seconds within which a node that was sent all has to close its end.
 PATIENCE = 20.0
 # Connections that a sender leaves open, and silent, behind it.
@@ -81,6 +82,7 @@ async def serve(url: str) -> None:
         made = Node(
             name,
             registry=f"{url}-{name}",
+            sessions_per_peer=LANES,
             on_error=lambda error, frame: raised.update([type(error).__name__]),
             **settings,
         )
@@ -139,7 +141,18 @@ async def serve(url: str) -> None:
 
 # ------------------------------------------------------------------------------------------ senders
 
-Step = Callable[[bytes], bytes]
+
+class Opening(NamedTuple):
+    """How a valid peer begins.
+
+    :ivar first: frames that are said at once.
+    :ivar hello: the last of them, which waits for its challenge; or None.
+    :ivar rest: what follows, its name first where it had to wait with that.
+    """
+
+    first: list[bytes]
+    hello: bytes | None
+    rest: list[bytes]
 
 
 class Conversation:
@@ -150,33 +163,46 @@ class Conversation:
         self.target = target
         self.guarded = guarded
 
-    def opening(self) -> tuple[list[bytes], bytes | None, list[bytes]]:
-        """What comes first, the hello that waits for its challenge, and what follows."""
+    def opening(self) -> Opening:
+        """Of somebody, on one connection."""
         kind = self.chance.choice(["plain", "guest", "member", "member", "guest"])
         if kind == "plain" and not self.guarded:
             name = struct.pack("<H", self.chance.choice(PLAIN))
-            return (
-                [reference.magic(), reference.encode(reference.NODE_NAME, name)],
-                None,
-                self.plain(),
+            return Opening(
+                [reference.magic(), reference.encode(reference.NODE_NAME, name)], None, self.plain()
             )
         if kind == "member":
-            machine, epoch, instance = self.chance.choice(self.target["members"])
-            offer = Offer("member", epoch=epoch, instance=bytes.fromhex(instance))
-            named = reference.encode(
-                reference.NODE_NAME, struct.pack("<H", machine), reference.encode_offer(offer)
-            )
-            hello = (0, machine, self.target["id"])
-            rest = [reference.subscriptions(reference.ALL, [ECHO, REPLIES]), *self.member()]
-        else:
-            offer = Offer("guest", cluster="", instance=self.chance.randbytes(16))
-            named = reference.encode(reference.GUEST_NAME, reference.encode_offer(offer))
-            hello = (1, reference.NO_MACHINE, reference.NO_MACHINE)
-            rest = [reference.subscriptions(reference.ALL, [REPLIES]), *self.guest()]
+            return self.session(1)[1]
+        offer = Offer("guest", cluster="", instance=self.chance.randbytes(16))
+        named = reference.encode(reference.GUEST_NAME, reference.encode_offer(offer))
+        rest = [reference.subscriptions(reference.ALL, [REPLIES]), *self.guest()]
+        return self.introduced(1, reference.NO_MACHINE, reference.NO_MACHINE, named, rest)
+
+    def session(self, lanes: int) -> tuple[int, Opening]:
+        """Of a member that allows so many connections: its machine id, and the first of them."""
+        machine, epoch, instance = self.chance.choice(self.target["members"])
+        offer = Offer(
+            "member", epoch=epoch, instance=bytes.fromhex(instance), features=lanes - 1 << 4
+        )
+        named = reference.encode(
+            reference.NODE_NAME, struct.pack("<H", machine), reference.encode_offer(offer)
+        )
+        rest = [reference.subscriptions(reference.ALL, [ECHO, REPLIES]), *self.member()]
+        return machine, self.introduced(0, machine, self.target["id"], named, rest)
+
+    def lane(self, machine: int, index: int, ticket: bytes) -> Opening:
+        """Of one of the others."""
+        named = reference.encode(reference.LANE, struct.pack("<HB", machine, index), ticket)
+        return self.introduced(0, machine, self.target["id"], named, self.member())
+
+    def introduced(
+        self, role: int, machine: int, dialled: int, named: bytes, rest: list[bytes]
+    ) -> Opening:
         if not self.guarded:
-            return [reference.magic(), named], None, rest
-        said = reference.auth_hello(*hello, self.chance.randbytes(32), "default")
-        return [reference.magic(), reference.encode(reference.AUTH, said)], said, [named, *rest]
+            return Opening([reference.magic(), named], None, rest)
+        hello = reference.auth_hello(role, machine, dialled, self.chance.randbytes(32), "default")
+        first = [reference.magic(), reference.encode(reference.AUTH, hello)]
+        return Opening(first, hello, [named, *rest])
 
     def some(self, frames: list[bytes]) -> list[bytes]:
         return self.chance.choices(frames, k=self.chance.randrange(1, 9))
@@ -331,47 +357,91 @@ class Sender:
         self.longest = 0.0
 
     def run(self, count: int) -> None:
-        for _ in range(count):
-            self.one()
+        while count:
+            count -= self.converse(count)
         for sock in self.open:
             sock.close()
 
-    def one(self) -> None:
-        chance = self.chance
-        target = chance.choice(self.targets)
-        guarded = target["name"] == "guarded"
-        first, hello, rest = Conversation(chance, target, guarded).opening()
+    def converse(self, most: int) -> int:
+        """With one of the nodes, on at most so many connections; on how many."""
+        target = self.chance.choice(self.targets)
+        conversation = Conversation(self.chance, target, target["name"] == "guarded")
+        if most >= LANES and self.chance.random() < 0.05:
+            return self.with_lanes(conversation, self.chance.randrange(2, LANES + 1))
+        with self.connection(target) as sock:
+            self.open_with(sock, conversation.opening())
+        return 1
+
+    def with_lanes(self, conversation: Conversation, count: int) -> int:
+        """A session whose first connection is as it should be until it is welcomed."""
+        chance, target = self.chance, conversation.target
+        machine, (first, hello, rest) = conversation.session(count)
+        made = 1
+        # The first is ended first, and is: until it has introduced itself nobody reads the others.
+        with contextlib.ExitStack() as stack, self.connection(target, may_stay=False) as main:
+            main.sendall(b"".join(first))
+            if hello is not None:
+                main.sendall(self.proof(main, hello) + rest.pop(0))
+            ticket = reference.ticket_of(self.hear(main, reference.WELCOME).data)
+            for index in range(1, count):
+                made += 1
+                lane = stack.enter_context(self.connection(target))
+                opening = conversation.lane(machine, index, ticket)
+                if chance.random() < 0.3:
+                    self.open_with(lane, opening)
+                    continue
+                lane.sendall(b"".join(opening.first))
+                if opening.hello is not None:
+                    lane.sendall(self.proof(lane, opening.hello) + opening.rest.pop(0))
+                self.hear(lane, reference.LANE)
+                self.send(lane, mutated(chance, opening.rest))
+            self.send(main, mutated(chance, rest))
+        return made
+
+    @contextlib.contextmanager
+    def connection(self, target: dict[str, Any], may_stay: bool = True) -> Iterator[socket.socket]:
+        """One to the node, which is ended in one way or another."""
         sock = socket.create_connection(("127.0.0.1", target["port"]), PATIENCE)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            if hello is not None and chance.random() < 0.7:
-                # The hello as it should be, so that what is behind the secret is reached.
-                sock.sendall(b"".join(first))
-                challenge = self.challenge(sock)
-                proof = reference.auth_proof(3, SECRET, hello, challenge)
-                proven = reference.encode(reference.AUTH, proof)
-                if chance.random() < 0.8:
-                    self.send(sock, proven + mutated(chance, rest))
-                else:
-                    self.send(sock, mutated(chance, [proven, *rest]))
-            elif chance.random() < 0.6:
-                self.send(sock, b"".join(first) + mutated(chance, rest))
-            else:
-                self.send(sock, mutated(chance, [*first, *rest]))
+            yield sock
         except (BrokenPipeError, ConnectionResetError):
             self.ends["refused while it spoke"] += 1
             sock.close()
         else:
-            self.end(sock)
+            self.end(sock, may_stay)
 
-    def challenge(self, sock: socket.socket) -> bytes:
+    def open_with(self, sock: socket.socket, opening: Opening) -> None:
+        chance = self.chance
+        first, hello, rest = opening
+        if hello is not None and chance.random() < 0.7:
+            # The hello as it should be, so that what is behind the secret is reached.
+            sock.sendall(b"".join(first))
+            proven = self.proof(sock, hello)
+            if chance.random() < 0.8:
+                self.send(sock, proven + mutated(chance, rest))
+            else:
+                self.send(sock, mutated(chance, [proven, *rest]))
+        elif chance.random() < 0.6:
+            self.send(sock, b"".join(first) + mutated(chance, rest))
+        else:
+            self.send(sock, mutated(chance, [*first, *rest]))
+
+    def proof(self, sock: socket.socket, hello: bytes) -> bytes:
+        """What answers the challenge that the hello gets."""
+        challenge = self.hear(sock, reference.AUTH).data
+        return reference.encode(reference.AUTH, reference.auth_proof(3, SECRET, hello, challenge))
+
+    def hear(self, sock: socket.socket, channel: int) -> reference.Frame:
+        """The next frame of this channel. Raises ConnectionResetError if there is none."""
         decoder = Decoder()
-        while not decoder.frames:
+        while True:
             data = sock.recv(1 << 16)
             if not data:
                 raise ConnectionResetError
-            decoder.feed(data)
-        return decoder.frames[0].data
+            for frame in decoder.feed(data):
+                if frame.channel == channel:
+                    return frame
 
     def send(self, sock: socket.socket, data: bytes) -> None:
         """In one piece, or in several."""
@@ -381,10 +451,10 @@ class Sender:
             sock.sendall(data[:size])
             data = data[size:]
 
-    def end(self, sock: socket.socket) -> None:
+    def end(self, sock: socket.socket, may_stay: bool) -> None:
         """Leave it open, reset it, or say that this is all and wait until the node closes it."""
         draw = self.chance.random()
-        if draw < 0.05:
+        if draw < 0.05 and may_stay:
             self.ends["left open"] += 1
             self.open.append(sock)
             if len(self.open) > LEFT_OPEN:

@@ -1,8 +1,8 @@
 """A fuzz target: what parses the bytes of a peer that has yet to show who it is.
 
-An input is a byte that chooses the parser, and what it is given: an offer, a welcome, or the steps
-of the authentication, each behind its size. The random bytes of the authentication are always the
-same, so that a proof that is right is known, and can be handed to the input to spoil.
+An input is a byte that chooses the parser, and what it is given: an offer, a welcome, a lane, or
+the steps of the authentication, each behind its size. The random bytes of the authentication are
+always the same, so that a proof that is right is known, and can be handed to the input to spoil.
 """
 
 from __future__ import annotations
@@ -32,7 +32,15 @@ def offer(data: bytes) -> None:
 
 
 def welcome(data: bytes) -> None:
-    compare(handshake.decode_welcome, reference.decode_welcome, data)
+    compare(handshake.decode_welcome, with_ticket, data)
+
+
+def with_ticket(data: bytes) -> tuple[int, reference.Offer, bytes]:
+    return *reference.decode_welcome(data), reference.ticket_of(data)
+
+
+def lane(data: bytes) -> None:
+    compare(handshake.decode_lane, reference.decode_lane, data)
 
 
 def compare(decode: object, judge: object, data: bytes) -> None:
@@ -49,10 +57,10 @@ def compare(decode: object, judge: object, data: bytes) -> None:
 
 
 def facts(read: object) -> object:
-    if isinstance(read, tuple) and len(read) == 2:
-        return read[0], facts(read[1])
-    if read is None:
-        return None
+    if isinstance(read, tuple) and not isinstance(read, reference.Offer):
+        return [facts(each) for each in read]
+    if read is None or isinstance(read, (int, bytes)):
+        return read
     return [
         getattr(read, name)
         for name in ("name", "version", "cluster", "epoch", "instance", "features")
@@ -132,12 +140,12 @@ def take(guard: Guard, step: bytes) -> bytes | None:
         return None
 
 
-PARSERS = (offer, welcome, dialled, dialler)
+PARSERS = (offer, welcome, dialled, dialler, lane)
 
 
 def target(data: bytes) -> None:
     if data:
-        PARSERS[data[0] & 3](data[1:])
+        PARSERS[data[0] % len(PARSERS)](data[1:])
 
 
 def same(size: int) -> bytes:

@@ -28,7 +28,7 @@ from domi_fast import (
 from domi_fast.breaker import Breaker
 from tests import reference
 from tests.certificates import Authority
-from tests.strangers import SECONDS, Stranger, extended, registered, stranger
+from tests.strangers import SECONDS, Stranger, extended, plain, registered, stranger
 from tests.support import busy, echo, endings, link, nodes, session, until
 
 SECRET = "a secret for the tests of lanes"
@@ -140,6 +140,17 @@ async def test_a_peer_that_does_not_know_of_them_has_one(registry_url: str) -> N
         assert len(session(a, 7).connections) == 1
         a.notify(50, b"all the same")
         assert (await peer.hear()).data == b"all the same"
+
+
+async def test_the_plain_protocol_has_one(registry_url: str) -> None:
+    async with (
+        Node("a", registry=registry_url, sessions_per_peer=LANES) as a,
+        plain(a) as peer,
+    ):
+        assert len(session(a, 7).connections) == 1
+        for channel in CHANNELS:
+            a.notify(channel, b"all the same", to=7)
+            assert await peer.hear() == (channel, b"all the same", b"")
 
 
 async def test_guests_have_one(registry_url: str) -> None:
@@ -878,7 +889,53 @@ async def test_a_killed_peer_is_lost_once(registry_url: str) -> None:
         assert kinds == ["joined", "left"]
 
 
+async def test_both_dial_at_once(registry_url: str) -> None:
+    """Each has begun a session with the other when it hears of it; one of the two remains."""
+    for _ in range(5):
+        async with nodes(registry_url, "a", "b", sessions_per_peer=LANES) as (a, b):
+            for node, other in ((a, b), (b, a)):
+                assert len(connections(node, other)) == LANES
+            # Cut on both sides at the same time: both dial.
+            for node, other in ((a, b), (b, a)):
+                connections(node, other)[0].close("cut by the test")
+            await until(
+                lambda one=a, other=b: all(
+                    other_.id in node.peers and len(connections(node, other_)) == LANES
+                    for node, other_ in ((one, other), (other, one))
+                )
+            )
+            for node, other, channel in ((a, b, 60), (b, a, 61)):
+                assert node._router.connections() == connections(node, other)
+                other.subscribe(channel, echo)
+                await node.wait_subscribed(channel, timeout=SECONDS)
+                assert await node.request(channel, b"x") == b"x"
+
+
 # ---------------------------------------------------------------------- what is said on all of them
+
+
+async def test_each_has_heartbeats_of_its_own(registry_url: str) -> None:
+    async with met(registry_url, heartbeat_interval=0.1) as (_, peers):
+        for peer in peers:
+            while not peer.heartbeats:
+                await peer.settled()
+
+
+async def test_what_is_said_once_is_said_on_the_first(registry_url: str) -> None:
+    """Subscriptions and memory; a refusal goes back where what it refuses came."""
+    async with met(registry_url, memory_interval=0.05) as (a, peers):
+        a.subscribe(60, echo)
+        a.unsubscribe(60)
+        for index, peer in enumerate(peers):
+            await peer.say(reference.encode(59, b"nobody has it"))
+            said = await peer.settled()
+            refusals = [frame for frame in said if frame.channel == reference.REJECT]
+            news = [frame for frame in said if frame.channel == reference.SUBSCRIPTIONS]
+            assert [frame.data for frame in refusals] == [b"nobody has it"]
+            assert len(news) == (2 if index == 0 else 0)
+        while not peers[0].memories:
+            await peers[0].settled()
+        assert [peer.memories > 0 for peer in peers] == [True, False, False]
 
 
 async def test_pausing_waits_for_what_is_on_its_way_on_each_lane(registry_url: str) -> None:
