@@ -17,6 +17,7 @@ import pytest
 from domi_fast import (
     CircuitOpen,
     Context,
+    DeadlineExceeded,
     Node,
     NoSubscriber,
     Overloaded,
@@ -1078,7 +1079,7 @@ async def test_a_circuit_is_of_the_peer(registry_url: str) -> None:
     breaker = Breaker(failures=2, window=10.0, pause=0.05)
     async with met(registry_url, lanes=2, channels=(50, 51), breaker=breaker) as (a, peers):
         for channel in (50, 51):
-            with pytest.raises(asyncio.TimeoutError):
+            with pytest.raises(DeadlineExceeded):
                 await a.request(channel, b"x", timeout=0.05)
         assert a.peers[7].circuit != "closed"
         for channel in (50, 51):
