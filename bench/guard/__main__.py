@@ -11,10 +11,11 @@ from rich.table import Table
 
 from bench.guard import measure, stored
 from bench.guard.paths import PATHS
-from bench.guard.stored import GREW, MISSING, SHRANK, Comparison
+from bench.guard.stored import GREW, MISSING, SHRANK, Comparison, Figure
 from bench.two_process.processes import BenchError
 
 GROWN, FAILED, NOT_COMPARED = 1, 2, 3
+AGAIN = 2  # how often what seems to have grown is counted once more
 EXAMPLES = """\
 examples:
   python -m bench.guard                    all paths, half a minute
@@ -126,6 +127,23 @@ def advice(compared: list[Comparison], here: str, places: list[str]) -> list[str
     return lines
 
 
+def compare(name: str, keep: Path | None, figure: Figure | None) -> Comparison:
+    """Count a path. One that seems to have grown is counted again, and the least counts: what else
+    the machine does meanwhile may add to it, as where the clock cuts a batch, and takes nothing
+    away."""
+    least = measure.count(name, keep)
+    for _ in range(AGAIN):
+        if Comparison(name, least, figure).verdict != GREW:
+            break
+        again = measure.count(name, keep)
+        least = measure.Count(
+            min(least.instructions, again.instructions),
+            min(least.calls, again.calls),
+            min(least.total, again.total),
+        )
+    return Comparison(name, least, figure)
+
+
 def result(compared: list[Comparison]) -> int:
     """The exit code."""
     verdicts = {each.verdict for each in compared}
@@ -147,7 +165,7 @@ def main(words: list[str] | None = None) -> int:
     try:
         for name in given.only or PATHS:
             print(f"counting {name}", file=sys.stderr)
-            compared.append(Comparison(name, measure.count(name, given.keep), mine.get(name)))
+            compared.append(compare(name, given.keep, mine.get(name)))
     except BenchError as error:
         print(f"bench.guard: {error}", file=sys.stderr)
         return FAILED
