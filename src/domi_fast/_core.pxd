@@ -23,7 +23,12 @@ down to what they are for):
     dispatch.pxi     Context and Request: one message each way
     status.pxi       how a message failed: statuses and exceptions
     routes.pxi       the router's table of who subscribes to what
+    balance.pxi      who of several subscribers gets a message
+    breaker.pxi      who gets none for a while
     verbs.pxi        the verbs, for whatever can send
+    handlers.pxi     what becomes of a handler that was called
+    delivery.pxi     from a frame to its handler, inline
+    publish.pxi      one message to all who subscribe
     router.pxi       one a node: channels, peers, correlation
     control.pxi      the library's own channels
     batch.pxi        handlers of lists
@@ -97,6 +102,12 @@ cdef struct Segment:
     size_t capacity             # of `memory`
     size_t size                 # bytes of frames; with an owner header + data + extend
     size_t sent                 # bytes of `size` that the socket has taken
+
+
+cdef struct SegmentPool:
+    Segment* free               # owned chain
+    size_t capacity             # of each of them
+    int room                    # how many more may be kept
 
 
 cdef class WriteQueue:
@@ -254,8 +265,10 @@ cdef class Engine:
         uint64_t busy_ns        # how long to poll after the last traffic; 0: not at all
         list pollers            # what those who poll want `busy_ns` to be
         Session latest          # whose traffic was the last, while the loop polls
-        uint64_t traffic        # nanoseconds: when that was
+        uint64_t traffic        # nanoseconds: when that was,
+        bint stirred            # unless there was some since poll() looked at the clock
         bint polling            # the loop is to call poll()
+        bint turn_due           # what a message has started waits for the loop's next turn
         readonly uint64_t polls  # turns of the loop in which it polled
         list ready              # of Turns: what is to run before the batch ends
         unsigned long thread    # the loop thread
@@ -272,7 +285,7 @@ cdef class Engine:
     cdef int end_soon(self) except -1
     cdef bint start_polling(self, uint64_t busy_ns) except -1
     cdef int stop_polling(self, uint64_t busy_ns) except -1
-    cdef int poll_on(self, Session session, uint64_t when) except -1
+    cdef int poll_on(self, Session session) except -1
     cdef int mark_dirty(self, Session session) except -1
     cdef void queue_flush(self, Session session) noexcept
     cdef int arm(self) except -1
@@ -335,20 +348,28 @@ cdef class TlsDriver(SocketDriver):
 
 cdef class Session:
     cdef:
+        # What sending looks at comes first (SESSION_SENDS): it is read of many in a row.
         Engine engine
         Router router           # None once closed: what still holds the session holds no node
-        FrameReader reader
         WriteQueue queue
         SocketDriver driver     # None: this is the node's session with itself
+        list lanes              # all connections of this session by their numbers, itself the
+                                # first, None where one is missing yet; None: there is but this
+        size_t gate             # bytes that may be queued without a closer look, which are `room`;
+                                # 0 while a request waits for room, and once the peer is going
+        readonly uint64_t frames_out, bytes_out
+        int state               # SESSION_*
+        bint dirty              # stands in the engine's chain of sessions to flush
+        bint limited            # `limiter` or the router's has a say
+        bint extended           # the peer understands what the original does not
+        Session next_dirty
+        FrameReader reader
         object on_readable      # bound methods, made once: registering them again costs nothing
         object on_writable
         OwnedNode heartbeat     # TIMER_SESSION, in the engine's wheel
         uint64_t last_heard     # nanoseconds
-        int state               # SESSION_*
         int role                # ROLE_*
         bint counted            # among the live objects of a debug build
-        bint dirty              # stands in the engine's chain of sessions to flush
-        Session next_dirty
         bint continuing         # a call_soon continuation of reading is under way; or `holding`
         bint holding            # nothing is read or parsed until go_on_reading()
         size_t unparsed         # bytes of the open window that hold_reading() has hidden
@@ -359,9 +380,6 @@ cdef class Session:
         uint64_t last_answer    # nanoseconds: when the peer has answered one; 0: never
         double interval_mean    # seconds between its answers, the newest weighing most
         double interval_variance
-        bint extended           # the peer understands what the original does not
-        list lanes              # all connections of this session by their numbers, itself the
-                                # first, None where one is missing yet; None: there is but this
         Session main            # of a lane: the session that it is one of; otherwise None
         bint parted             # the peer has ended this connection; others are still read
         readonly str parting    # why the peer has ended one of the connections, once it has: of a
@@ -376,7 +394,6 @@ cdef class Session:
         Breaker breaker         # None for guests, loop-back, and where there is none
         Limiter limiter         # of what is sent to this peer; or None
         bint looking            # a timer is to call look_for_room()
-        bint limited            # `limiter` or the router's has a say
         readonly Candidate candidate    # None for guests, and before the handshake is complete
         readonly int state_of_peer  # STATE_*: whether it takes new work
         readonly uint32_t unheard   # times that it was told of this node's state, and has not said
@@ -388,14 +405,13 @@ cdef class Session:
         public object info      # what the mesh knows of the peer
         readonly str address    # for people
         readonly str reason     # why it was closed, or None
-        readonly uint64_t frames_in, frames_out, bytes_in, bytes_out
+        readonly uint64_t frames_in, bytes_in
         uint64_t beats_in       # heartbeats and pings, which do not keep a loop polling
         uint64_t frames_flushed  # `frames_out` when something was sent the last time
         list room_waiters       # (bytes, future) of drained()
         size_t room             # bytes that may be queued: ROOM_LEAST, and what was granted of the
                                 # node's
         int when_full           # FULL_*: on channels that have none of their own
-        size_t gate             # as much as that; 0 while a request waits for room
         object waiting          # a deque of Waiting: requests for which there was no room; or None
         size_t waiting_bytes    # of their frames
         Py_ssize_t ended_waiting    # of `waiting`, whose requests have ended
@@ -740,15 +756,7 @@ cdef class Router(Verbs):
     cdef int deliver(self, Session session, RawFrame* frame) except -1
     cdef int deliver_rare(self, Session session, RawFrame* frame) except -1
     cdef int run_handler(self, ChannelEntry* entry, Session session, RawFrame* frame) except -1
-    cdef int handler_ended(self, PyObject* handler, PyObject* result, Context context,
-                           bint to_its_end) except -1
     cdef int reject_context(self, Context context, uint8_t status) except -1
-    cdef int handler_raised(self, Context context) except -1
-    cdef int handler_failed(self, Context context, object error) except -1
-    cdef int handler_returned(self, object result, Context context) except -1
-    cdef int start_task(self, object coroutine, Context context) except -1
-    cdef int task_ended(self, object task, Context context) except -1
-    cdef int answer_failure(self, Context context, uint8_t status, bytes text) except -1
     cdef int handle_answer(self, Session session, RawFrame* frame) except -1
     cdef int reject(self, Session session, uint8_t status, RawFrame* frame) except -1
     cdef int report(self, object error, object frame) except -1

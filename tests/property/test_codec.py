@@ -577,10 +577,12 @@ def test_an_offer_that_ends_early_is_refused_wherever_it_ends() -> None:
 
 # ---------------------------------------------------------------------------------- the write queue
 
+SMALL = 464
 BY_REFERENCE = 8192
 CHUNK = 32768
 queue_sizes = st.one_of(
     st.integers(0, 64),
+    st.integers(SMALL - 24, SMALL + 8),
     st.integers(BY_REFERENCE - 16, BY_REFERENCE + 16),
     st.integers(CHUNK - 24, CHUNK + 8),
     st.integers(0, 40_000),

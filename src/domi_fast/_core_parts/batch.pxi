@@ -72,7 +72,7 @@ cdef int several_failed(Router router, tuple contexts, Py_ssize_t count, int cha
                   count, channel, exc_info=error)
     for context in contexts:
         if context.is_owed():
-            router.answer_failure(context, status, text)
+            answer_failure(router, context, status, text)
     return 0
 
 

@@ -249,8 +249,10 @@ cdef enum:
 cdef enum:
     RECEIVE_SIZE = 65536        # bytes asked of one recv
     RECEIVE_BUFFER = 131080     # RECEIVE_SIZE behind the longest tail
+    SMALL = 464                 # a segment for what an empty queue gets first: 512 with its head
+    SMALLS_KEPT = 2048          # free ones kept for the next burst
     CHUNK = 32768               # a segment for small frames
-    CHUNKS_KEPT = 64            # free chunks kept for the next burst
+    CHUNKS_KEPT = 64            # the same of chunks
     BY_REFERENCE = 8192         # bytes objects of this size and more are sent in place
     BIG_FRAME = 16384           # an incomplete frame of this size is received in place
     FLUSH_AT = 65536            # queued bytes at which a burst is flushed before it ends
@@ -275,8 +277,7 @@ cdef enum:
     BUSY_PACE = 200             # so many records that it took, or
     BUSY_CPU = 5000000          # so many nanoseconds that it computed
     SLOW_RECORDS = 4096         # of one that waits, after which it may have become faster
-    LOOKS_A_TURN = 12           # of a polling loop at its session, before it does all else
-    POLLS_TO_YIELD = 1          # turns of a polling loop after which it lets others run
+    LOOKS_A_TURN = 24           # of a polling loop at its session, before it does all else
     SPINS_TO_YIELD = 64         # looks in vain after which a spinning thread lets others run
 
 cdef uint64_t SLOW_EVERY = 10000000000ULL   # nanoseconds between two warnings of one slow peer

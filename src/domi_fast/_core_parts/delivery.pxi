@@ -14,7 +14,7 @@ cdef inline int call_handler(Router router, PyObject* handler, Context context,
         Py_DECREF(<object>handler)
         return 0
     try:
-        return router.handler_ended(handler, result, context, to_its_end)
+        return handler_ended(router, handler, result, context, to_its_end)
     finally:
         Py_DECREF(<object>handler)
 

@@ -154,7 +154,7 @@ cdef class Context:
                 self.channel, text_of(argument) if isinstance(argument, str) else argument))
             if self.kind == KIND_REQUEST and not self.answered:
                 status, text = status_of(error)
-                router.answer_failure(self, status, text)
+                answer_failure(router, self, status, text)
 
     cdef inline bint is_foreign(self) except -1:
         # Whether this is another thread than the loop's, which may answer by posting.
@@ -663,6 +663,7 @@ cdef class Request:
             for other in more:
                 self.engine.loop.call_soon(other[0], self, context=other[1])
         if not inline_wake:
+            self.engine.turn_due = True
             self.engine.loop.call_soon(callback, self, context=context)
             return 0
         PyContext_Enter(context)

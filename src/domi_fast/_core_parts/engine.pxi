@@ -261,9 +261,9 @@ cdef class Engine:
             self.latest = None
         return 0
 
-    cdef int poll_on(self, Session session, uint64_t when) except -1:
+    cdef int poll_on(self, Session session) except -1:
         # There was traffic on this session.
-        self.traffic = when
+        self.stirred = True
         self.latest = session
         if not self.polling:
             self.polling = True
@@ -273,20 +273,25 @@ cdef class Engine:
     def poll(self):
         """Look for more, and have the loop come round again."""
         cdef Session session = self.latest
-        cdef uint64_t traffic = self.traffic
+        cdef uint64_t now = monotonic_ns()
         cdef int looks
         self.polling = False
-        if self.closed or session is None or monotonic_ns() - self.traffic > self.busy_ns:
+        if self.stirred:
+            self.stirred = False
+            self.traffic = now
+        if self.closed or session is None or now - self.traffic > self.busy_ns:
             self.latest = None
             return
         self.polling = True
         self.call_soon(self.poll)
+        self.turn_due = False
         for looks in range(LOOKS_A_TURN):
             session.read_batch()
-            if self.traffic != traffic:
+            if self.turn_due:
                 break
         self.polls += 1
-        if self.polls % POLLS_TO_YIELD == 0:
+        if not self.stirred:
+            # Who is to send may be waiting for this processor.
             with nogil:
                 sched_yield()
 

@@ -13,6 +13,8 @@ cdef extern from "Python.h":
     int PyContext_Enter(object context) except -1
     int PyContext_Exit(object context) except -1
     PyObject* PyList_GET_ITEM(list items, Py_ssize_t i) noexcept     # borrowed
+    list PyList_New(Py_ssize_t size)                                # its places are NULL yet
+    void PyList_SET_ITEM(list items, Py_ssize_t i, object item) noexcept    # takes a reference
     bint PyLong_Check(object value) noexcept
     bint PyBool_Check(object value) noexcept
     long PyLong_AsLongAndOverflow(object value, int* overflow) except? -1
@@ -40,6 +42,18 @@ cdef extern from *:
     }
     """
     unsigned long thread_here "domi_thread_here"() noexcept
+
+cdef extern from *:
+    """
+    static inline void domi_prefetch(const void *memory, size_t size)
+    {
+        for (size_t at = 0; at < size; at += 64)
+            __builtin_prefetch((const char *)memory + at, 1);
+        __builtin_prefetch((const char *)memory + size - 1, 1);
+    }
+    """
+    # That these bytes will be wanted soon; NULL is nothing.
+    void prefetch "domi_prefetch"(void* memory, size_t size) noexcept nogil
 
 cdef extern from "sys/socket.h" nogil:
     cdef struct msghdr:

@@ -23,20 +23,6 @@ cdef int check_timeout(double seconds, int channel, int peer) except -1:
     return 0
 
 
-async def finish(awaitable):
-    # A task wants a coroutine, and a handler may return any awaitable.
-    await awaitable
-
-
-cdef bint is_generator_function(object handler) except -1:
-    # One that asyncio could not await either: types.coroutine() marks those that it could.
-    if inspect.isasyncgenfunction(handler):
-        return True
-    return inspect.isgeneratorfunction(handler) and not (
-        getattr(inspect.unwrap(handler), "__code__", None) is not None
-        and inspect.unwrap(handler).__code__.co_flags & inspect.CO_ITERABLE_COROUTINE)
-
-
 cdef int machine_of(object machine) except -1:
     # What a program gives as a machine id; one that no node can have becomes MAX_MACHINES.
     cdef long number = small_int(machine)
@@ -341,7 +327,7 @@ cdef class Router:
         cdef RawFrame frame
         cdef int prefix = 2 if context.origin >= 0 else 0   # what a node puts before the extend
         if context.is_owed():
-            return self.answer_failure(context, status, b"")
+            return answer_failure(self, context, status, b"")
         if context.kind == KIND_REQUEST or context.answered or context.posted:
             return 0
         data = context.data
@@ -592,15 +578,7 @@ cdef class Router:
 
     cdef int send_publish(self, int channel, object data, object to) except -1:
         cdef uint8_t tag = TAG_PUBLISH
-        cdef Route* route
         cdef Session session
-        cdef int sent = 0
-        cdef list targets
-        cdef uint64_t frames
-        cdef uint32_t i
-        cdef uint16_t extend_size
-        cdef int found
-        cdef object refused
         if not PyBytes_CheckExact(data):
             data = bytes_of(data)
         if self.uplink is not None:
@@ -611,34 +589,7 @@ cdef class Router:
             session.put(<uint16_t>channel, data, &tag, 1 if session.extended else 0)
             return 1
         self.require_engine()
-        route = self.channels[channel].route
-        if route is NULL:
-            return 0
-        # A session that fails while it is written to leaves the route: go by a copy.
-        targets = [<object>route.members[i] for i in range(route.count)]
-        for session in targets:
-            session = lane_of(session, channel)
-            frames = session.frames_out
-            extend_size = 1 if session.extended else 0
-            found = FRAME_FITS
-            refused = None
-            try:
-                if session.queue.queued >= session.gate:
-                    # Asked before it would be raised: to raise costs more than the publish.
-                    found = room_for(session, channel, HEADER + <size_t>PyBytes_GET_SIZE(data)
-                                     + extend_size, False)
-                if found == FRAME_FITS:
-                    session.put(channel, data, &tag, extend_size)
-                    sent += session.frames_out != frames    # or it was dropped
-                elif found == FRAME_REFUSED:
-                    refused = queue_is_full(session, channel)
-            except (errors.Overloaded, errors.PeerLost) as error:
-                refused = error
-            if refused is not None:
-                if session.state != SESSION_CLOSED and not has_room(session):
-                    drop(session, channel, 1)
-                self.report(refused, new_frame(channel, data, b""))
-        return sent
+        return publish_to_all(self, channel, data)
 
     cdef int send_call(self, int number, object data, int reply, object to,
                        bint keyless) except -1:
@@ -830,98 +781,6 @@ cdef class Router:
         fill_context(context, session, frame, session.engine.now)
         call_handler(self, entry.handler, context, False)
         return put_context(session.engine, context)
-
-    cdef int handler_ended(self, PyObject* handler, PyObject* result, Context context,
-                           bint to_its_end) except -1:
-        # Not just with None: `result` is owned, or NULL when an exception is set.
-        if result is NULL:
-            return self.handler_raised(context)
-        if context.is_owed():
-            context.expect_answer()
-        if result is <PyObject*>None:
-            Py_DECREF(None)
-            return 0
-        try:
-            if to_its_end:
-                check_ended(<object>handler, <object>result)
-            else:
-                self.handler_returned(<object>result, context)
-        except TypeError as error:
-            self.handler_failed(context, error)
-        finally:
-            Py_DECREF(<object>result)
-        return 0
-
-    cdef int handler_raised(self, Context context) except -1:
-        # An exception is set.
-        try:
-            reraise()
-        except (KeyboardInterrupt, SystemExit):
-            if context.is_owed():
-                context.expect_answer()
-            raise
-        except BaseException as error:
-            self.handler_failed(context, error)
-        return 0
-
-    cdef int handler_returned(self, object result, Context context) except -1:
-        if not PyCoro_CheckExact(<PyObject*>result):
-            if not inspect.isawaitable(result):
-                return 0
-            result = finish(result)
-        if <uint32_t>len(self.tasks) >= self.handler_limit:
-            result.close()
-            return self.handler_failed(context, errors.Overloaded(
-                f"{len(self.tasks)} handlers have not finished, as many as a node may have at a "
-                "time (handler_limit)", channel=context.channel, limit=self.handler_limit))
-        return self.start_task(result, context)
-
-    cdef int start_task(self, object coroutine, Context context) except -1:
-        cdef object loop = context.session.engine.loop
-        if EAGER_TASKS:
-            task = asyncio.Task(coroutine, loop=loop, eager_start=True)
-        else:
-            task = loop.create_task(coroutine)
-        if task.done():
-            self.task_ended(task, context)
-        else:
-            self.tasks.add(task)
-            completion = TaskCompletion.__new__(TaskCompletion)
-            (<TaskCompletion>completion).router = self
-            (<TaskCompletion>completion).context = context
-            task.add_done_callback(completion)
-        return 0
-
-    cdef int task_ended(self, object task, Context context) except -1:
-        # An `async def` handler has finished.
-        self.tasks.discard(task)
-        error = CancelledError("the handler was cancelled") if task.cancelled() \
-            else task.exception()
-        if error is not None:
-            self.handler_failed(context, error)
-        return 0
-
-    cdef int handler_failed(self, Context context, object error) except -1:
-        if isinstance(error, errors.Overloaded):
-            self.count("handlers_overloaded")
-            if context.is_owed():
-                self.answer_failure(context, STATUS_OVERLOADED, text_of(error))
-            return 0
-        self.count("handler_errors")
-        log.error("the handler of channel %d failed on a message from node %d", context.channel,
-                  context.sender, exc_info=error,
-                  extra={"domi_channel": context.channel, "domi_peer": context.sender})
-        if context.is_owed():
-            self.answer_failure(context, STATUS_REMOTE_ERROR, remote_error(error))
-        return 0
-
-    cdef int answer_failure(self, Context context, uint8_t status, bytes text) except -1:
-        cdef Outbound here = outbound_here()
-        context.set_answered()
-        if here is not None:
-            return here.on_loop(self.send_failure, (context, status, text))
-        self.send_failure(context, status, text)
-        return 0
 
     def send_failure(self, Context context not None, uint8_t status, bytes text not None):
         """Answer a request with a failure. On the loop thread."""
@@ -1140,12 +999,3 @@ cdef class Router:
                     f"node {session.peer} went before the frame was sent",
                     channel=frame.channel, peer=session.peer), frame)
         return 0
-
-
-@cython.final
-cdef class TaskCompletion:
-    # The done callback of a handler's task.
-    def __call__(self, task):
-        cdef Context context = self.context
-        self.context = None
-        self.router.task_ended(task, context)

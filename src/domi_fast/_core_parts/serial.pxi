@@ -59,7 +59,7 @@ cdef class SerialGroup:
         if len(queue) >= self.max_pending:
             router.count("joins_overloaded")
             if context.is_owed():
-                router.answer_failure(context, STATUS_OVERLOADED, text_of(
+                answer_failure(router, context, STATUS_OVERLOADED, text_of(
                     f"{self.max_pending} messages of channel {context.channel} wait for those "
                     "that they are to be joined with"))
             return 0

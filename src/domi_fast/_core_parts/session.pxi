@@ -497,7 +497,7 @@ cdef class Session:
             self.queue.consume(n)
             if self.engine.busy_ns and self.frames_out != self.frames_flushed:
                 self.frames_flushed = self.frames_out
-                self.engine.poll_on(self, monotonic_ns())
+                self.engine.poll_on(self)
             if <size_t>n >= budget:
                 self.driver.want_write(self.on_writable)
                 break
@@ -665,7 +665,7 @@ cdef class Session:
                 messages = self.frames_in - self.beats_in
                 self.parse()
                 if self.engine.busy_ns and self.frames_in - self.beats_in != messages:
-                    self.engine.poll_on(self, self.last_heard)
+                    self.engine.poll_on(self)
                 if <size_t>n < size:
                     # Probably all there was: answers go out before the kernel is asked again.
                     self.engine.flush_dirty()

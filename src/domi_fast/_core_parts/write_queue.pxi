@@ -1,26 +1,33 @@
 # Frames that wait to be sent, without I/O.
 #
 # Invariants: a segment holds whole frames and begins with one, so that what was never sent can be
-# handed to on_error. Small frames are copied into chunks; a large bytes object is sent from where
-# it is. An empty queue owns no memory: chunks go back to the pool. Owned by the loop thread.
+# handed to on_error. Small frames are copied into chunks, the first of an empty queue into less; a
+# large bytes object is sent from where it is. An empty queue owns no memory: its segments go back
+# to their pool. Owned by the loop thread.
 
-cdef Segment* chunk_pool = NULL     # free chunks of CHUNK bytes; the GIL guards it
-cdef int chunk_count = 0
+# Free segments of the two usual sizes; the GIL guards them.
+cdef SegmentPool smalls = SegmentPool(NULL, SMALL, SMALLS_KEPT)
+cdef SegmentPool chunks = SegmentPool(NULL, CHUNK, CHUNKS_KEPT)
 
 
-cdef Segment* take_segment(size_t capacity) except NULL:
-    global chunk_pool, chunk_count
-    cdef Segment* segment
-    if capacity <= CHUNK:
-        capacity = CHUNK
-        if chunk_pool is not NULL:
-            segment = chunk_pool
-            chunk_pool = segment.next
-            chunk_count -= 1
-            live(LIVE_SEGMENT, 1)
-            reset_segment(segment)
-            return segment
-    segment = <Segment*>malloc(sizeof(Segment) + capacity)
+cdef Segment* take_segment(size_t capacity, bint begins) except NULL:
+    # `begins`: a queue that is empty, which most are again before they need more than a little. A
+    # chunk for each of a thousand sessions would be as many pages.
+    cdef SegmentPool* pool = &smalls if begins and capacity <= SMALL else &chunks
+    cdef Segment* segment = pool.free
+    if capacity > pool.capacity:
+        return new_segment(capacity)
+    if segment is NULL:
+        return new_segment(pool.capacity)
+    pool.free = segment.next
+    pool.room += 1
+    live(LIVE_SEGMENT, 1)
+    reset_segment(segment)
+    return segment
+
+
+cdef Segment* new_segment(size_t capacity) except NULL:
+    cdef Segment* segment = <Segment*>malloc(sizeof(Segment) + capacity)
     if segment is NULL:
         raise MemoryError
     live(LIVE_SEGMENT, 1)
@@ -38,14 +45,14 @@ cdef inline void reset_segment(Segment* segment) noexcept:
 
 
 cdef void give_segment(Segment* segment) noexcept:
-    global chunk_pool, chunk_count
+    cdef SegmentPool* pool = &smalls if segment.capacity == SMALL else &chunks
     live(LIVE_SEGMENT, -1)
     Py_XDECREF(segment.owner)
     segment.owner = NULL
-    if segment.capacity == CHUNK and chunk_count < CHUNKS_KEPT:
-        segment.next = chunk_pool
-        chunk_pool = segment
-        chunk_count += 1
+    if segment.capacity == pool.capacity and pool.room > 0:
+        segment.next = pool.free
+        pool.free = segment
+        pool.room -= 1
     else:
         free(segment)
 
@@ -66,6 +73,18 @@ cdef inline int append_frame(WriteQueue queue, uint16_t channel, const uint8_t* 
     write_header(p, <uint32_t>length, extend_size, channel)
     copy(p + HEADER, data, size)
     copy(p + HEADER + size, extend, extend_size)
+    segment.size += length
+    queue.queued += length
+    return 0
+
+
+cdef inline int append_encoded(WriteQueue queue, const uint8_t* frame, size_t length) except -1:
+    # A whole frame, as it is sent.
+    cdef Segment* segment = queue.last
+    if segment is NULL or segment.owner is not NULL or (
+            segment.capacity - segment.size < length):
+        segment = queue.link(length, False)
+    copy(segment.memory + segment.size, frame, length)
     segment.size += length
     queue.queued += length
     return 0
@@ -95,17 +114,8 @@ cdef class WriteQueue:
         return 0
 
     cdef Segment* link(self, size_t capacity, bint exact) except NULL:
-        cdef Segment* segment
-        if exact and capacity < CHUNK:
-            segment = <Segment*>malloc(sizeof(Segment) + capacity)
-            if segment is NULL:
-                raise MemoryError
-            live(LIVE_SEGMENT, 1)
-            segment.memory = <uint8_t*>(segment + 1)
-            segment.capacity = capacity
-            reset_segment(segment)
-        else:
-            segment = take_segment(capacity)
+        cdef Segment* segment = (new_segment(capacity) if exact
+                                 else take_segment(capacity, self.head is NULL))
         if self.last is NULL:
             self.head = segment
         else:

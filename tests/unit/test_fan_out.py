@@ -1,0 +1,169 @@
+"""A publish to many: what goes to the kernel at once, and what is queued."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from domi_fast import Context, Node
+from domi_fast.limiter import RateLimit
+from tests import reference
+from tests.strangers import Stranger, extended
+from tests.support import session, until
+
+FEED = 60
+TAG = reference.publish_extend()
+
+
+@asynccontextmanager
+async def subscribers(
+    url: str, count: int, **settings: Any
+) -> AsyncIterator[tuple[Node, list[Stranger]]]:
+    """A node, and so many peers by hand that subscribe to FEED: machines 7, 8 and so on."""
+    async with (
+        Node("publisher", registry=url, **settings) as node,
+        contextlib.AsyncExitStack() as s,
+    ):
+        peers = [
+            await s.enter_async_context(extended(node, url, 7 + number, (FEED,)))
+            for number in range(count)
+        ]
+        for peer in peers:
+            await peer.settled()
+        yield node, peers
+
+
+def there(peer: Stranger) -> list[reference.Frame]:
+    """What the kernel has for this peer now: the loop has no turn meanwhile."""
+    with contextlib.suppress(BlockingIOError):
+        while raw := peer.sock.recv(1 << 16):
+            peer.decoder.feed(raw)
+    found = [frame for frame in peer.decoder.frames if frame.channel == FEED]
+    peer.decoder.frames.clear()
+    return found
+
+
+async def next_of_feed(peer: Stranger) -> bytes:
+    while (frame := await peer.hear()).channel != FEED:
+        pass
+    return frame.data
+
+
+def published(*data: bytes) -> list[reference.Frame]:
+    return [reference.Frame(FEED, each, TAG) for each in data]
+
+
+async def test_the_first_of_a_turn_is_with_the_kernel_when_publish_returns(
+    registry_url: str,
+) -> None:
+    async with subscribers(registry_url, 3) as (node, peers):
+        assert node.publish(FEED, b"at once") == 3
+        assert [there(peer) for peer in peers] == [published(b"at once")] * 3
+        assert node.publish(FEED, b"later") == node.publish(FEED, b"last") == 3
+        assert [there(peer) for peer in peers] == [[]] * 3
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert [there(peer) for peer in peers] == [published(b"later", b"last")] * 3
+        # And so again.
+        node.publish(FEED, b"next turn")
+        assert [there(peer) for peer in peers] == [published(b"next turn")] * 3
+
+
+async def test_of_a_handler_too_all_goes_out_before_the_loop_waits(registry_url: str) -> None:
+    async with subscribers(registry_url, 2) as (node, peers):
+        node.subscribe(61, lambda ctx: [node.publish(FEED, ctx.data) for _ in range(3)])
+        await peers[0].say(reference.encode(61, b"x"))
+        for peer in peers:
+            assert [await next_of_feed(peer) for _ in range(3)] == [b"x"] * 3
+
+
+@pytest.mark.parametrize("size", [0, 1, 440, 447, 448, 2038, 2039, 2040, 9000, 70_000])
+async def test_data_of_any_size(registry_url: str, size: int) -> None:
+    async with subscribers(registry_url, 2) as (node, peers):
+        data = bytes(range(256)) * (size // 256 + 1)
+        before = node.counters()
+        node.publish(FEED, data[:size])
+        for peer in peers:
+            assert await peer.hear() == reference.Frame(FEED, data[:size], TAG)
+        after = node.counters()
+        assert after["frames_out"] - before["frames_out"] == 2
+        assert after["bytes_out"] - before["bytes_out"] == 2 * (9 + size)
+
+
+async def test_what_is_queued_is_not_overtaken(registry_url: str) -> None:
+    async with subscribers(registry_url, 2) as (node, peers):
+        node.notify(FEED, b"first", to=7)
+        node.notify(FEED, b"second", to=7)
+        node.publish(FEED, b"third")
+        node.publish(FEED, b"fourth")
+        assert [(await peers[0].hear()).data for _ in range(4)] == [
+            *(b"first", b"second"),
+            *(b"third", b"fourth"),
+        ]
+        assert [(await peers[1].hear()).data for _ in range(2)] == [b"third", b"fourth"]
+
+
+async def test_what_the_kernel_does_not_take_follows(registry_url: str) -> None:
+    """One that does not read, until its queue holds some; then it reads, and has all in order."""
+    async with subscribers(registry_url, 2) as (node, peers):
+        count = 0
+        while not session(node, 7).queued:
+            assert node.publish(FEED, struct.pack("<I", count) + bytes(1500)) == 2
+            count += 1
+            await asyncio.sleep(0)
+        for _ in range(20):
+            node.publish(FEED, struct.pack("<I", count) + bytes(1500))
+            count += 1
+        for peer in peers:
+            numbers = [struct.unpack_from("<I", (await peer.hear()).data)[0] for _ in range(count)]
+            assert numbers == list(range(count))
+        await until(lambda: session(node, 7).queued == 0)
+
+
+async def test_a_peer_that_has_gone_is_told_of_and_the_others_are_served(
+    registry_url: str,
+) -> None:
+    lost: list[bytes] = []
+    async with subscribers(
+        registry_url, 3, on_error=lambda error, frame: lost.append(frame.data)
+    ) as (node, peers):
+        linger = struct.pack("ii", 1, 0)
+        peers[1].sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        peers[1].sock.close()
+        # Its reset is there, and the loop has not looked yet.
+        assert node.publish(FEED, b"to whoever lives") == 3
+        for peer in (peers[0], peers[2]):
+            assert there(peer) == published(b"to whoever lives")
+        await until(lambda: 8 not in node.peers)
+        assert lost == [b"to whoever lives"]
+        assert node.publish(FEED, b"the next") == 2
+
+
+async def test_the_node_itself_is_among_them(registry_url: str) -> None:
+    async with subscribers(registry_url, 1) as (node, peers):
+        came: list[bytes] = []
+
+        def own(ctx: Context) -> None:
+            came.append(ctx.data)
+
+        node.subscribe(FEED, own)
+        await peers[0].settled()
+        assert node.publish(FEED, b"to all") == 2
+        assert there(peers[0]) == published(b"to all")
+        assert came == []
+        await until(lambda: came == [b"to all"])
+
+
+async def test_a_rate_limit_counts_it(registry_url: str) -> None:
+    async with subscribers(registry_url, 2, peer_rate_limit=RateLimit(1000, 100)) as (node, _):
+        assert node.publish(FEED, bytes(200)) == 2
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert node.publish(FEED, b"as much as may be was sent") == 0
