@@ -611,15 +611,16 @@ async def test_what_does_not_take_a_lane_ends_the_session(registry_url: str, sai
 
 
 async def test_a_session_that_was_dialled_is_no_lane(registry_url: str) -> None:
+    """LANE is not awaited by then, and passed over."""
     async with (
         Node("a", registry=registry_url, sessions_per_peer=2) as a,
         dialled(registry_url, 1) as accept,
     ):
         first, _ = await accept()
-        await first.hear()
-        await first.say(reference.encode(reference.LANE))
-        await first.closed()
-        assert not a.peers
+        await first.say(reference.subscriptions(reference.ALL), reference.encode(reference.LANE))
+        await first.settled()
+        assert [each.is_lane for each in session(a, 7).connections] == [False]
+        assert a.counters()["dropped_not_negotiated"] == 1
 
 
 async def test_closing_while_lanes_are_dialled_leaves_nothing(registry_url: str) -> None:
