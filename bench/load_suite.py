@@ -15,34 +15,43 @@ __all__ = ["half_load"]
 
 
 def half_load(settings: Settings) -> list[Figure]:
-    """The p99 of awaited requests that come at random, beside their p50."""
-    figure = Figure(
+    """The p99 of awaited round trips beside their p50, and that of the load itself."""
+    probe = Figure(
         "half-load",
-        "p99 of awaited requests at 50 % load, from when each was due",
+        "p99 of an awaited round trip at 50 % load",
+        "s",
+        anchor="its p50",
+        anchor_is_ours=True,
+        target=Target("ratio", 3.0, at_most=True),
+    )
+    load = Figure(
+        "half-load-arrivals",
+        "p99 of the requests that come at random, from when each was due",
         "s",
         anchor="their p50",
         anchor_is_ours=True,
-        target=Target("ratio", 3.0, at_most=True),
     )
     cpus = settings.pair()
     count, seconds = settings.few(200_000), 0.1 if settings.smoke else 1.0
     found: dict[str, list[float]] = {"peak_per_s": [], "per_s": [], "arrivals_a_turn": []}
-    p999 = []
+    p999: dict[str, list[float]] = {each.name: [] for each in (probe, load)}
     for number in range(settings.rounds):
         with cluster() as (stack, folder):
             start(stack, "server", folder, cpus[0])
-            load = start(stack, "load", folder, cpus[1])
-            peak = load.ask("peak", in_flight=IN_FLIGHT, count=count)["rate"]
-            measured = load.ask("arriving", rate=peak * HALF, seconds=seconds, seed=number)
-        figure.values.append(measured["p99_ns"] * 1e-9)
-        figure.anchor_values.append(measured["p50_ns"] * 1e-9)
-        figure.samples = measured["count"]
-        p999.append(measured["p999_ns"] * 1e-9)
+            client = start(stack, "load", folder, cpus[1])
+            peak = client.ask("peak", in_flight=IN_FLIGHT, count=count)["rate"]
+            measured = client.ask("arriving", rate=peak * HALF, seconds=seconds, seed=number)
+        for figure, taken in ((probe, measured["probe"]), (load, measured)):
+            figure.values.append(taken["p99_ns"] * 1e-9)
+            figure.anchor_values.append(taken["p50_ns"] * 1e-9)
+            figure.samples = taken["count"]
+            p999[figure.name].append(taken["p999_ns"] * 1e-9)
         found["peak_per_s"].append(peak)
         found["per_s"].append(measured["rate"])
         found["arrivals_a_turn"].append(measured["arrivals_a_turn"])
     medians = {of: statistics.median(values) for of, values in found.items()}
-    figure.detail = {**medians, "p999": statistics.median(p999)}
-    if medians["per_s"] < 0.9 * HALF * medians["peak_per_s"]:
-        figure.void = "the requests did not come at the rate that they should have"
-    return [figure]
+    for figure in (probe, load):
+        figure.detail = {**medians, "p999": statistics.median(p999[figure.name])}
+        if medians["per_s"] < 0.9 * HALF * medians["peak_per_s"]:
+            figure.void = "the requests did not come at the rate that they should have"
+    return [probe, load]

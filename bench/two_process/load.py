@@ -73,6 +73,32 @@ class Round:
         check(self._wrong == 0, f"{self._wrong} of {self._count} answers were wrong")
 
 
+class Probe:
+    """One who asks again and again, beside all else: nanoseconds of each round trip."""
+
+    def __init__(self, node: Node) -> None:
+        self._request = node.request
+        self._stopped = False
+        self._wrong = 0
+        self._taken: list[int] = []
+        self._asking = asyncio.ensure_future(self._ask())
+
+    async def _ask(self) -> None:
+        clock = time.perf_counter_ns
+        while not self._stopped:
+            then = clock()
+            answer = await self._request(PING, PING_DATA)
+            self._taken.append(clock() - then)
+            self._wrong += answer != PONG_DATA
+
+    async def end(self) -> list[int]:
+        """Stop; what each round trip took."""
+        self._stopped = True
+        await asyncio.wait_for(self._asking, WAIT)
+        check(self._wrong == 0, f"{self._wrong} of {len(self._taken)} answers were wrong")
+        return self._taken
+
+
 class Load:
     """What a client's node can do at most, and what it does at a rate."""
 
@@ -101,14 +127,17 @@ class Load:
         """
         await self._arrive(arrivals(rate, seconds * WARM_UP, seed + 1))
         dues = arrivals(rate, seconds, seed)
+        probe = Probe(self.client.node)
         began = time.perf_counter()
         requests, turns = await self._arrive(dues)
         taken = time.perf_counter() - began
+        beside = await probe.end()
         await self.client.numbered_requests()
         return {
             **percentiles(requests.taken),
             "rate": len(dues) / taken,
             "arrivals_a_turn": len(dues) / turns,
+            "probe": percentiles(beside),
         }
 
     async def _arrive(self, dues: list[int]) -> tuple[Round, int]:

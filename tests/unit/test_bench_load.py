@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from bench.two_process.channels import PING, PING_DATA, PONG_DATA
-from bench.two_process.load import Round, arrivals
+from bench.two_process.load import Probe, Round, arrivals
+from tests.support import until
 
 
 def test_callers_come_at_the_rate_and_know_nothing_of_each_other() -> None:
@@ -86,4 +87,28 @@ def test_a_wrong_answer_breaks_the_benchmark() -> None:
         await requests.end()
 
     with pytest.raises(RuntimeError, match="1 of 1 answers were wrong"):
+        asyncio.run(one())
+
+
+def test_the_probe_asks_again_and_again_until_it_is_told_to_stop() -> None:
+    async def some() -> tuple[Answering, list[int]]:
+        node: Any = Answering()
+        probe = Probe(node)
+        await until(lambda: node.asked >= 10)
+        return node, await probe.end()
+
+    node, taken = asyncio.run(some())
+    assert (node.most, node.under_way) == (1, 0)
+    assert len(taken) == node.asked >= 10
+    assert min(taken) > 0
+
+
+def test_a_wrong_answer_to_the_probe_breaks_the_benchmark() -> None:
+    async def one() -> None:
+        node: Any = Answering(b"another")
+        probe = Probe(node)
+        await until(lambda: node.asked)
+        await probe.end()
+
+    with pytest.raises(RuntimeError, match="answers were wrong"):
         asyncio.run(one())
