@@ -43,9 +43,9 @@ TAKERS = ("one", "other")
 # Requests that are under way at most; what is due then waits, and its time counts.
 WINDOW = 64
 TICK = 0.001
-# As much of a schedule may be made up for; the rest is given up, and told.
-BEHIND = 0.25
-# Seconds that the old and the new have by turns.
+# Seconds of a schedule that may be made up for; the rest is given up, and told.
+BEHIND = 1.0
+# Seconds that the old and the new have by turns, and that one of them may owe its next turn.
 SLICE = 0.25
 PADDING = bytes(92)
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -122,6 +122,7 @@ class Asker:
         self.latencies = Histogram()
         self.waiting: deque[asyncio.Future[float]] = deque()
         self.over = False
+        self.owed = 0.0  # seconds of the schedule that the last pace was behind with
 
     async def step(self, due: float) -> None:
         """A publish, two notifies and an awaited request."""
@@ -157,7 +158,10 @@ class Asker:
         return (self.news - before) / (time.monotonic() - began)
 
     async def pace(self, rate: float, interval: float, count: int) -> None:
-        """So many steps a second, for so many intervals, each of which is told."""
+        """So many steps a second, for so many intervals, each of which is told.
+
+        What it is behind with in the end falls to the next.
+        """
         loop = asyncio.get_running_loop()
         self.over = False
 
@@ -174,15 +178,17 @@ class Asker:
                 await self.step(due)
 
         given = 0
-        begun = told = time.monotonic()
+        told = time.monotonic()
+        begun = told - self.owed
         working = [asyncio.ensure_future(work()) for _ in range(WINDOW)]
         for _ in range(count):
             told += interval
             before, given_up = self.news, 0.0
             while (now := time.monotonic()) < told:
-                if now - (begun + given / rate) > BEHIND:
-                    given_up += BEHIND
-                    begun += BEHIND
+                late = now - (begun + given / rate) - BEHIND
+                if late > 0:
+                    given_up += late
+                    begun += late
                 due = int((now - begun) * rate)
                 while given <= due and self.waiting:
                     self.waiting.popleft().set_result(begun + given / rate)
@@ -193,6 +199,7 @@ class Asker:
                 given_up=given_up,
                 latencies=self.latencies.take(),
             )
+        self.owed = min(max(0.0, told - (begun + given / rate)), SLICE)
         self.over = True
         for waiting in self.waiting:
             waiting.cancel()

@@ -152,7 +152,8 @@ async def settled(server: Program, **wanted: int) -> dict[str, Any]:
 
 async def at_rest(server: Program) -> int:
     """The descriptors of the nodes between two dials of those who do not answer: the least seen."""
-    return min([(await server.look())["descriptors"] for _ in range(AT_REST)])
+    seen: list[int] = [(await server.look())["descriptors"] for _ in range(AT_REST)]
+    return min(seen)
 
 
 async def attack(url: str, loop: str, seed: int) -> dict[str, Any]:
