@@ -17,12 +17,12 @@ from types import FrameType
 from rich.console import Console
 
 from bench import report, scaling
+from bench.child import ROOT, BenchError
 from bench.figures import Figure
 from bench.machine import machine, processor_time
 from bench.page import write_docs
 from bench.settings import Settings, Skip, choose_cpus
 from bench.suite import BENCHMARKS, Benchmark
-from bench.two_process.processes import ROOT, BenchError
 
 OUT = ROOT / "bench" / "out"
 PAGE = ROOT / "docs" / "benchmarks.md"

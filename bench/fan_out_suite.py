@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from bench.child import BenchError
 from bench.figures import Figure, Target
 from bench.peers.send_loop import SendLoop
 from bench.settings import Settings, Skip, in_turn
 from bench.two_process.channels import ALL_HERE, FEED
-from bench.two_process.processes import BenchError, cluster, start
+from bench.two_process.processes import cluster, start
 from tests import reference
 
 SESSIONS = 1000

@@ -16,10 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench.child import BenchError
 from bench.figures import Figure, Target
 from bench.processor import stay
 from bench.settings import Settings, Skip, in_turn
-from bench.two_process.processes import BenchError, Worker, cluster, start
+from bench.two_process.processes import Worker, cluster, start
 
 FLAT = Target("ratio", 1.2, at_most=True)
 WORK = {

@@ -10,12 +10,11 @@ import threading
 import time
 from typing import Any
 
+from bench.child import ROOT, BenchError
 from bench.figures import Figure, Target
 from bench.peers import c_echo
 from bench.settings import Settings, in_turn
 from bench.two_process.processes import (
-    ROOT,
-    BenchError,
     cluster,
     module_command,
     start,

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from bench.child import BenchError
 from bench.figures import Figure, Target
 from bench.latency_suite import time_to_answer
 from bench.peers.peer import Peer, named
 from bench.settings import Settings, Skip, in_turn
 from bench.two_process.processes import (
-    BenchError,
     Worker,
     cluster,
     module_command,

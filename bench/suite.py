@@ -28,13 +28,12 @@ from bench import (
     serial_suite,
     trouble_suite,
 )
+from bench.child import ROOT, BenchError
 from bench.figures import Figure, Target
 from bench.peers import c_echo, raw_stream
 from bench.peers.peer import Peer
 from bench.settings import Settings, Skip, in_turn
 from bench.two_process.processes import (
-    ROOT,
-    BenchError,
     Worker,
     cluster,
     module_command,

@@ -8,10 +8,11 @@ import resource
 import signal
 import statistics
 
+from bench.child import BenchError
 from bench.figures import Figure, Target
 from bench.processor import below_everybody
 from bench.settings import Settings, Skip, in_turn
-from bench.two_process.processes import BenchError, Worker, cluster, start
+from bench.two_process.processes import Worker, cluster, start
 
 STRANGERS = 10_000
 POLICIES = ("raise", "drop_oldest", "drop_newest", "disconnect")

@@ -9,10 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from bench.child import BenchError
 from bench.guard import measure, stored
 from bench.guard.paths import PATHS
 from bench.guard.stored import GREW, MISSING, SHRANK, Comparison, Figure
-from bench.two_process.processes import BenchError
 
 GROWN, FAILED, NOT_COMPARED = 1, 2, 3
 AGAIN = 2  # how often what seems to have grown is counted once more

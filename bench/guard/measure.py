@@ -11,8 +11,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.child import ROOT, BenchError
 from bench.guard.paths import OPERATIONS
-from bench.two_process.processes import ROOT, BenchError, module_command
+from bench.two_process.processes import module_command
 from domi_fast import _core
 
 METER = Path(__file__).with_name("meter.c")

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.child import BenchError
 from bench.two_process.channels import PING, PING_DATA, PONG, PONG_DATA, SINK
-from bench.two_process.processes import BenchError
 from domi_fast import Context, LibraryChannel, Node, Serial, encode_frame
 
 OPERATIONS = 1024

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import tempfile
-import threading
-from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+
+from bench.child import BenchError, Child
 
 HERE = Path(__file__).parent
 OUT = Path(__file__).resolve().parents[1] / "out"
@@ -28,7 +25,7 @@ def build(name: str) -> Path:
         return program
     compiler = os.environ.get("CC") or "cc"
     if shutil.which(compiler.split()[0]) is None:
-        raise RuntimeError(f"no C compiler: {compiler!r} was not found; set CC")
+        raise BenchError(f"no C compiler: {compiler!r} was not found; set CC")
     OUT.mkdir(parents=True, exist_ok=True)
     # Two benchmarks may start at once: each compiles for itself, and the last one's file stays.
     handle, path = tempfile.mkstemp(dir=OUT, prefix=f"{name}.")
@@ -49,65 +46,12 @@ def cpu(number: int | None) -> list[str]:
     return [] if number is None else ["--cpu", str(number)]
 
 
-class Program:
-    """One that runs. Use it as a context manager; it ends with its input, or is killed.
+class Program(Child):
+    """One that runs.
 
     :param name: of its source, without ``.c``.
     :param timeout: seconds within which each of its lines must come.
     """
 
     def __init__(self, name: str, *arguments: str, timeout: float = 120.0) -> None:
-        self._name = name
-        self._timeout = timeout
-        self._process = subprocess.Popen(
-            [str(build(name)), *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def say(self, line: str) -> None:
-        """One line of its input."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
-
-    def answer(self) -> dict[str, Any]:
-        """The next line that it prints. Raises RuntimeError when there is none."""
-        assert self._process.stdout is not None
-        # One that hangs ends without a word.
-        watchdog = threading.Timer(self._timeout, self._process.kill)
-        watchdog.start()
-        try:
-            line = self._process.stdout.readline()
-        finally:
-            watchdog.cancel()
-        if not line:
-            raise RuntimeError(f"{self._name} ended with code {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def end(self) -> None:
-        """Close its input, which ends it; less gently when that does not help."""
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with suppress(OSError):  # it has ended, and has not read all of it
-            process.stdin.close()
-        try:
-            process.wait(1.0)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
-
-    def __enter__(self) -> Program:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.end()
+        super().__init__(name, [str(build(name)), *arguments], timeout)

@@ -348,7 +348,7 @@ cdef class TlsDriver(SocketDriver):
 
 cdef class Session:
     cdef:
-        # What sending looks at comes first (SESSION_SENDS): it is read of many in a row.
+        # What sending looks at comes first, as far as `extended`: it is fetched of many in a row.
         Engine engine
         Router router           # None once closed: what still holds the session holds no node
         WriteQueue queue

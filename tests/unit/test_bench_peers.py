@@ -14,12 +14,13 @@ import pytest
 
 from bench import peers_suite, report
 from bench.__main__ import measure
+from bench.child import BenchError
 from bench.latency_suite import time_to_answer
 from bench.peers import install, loads
 from bench.peers.peer import PEERS, Peer, named, nats_server, versions
 from bench.settings import Settings, Skip, choose_cpus
 from bench.suite import BENCHMARKS, Benchmark
-from bench.two_process.processes import BenchError, module_command
+from bench.two_process.processes import module_command
 from tests.servers import absent
 
 pytestmark = pytest.mark.native

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from bench.child import BenchError
 from bench.guard import __main__ as command
 from bench.guard import counted, measure, stored
 from bench.guard.measure import Count
 from bench.guard.paths import OPERATIONS, PATHS
 from bench.guard.stored import GREW, KEPT, MISSING, SHRANK, Comparison, Figure
-from bench.two_process.processes import BenchError
 
 HERE = "x86_64, CPython 3.11, gcc 12.2.0, -O3"
 ELSEWHERE = "x86_64, CPython 3.11, gcc 13.1.0, -O3"

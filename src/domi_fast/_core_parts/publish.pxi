@@ -10,8 +10,7 @@
 cdef enum:
     AT_ONCE = 2048              # bytes of the largest frame that goes past the queues
     AHEAD = 8                   # sessions: how far before its turn each is fetched from memory
-    SESSION_SENDS = 136         # bytes of a session, from its beginning, that sending looks at
-    BESIDE_IT = 48              # the same of its queue and of its driver
+    BESIDE_IT = 48              # bytes of a session's queue and driver that sending looks at
 
 
 cdef int publish_to_all(Router router, int channel, bytes data) except -1:
@@ -46,10 +45,10 @@ cdef int publish_to_all(Router router, int channel, bytes data) except -1:
         session = lane_of(<Session><object>PyList_GET_ITEM(targets, i), channel)
         if at_once and i + AHEAD < count:
             fetch_session(<Session><object>PyList_GET_ITEM(targets, i + AHEAD))
-        if not encoded or not takes_at_once(session):
+        if not encoded or not may_queue(session):
             sent += publish_to(session, channel, data)
             continue
-        if at_once and goes_at_once(session):
+        if at_once and may_pass_the_queue(session):
             send_at_once(session, frame, length)
             latest = session
         else:
@@ -89,7 +88,7 @@ cdef int publish_to(Session session, int channel, bytes data) except -1:
     return 0
 
 
-cdef inline bint takes_at_once(Session session) noexcept:
+cdef inline bint may_queue(Session session) noexcept:
     # Whether a frame may be queued without a closer look.
     return (session.state == SESSION_UP and session.queue.queued < session.gate
             and session.extended and not session.limited)
@@ -105,7 +104,7 @@ cdef inline int queue_encoded(Session session, const uint8_t* frame, size_t leng
     return 0
 
 
-cdef inline bint goes_at_once(Session session) noexcept:
+cdef inline bint may_pass_the_queue(Session session) noexcept:
     # Whether it may be sent past the queue: nothing is before it.
     return (session.queue.queued == 0 and not session.dirty
             and type(session.driver) is SocketDriver and not session.driver.writing)
@@ -135,6 +134,6 @@ cdef int send_at_once(Session session, const uint8_t* frame, size_t length) exce
 cdef inline void fetch_session(Session session) noexcept:
     # What is looked at to send something, before it is wanted: of a thousand sessions it lies in no
     # cache any more.
-    prefetch(<void*>session, SESSION_SENDS)
+    prefetch(<void*>session, <char*>(&session.extended + 1) - <char*><void*>session)
     prefetch(<void*>session.queue, BESIDE_IT)
     prefetch(<void*>session.driver, BESIDE_IT)
