@@ -13,8 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from typing_extensions import Self
-
 from bench.figures import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,7 +104,7 @@ class Child:
                 process.wait()
         process.stdout.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self: Kind) -> Kind:
         return self
 
     def __exit__(
