@@ -703,6 +703,7 @@ cdef class Router(Verbs):
         public bytes own_address  # the key of ip_hash; or None
         int own_memory          # thousandths that are used of this node's memory; -1: not said
         public object on_error  # callable(exc, frame) or None
+        bint telling            # it runs, on the loop: what it publishes it does not hear of
         uint64_t heartbeat_ns
         uint64_t silence_ns
         double phi_deviations   # of a silence that is too long; infinite: silence_ns alone decides

@@ -16,8 +16,11 @@ from .config import GuestConfig
 from .endpoint import Endpoint
 from .errors import AuthError, PeerLost, masked
 from .handshake import Offer, decode_welcome
-from .mesh import drain
+from .mesh import acknowledged, drain
 from .tls import Certificates, Tls, check_name
+
+DRAIN_TIMEOUT = 2.0
+CLOSING = "the guest is closing"
 
 
 async def connect(
@@ -168,9 +171,11 @@ class Client(Endpoint):
     async def _close(self) -> None:
         try:
             if self._session is not None:
-                await drain([self._session], 2.0)
+                await drain([self._session], DRAIN_TIMEOUT)
+                self._session.close(CLOSING, closing=True)
+                await acknowledged(self._router, DRAIN_TIMEOUT)
         finally:
-            self._disconnect("the guest is closing")
+            self._disconnect(CLOSING)
 
     async def __aenter__(self) -> Client:
         return self

@@ -274,7 +274,8 @@ class NodeConfig(EndpointConfig):
         for a channel or a peer.
     :ivar frame_limit: the largest frame in bytes, header included.
     :ivar on_error: called with (exception, Frame) for what is refused or lost after its verb
-        returned; None logs it. No ``async def``.
+        returned, and for each subscriber that a publish has left out; None logs it. No
+        ``async def``. Whom its own publishes leave out is only counted.
     :ivar sessions_per_peer: connections that make up the session with each peer, 1-16, over which
         the channels are spread; with a peer that has fewer, as many as it has. Each channel keeps
         its order (docs/concepts.md, "Lanes").
@@ -369,6 +370,7 @@ class NodeConfig(EndpointConfig):
             self._check_range(field, 1, most)
         self._check_type("sessions_per_peer", int)
         self._check_range("sessions_per_peer", 1, MOST_LANES)
+        self._check_lanes()
         self._check_range("start_timeout", 0, 3600)
         self._check_range("drain_timeout", 0, 3600)
         self._check_range("weight", 1e-6, 1e6)
@@ -387,6 +389,20 @@ class NodeConfig(EndpointConfig):
         if self.when_full not in get_args(WhenFull):
             allowed = ", ".join(map(repr, get_args(WhenFull)))
             raise ValueError(f"when_full {self.when_full!r}: one of {allowed} is wanted")
+
+    def _check_lanes(self) -> None:
+        # A peer has as many connections of this one as it has lanes itself.
+        for field, each in (
+            ("handshakes_per_address", 1),
+            ("sessions_per_address", 1),
+            ("session_limit", 2),  # half of them may be in their handshake, or of one address
+        ):
+            most, least = getattr(self, field), each * self.sessions_per_peer
+            if most is not None and self.sessions_per_peer > 1 and most < least:
+                raise ValueError(
+                    f"{field} {most}: no peer of {self.sessions_per_peer} connections "
+                    f"(sessions_per_peer) would get in: at least {least} is wanted"
+                )
 
 
 @dataclass(frozen=True)

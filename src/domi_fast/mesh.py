@@ -94,6 +94,7 @@ class Mesh:
         self.welcomed = self._dialling.welcomed
         self.lane_taken = self._dialling.lane_taken
         self._closing = False
+        self.all_was_sent = False  # of what was queued when the node closed
         self._told_short = -math.inf
         self.peers: Mapping[int, Peer] = MappingProxyType(self._peers)
 
@@ -229,10 +230,14 @@ class Mesh:
         await asyncio.gather(self._dialling.close(), *self._tasks, return_exceptions=True)
         try:
             await self._members.leave()
-            await drain(self._router.connections(), self._config.drain_timeout)
+            self.all_was_sent = await drain(
+                self._router.connections(), self._config.drain_timeout
+            )
         finally:
+            self._router.end_lingers()
             for session in list(self._sessions):
-                session.close("the node is closing")
+                session.close("the node is closing", closing=True)
+            await acknowledged(self._router, self._config.drain_timeout)
             self._router.stop("the node is closing")
             self.conditions.fail()
             self.witness.finish()
@@ -401,14 +406,28 @@ class Mesh:
         self.conditions.changed()
 
 
-async def drain(sessions: Iterable[Session], timeout: float) -> None:
-    """Wait until everything queued is sent, for up to ``timeout`` seconds."""
+async def drain(sessions: Iterable[Session], timeout: float) -> bool:
+    """Wait until everything queued is sent, for up to ``timeout`` seconds; whether it was."""
     waiting = [session.drained(everything=True) for session in sessions if session.queued]
+    if not waiting:
+        return True
     try:
-        if waiting:
-            await asyncio.wait(waiting, timeout=timeout)
+        _, late = await asyncio.wait(waiting, timeout=timeout)
+        return not late
     finally:
         for future in waiting:
             # A session that went meanwhile has nothing left to send.
             if not future.cancel():
                 future.exception()
+
+
+async def acknowledged(router: Router, timeout: float) -> None:
+    """Wait until the peers' machines have what closed sessions sent, for up to ``timeout`` s.
+
+    The kernel tells nobody when they do: it is asked.
+    """
+    loop = asyncio.get_running_loop()
+    end, pause = loop.time() + timeout, 0.001
+    while router.unacknowledged() and loop.time() < end:
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, 0.05)

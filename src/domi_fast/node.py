@@ -244,7 +244,7 @@ class Node(Endpoint):
         :param deadline: seconds to finish in. The node closes after them all the same, and what has
             not ended then ends with PeerLost.
         :param until_closed: return when the node is closed; otherwise when it begins to close.
-        :returns: whether everything was finished in time.
+        :returns: whether everything was finished in time; of a node that has closed, and sent.
         :raises ValueError: ``deadline`` is no number of seconds.
         :raises DomiError: the node has not started.
         """
@@ -259,6 +259,7 @@ class Node(Endpoint):
         finished = await asyncio.shield(self._draining)
         if until_closed:
             await super().close()
+            return finished and self._mesh.all_was_sent
         return finished
 
     def _begin_draining(self, deadline: float) -> None:

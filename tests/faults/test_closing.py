@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -25,7 +26,9 @@ from domi_fast import (
     encode_frame,
 )
 from domi_fast.handshake import Offer, encode_welcome
-from tests.support import ROOT, RawPeer, forget_records, nodes, until
+from tests import reference
+from tests.strangers import extended
+from tests.support import ROOT, RawPeer, forget_records, nodes, session, until
 
 MIB = 1 << 20
 
@@ -288,3 +291,63 @@ def test_a_loop_that_is_closed_with_guests_connected(kind: str) -> None:
         timeout=60,
     )
     assert (done.returncode, done.stdout) == (0, "intact\n"), done.stderr
+
+
+# ----------------------------------------------------------------------------- what was sent before
+
+
+def write_until_it_breaks(sock: socket.socket) -> None:
+    """Messages without an end."""
+    data = encode_frame(51, bytes(3000)) * 20
+    with contextlib.suppress(OSError):
+        while True:
+            select.select([], [sock], [], 5.0)
+            with contextlib.suppress(BlockingIOError):
+                sock.send(data)
+
+
+def read_to_the_end(sock: socket.socket) -> list[tuple[int, bytes]]:
+    """The channels and data of all that comes, until the connection ends or breaks."""
+    reader = FrameReader()
+    found: list[tuple[int, bytes]] = []
+    with contextlib.suppress(ConnectionResetError):
+        while select.select([sock], [], [], 5.0)[0]:
+            data = sock.recv(1 << 16)
+            if not data:
+                break
+            found += [(frame.channel, frame.data) for frame in reader.feed(data)]
+    return found
+
+
+async def test_what_was_sent_before_the_close_arrives_while_its_peer_sends(
+    registry_url: str,
+) -> None:
+    """A socket that is closed with something unread in it forgets what it has not sent yet: here
+    most of it, for the peer reads only once the node has said goodbye."""
+    async with Node("a", registry=registry_url) as a:
+        a.subscribe(51, lambda ctx: None)
+        async with extended(a, registry_url, 7, (50,)) as peer:
+            writing = asyncio.ensure_future(asyncio.to_thread(write_until_it_breaks, peer.sock))
+            sent = [b"%04d" % number + bytes(5000) for number in range(100)]
+            for data in sent:
+                a.notify(50, data, to=7)
+            closing = asyncio.ensure_future(a.close())
+            await until(lambda: 7 not in a.peers)
+            assert not closing.done()
+            came = await asyncio.to_thread(read_to_the_end, peer.sock)
+            assert [data for channel, data in came if channel == 50] == sent
+            assert came[-1] == (reference.EXIT, b"the node is closing")
+            await asyncio.wait_for(closing, 1.0)
+            await writing
+
+
+async def test_a_node_that_could_not_send_all_says_so(registry_url: str) -> None:
+    async with Node("a", registry=registry_url, drain_timeout=0.2) as a:
+        a.on_error = lambda error, frame: None
+        async with extended(a, registry_url, 7, (50,)):
+            while True:
+                a.notify(50, bytes(100_000), to=7)
+                await asyncio.sleep(0)
+                if session(a, 7).queued > MIB:
+                    break
+            assert await a.drain(1.0) is False

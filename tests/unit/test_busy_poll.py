@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import statistics
 import sys
@@ -56,6 +57,24 @@ async def test_heartbeats_do_not_keep_it_polling(registry_url: str) -> None:
         heard = session(a, b.id).bytes_in
         assert await polls_in(0.5) == 0
         assert session(a, b.id).bytes_in > heard
+
+
+async def test_what_nodes_say_of_themselves_does_not_keep_it_polling(
+    registry_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How much memory is used, and to what they subscribe. A machine's memory cannot be filled and
+    emptied for a test, hence the patch."""
+    shares = itertools.cycle([0.50, 0.60, 0.70])
+    monkeypatch.setattr("domi_fast.memory.used_share", lambda: next(shares))
+    often = {"memory_interval": 0.05}
+    async with polling(registry_url, "a", "b", busy_poll=0.4, **often) as (a, b):
+        await asyncio.sleep(0.6)
+        heard = session(a, b.id).frames_in
+        for channel in (50, 51):
+            b.subscribe(channel, echo)
+            await a.wait_subscribed(channel, timeout=5)
+        assert await polls_in(0.5) == 0
+        assert session(a, b.id).frames_in > heard + 5
 
 
 async def test_it_is_off_by_default(registry_url: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import struct
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from domi_fast import Context, Node
+from domi_fast import Context, Node, PeerLost
 from domi_fast.limiter import RateLimit
 from tests import reference
 from tests.strangers import Stranger, extended
@@ -167,3 +168,107 @@ async def test_a_rate_limit_counts_it(registry_url: str) -> None:
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert node.publish(FEED, b"as much as may be was sent") == 0
+
+
+async def test_who_is_left_out_may_be_answered_by_another_publish(registry_url: str) -> None:
+    """``on_error`` publishes while queues are full, which ends the sessions of those that are next:
+    they are left out, and whoever reads gets all of it, in order."""
+    limits = {"queue_limit": 256 << 10, "when_full": "disconnect"}
+    async with subscribers(registry_url, 4, **limits) as (node, peers):
+        reader = peers[-1]
+        count = 0
+        lost: list[type[Exception]] = []
+
+        def publish(size: int) -> None:
+            nonlocal count
+            count += 1
+            node.publish(FEED, struct.pack("<I", count) + bytes(size))
+
+        def again(error: Exception, frame: Any) -> None:
+            lost.append(type(error))
+            if len(lost) % 10 == 1:
+                publish(60_000)
+
+        node.on_error = again
+        got: list[int] = []
+
+        async def read() -> None:
+            while True:
+                (number,) = struct.unpack_from("<I", await next_of_feed(reader))
+                got.append(number)
+
+        reading = asyncio.ensure_future(read())
+        while len(node.peers) > 1:
+            publish(20_000)
+            await until(lambda: session(node, 10).queued == 0)
+        await until(lambda: len(got) == count)
+        reading.cancel()
+        assert got == [*range(1, count + 1)]
+        assert PeerLost in lost
+        assert 10 in node.peers
+
+
+async def test_on_error_does_not_hear_of_its_own_publishes(registry_url: str) -> None:
+    """Two that are full, and an ``on_error`` that publishes to both: once for each, and no more."""
+    async with subscribers(registry_url, 2, queue_limit=65_536) as (node, _):
+        told: list[bytes] = []
+
+        def again(error: Exception, frame: Any) -> None:
+            told.append(frame.data[:5])
+            node.publish(FEED, b"alarm" + bytes(1000))
+
+        node.on_error = again
+        while node.publish(FEED, b"first" + bytes(60_000)):
+            pass
+        assert len(told) < 5
+        told.clear()
+        refused = node.counters()["refused_queue_full"]
+        assert node.publish(FEED, b"later" + bytes(60_000)) == 0
+        assert told == [b"later"] * 2
+        assert node.counters()["refused_queue_full"] - refused == 2 + 2 * 2
+
+
+async def test_what_the_collector_runs_may_unsubscribe(registry_url: str) -> None:
+    """While the list is made of those that it goes to."""
+
+    class Last:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            if armed:
+                armed.clear()
+                node.unsubscribe(FEED)
+                kept.append([bytearray(size) for size in (24, 32, 40, 64, 96) for _ in range(50)])
+
+    async with Node("publisher", registry=registry_url) as node:
+        armed: list[bool] = []
+        kept: list[list[bytearray]] = []
+        thresholds = gc.get_threshold()
+        left = 0
+        for _ in range(300):
+            node.subscribe(FEED, lambda ctx: None)
+            Last()
+            young = [[] for _ in range(100)]  # type: ignore[var-annotated]
+            gc.set_threshold(1, 1, 1)
+            armed.append(True)
+            try:
+                assert node.publish(FEED, b"x") in {0, 1}
+            finally:
+                armed.clear()
+                gc.set_threshold(*thresholds)
+            left += len(young) and len(kept)
+            if node._router.handlers():
+                node.unsubscribe(FEED)
+        assert left > 0
+
+
+async def test_a_publish_to_one_that_is_dropped_is_not_sent(registry_url: str) -> None:
+    async with subscribers(registry_url, 1, queue_limit=65_536, when_full="drop_newest") as (
+        node,
+        _,
+    ):
+        while node.publish(FEED, bytes(30_000)):
+            pass
+        assert node.publish(FEED, b"x", to=7) == 0
+        assert node.publish_many(FEED, [b"x"] * 10, to=7) == 0

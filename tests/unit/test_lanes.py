@@ -106,6 +106,23 @@ def test_what_is_no_number_is_refused(wrong: object) -> None:
         Node("a", sessions_per_peer=wrong)
 
 
+@pytest.mark.parametrize(
+    ("limits", "least"),
+    [
+        ({"handshakes_per_address": 3}, 4),
+        ({"sessions_per_address": 3}, 4),
+        ({"session_limit": 7}, 8),
+    ],
+)
+def test_limits_that_no_peer_would_get_in_by(limits: dict[str, Any], least: int) -> None:
+    ((field, most),) = limits.items()
+    says = rf"{field} {most}: no peer of 4 connections .*: at least {least} is wanted"
+    with pytest.raises(ValueError, match=says):
+        Node("a", sessions_per_peer=4, **limits)
+    Node("a", sessions_per_peer=4, **{field: least})
+    Node("a", **limits)
+
+
 @pytest.mark.parametrize("way", ["tcp", "secret", "tls", "unix"])
 async def test_every_way_of_connecting_has_them(
     registry_url: str, tmp_path: Path, way: str

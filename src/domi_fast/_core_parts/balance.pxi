@@ -434,7 +434,7 @@ cdef Session choose_session(Router router, int channel, CorePolicy policy, objec
         policy = router.by_key
     if type(policy) is UserPolicy:
         # It runs Python code, which may change the route.
-        sessions = [<object>route.members[i] for i in range(route.count)]
+        sessions = members_of(&router.channels[channel].route)
         candidates = tuple([(<Session>session).candidate for session in sessions])
         return sessions[candidates.index(policy.choose(candidates, key))]
     if key is not None:

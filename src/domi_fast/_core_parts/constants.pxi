@@ -265,6 +265,7 @@ cdef enum:
     ROOM_STEP = 262144          # bytes that it is granted at a time
     DROP_COUNTS = 65536         # peers and channels whose dropped messages are counted apart
     LINGERS_MOST = 64           # connections of a node that were given up and are still open
+    WASTES_A_TURN = 16          # times that one of them is read, of 16 KiB, before the loop goes on
     GUEST_REQUESTS = 65536      # in flight through a node for one guest
     BATCH_MOST = 256            # contexts that a handler of lists is given at once
     CONTEXT_WIRE = 48           # bytes of message and extend that a context holds itself

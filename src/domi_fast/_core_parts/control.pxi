@@ -4,7 +4,8 @@
 cdef bint handle_library(Router router, Session session, RawFrame* frame) except -1:
     # Whether a handler on this channel may see the frame too.
     cdef uint16_t channel = frame.channel
-    if CH_HEARTBEAT_REPLY <= channel <= CH_PONG and channel != CH_EXIT:
+    if ((CH_HEARTBEAT_REPLY <= channel <= CH_PONG and channel != CH_EXIT)
+            or channel in (CH_SUBSCRIPTIONS, CH_STATE, CH_MEMORY)):
         session.beats_in += 1
     if channel == CH_HEARTBEAT:
         session.control(CH_HEARTBEAT_REPLY, b"")

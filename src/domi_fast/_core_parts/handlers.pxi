@@ -23,12 +23,11 @@ cdef int handler_ended(Router router, PyObject* handler, PyObject* result, Conte
     # Not just with None: `result` is owned, or NULL when an exception is set.
     if result is NULL:
         return handler_raised(router, context)
-    if context.is_owed():
-        context.expect_answer()
-    if result is <PyObject*>None:
-        Py_DECREF(None)
-        return 0
     try:
+        if context.is_owed():
+            context.expect_answer()
+        if result is <PyObject*>None:
+            return 0
         if to_its_end:
             check_ended(<object>handler, <object>result)
         else:

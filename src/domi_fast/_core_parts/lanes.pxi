@@ -117,7 +117,8 @@ cdef bint is_too_late(Session session) except -1:
     # For an answer: who asked is going, and it is counted.
     if not is_parting(session):
         return False
-    session.router.count("answers_lost")
+    if session.router is not None:
+        session.router.count("answers_lost")
     return True
 
 

@@ -5,8 +5,9 @@
 # after `linger_time`, with the node, or when there are LINGERS_MOST others, those of guests first.
 # Owned by the loop thread.
 
-cdef int linger(Session session) except -1:
-    # Take the descriptor of a session that is about to fail.
+cdef int linger(Session session, bint closing=False) except -1:
+    # Take the descriptor of a session that is about to fail; `closing`: for no longer than the node
+    # takes to close, which may be in as many sessions as there are.
     cdef Linger last
     cdef Router router = session.router
     cdef int fd = session.driver.release()
@@ -18,7 +19,7 @@ cdef int linger(Session session) except -1:
     last.peer = session.peer
     last.info = session.info
     last.driver = SocketDriver(router.engine, fd)
-    if len(router.lingering) >= LINGERS_MOST:
+    if len(router.lingering) >= LINGERS_MOST and not closing:
         router.count("lingers_cut_short")
         end_linger(first_to_end(router))
     router.lingering.append(last)
@@ -56,12 +57,26 @@ cdef class Linger:
     # Belongs to its router, and to the loop by `readable`.
 
     def readable(self):
+        # As far as it goes within reason: uvloop does not tell again of what stands before a reset.
         cdef uint8_t waste[16384]
         cdef Py_ssize_t n
-        if self.router is not None:
+        cdef int turn
+        for turn in range(WASTES_A_TURN):
+            if self.router is None:
+                return
             n = self.driver.recv(waste, sizeof(waste))
-            if n <= 0 and n != -EAGAIN:
+            if n == -EAGAIN:
+                return
+            if n <= 0:
                 end_linger(self)
+                return
+        self.driver.stop_read()
+        self.router.engine.call_soon(self.read_on)
+
+    def read_on(self):
+        if self.router is not None:
+            self.driver.want_read(self.readable)
+            self.readable()
 
     def end(self):
         end_linger(self)

@@ -5,7 +5,8 @@
 # go out together.
 #
 # Invariants: how much a session may queue, and what is done when that is full, is what it is for
-# any message; nothing overtakes what is queued. Owned by the loop thread.
+# any message; nothing overtakes what is queued; who was left out is told of when the others have
+# got it, for `on_error` may send, subscribe and close. Owned by the loop thread.
 
 cdef enum:
     AT_ONCE = 2048              # bytes of the largest frame that goes past the queues
@@ -15,25 +16,17 @@ cdef enum:
 
 cdef int publish_to_all(Router router, int channel, bytes data) except -1:
     # The number of sessions that it was sent to, or queued for.
-    cdef Route* route = router.channels[channel].route
     cdef uint8_t frame[AT_ONCE]
     cdef size_t size = <size_t>PyBytes_GET_SIZE(data)
     cdef size_t length = HEADER + size + 1
     cdef bint encoded = length <= AT_ONCE and length <= router.frame_limit
     cdef bint at_once = encoded and router.engine.depth == 0 and not router.engine.burst
     cdef int sent = 0
-    cdef list targets
+    cdef list targets = members_of(&router.channels[channel].route)
+    cdef list refusals = None
     cdef Session session
     cdef Session latest = None  # of those that it has gone to at once
-    cdef Py_ssize_t i, count
-    if route is NULL:
-        return 0
-    # A session that fails while it is written to leaves the route: go by a copy.
-    count = route.count
-    targets = PyList_New(count)
-    for i in range(count):
-        Py_INCREF(<object>route.members[i])
-        PyList_SET_ITEM(targets, i, <object>route.members[i])
+    cdef Py_ssize_t i, count = len(targets)
     if encoded:
         write_header(frame, <uint32_t>length, 1, <uint16_t>channel)
         copy(frame + HEADER, PyBytes_AS_STRING(data), size)
@@ -46,7 +39,9 @@ cdef int publish_to_all(Router router, int channel, bytes data) except -1:
         if at_once and i + AHEAD < count:
             fetch_session(<Session><object>PyList_GET_ITEM(targets, i + AHEAD))
         if not encoded or not may_queue(session):
-            sent += publish_to(session, channel, data)
+            if refusals is None:
+                refusals = []
+            sent += publish_to(router, session, channel, data, refusals)
             continue
         if at_once and may_pass_the_queue(session):
             send_at_once(session, frame, length)
@@ -58,15 +53,18 @@ cdef int publish_to_all(Router router, int channel, bytes data) except -1:
         router.engine.end_soon()
         if router.engine.busy_ns:
             router.engine.poll_on(latest)
+    if refusals is not None and not router.telling:
+        for refusal in refusals:
+            router.report(refusal, new_frame(channel, data, b""))
     return sent
 
 
-cdef int publish_to(Session session, int channel, bytes data) except -1:
-    # Whether it was queued.
+cdef int publish_to(Router router, Session session, int channel, bytes data,
+                    list refusals) except -1:
+    # Whether it was queued. The session may be closed, and is once its policy has ended it.
     cdef uint8_t tag = TAG_PUBLISH
     cdef uint64_t frames = session.frames_out
     cdef uint16_t extend_size = 1 if session.extended else 0
-    cdef Router router = session.router
     cdef int found = FRAME_FITS
     cdef object refused = None
     try:
@@ -84,7 +82,7 @@ cdef int publish_to(Session session, int channel, bytes data) except -1:
     if refused is not None:
         if session.state != SESSION_CLOSED and not has_room(session):
             drop(session, channel, 1)
-        router.report(refused, new_frame(channel, data, b""))
+        refusals.append(refused)
     return 0
 
 
@@ -118,7 +116,12 @@ cdef int send_at_once(Session session, const uint8_t* frame, size_t length) exce
     if n == <Py_ssize_t>length:
         session.bytes_out += length
         return 0
-    append_encoded(session.queue, frame, length)
+    try:
+        append_encoded(session.queue, frame, length)
+    except MemoryError:
+        if n > 0:       # nothing can follow upon a part of a frame
+            session.fail("no memory for the rest of a frame")
+        raise
     if n > 0:
         session.bytes_out += n
         session.queue.consume(n)

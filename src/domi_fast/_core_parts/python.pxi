@@ -92,6 +92,30 @@ cdef extern from *:
     Py_ssize_t c_send "DOMI_SEND"(int fd, const void* where, size_t size) noexcept nogil
     Py_ssize_t c_sendmsg "DOMI_SENDMSG"(int fd, const msghdr* message) noexcept nogil
 
+cdef extern from *:
+    """
+    #include <sys/ioctl.h>
+    #ifdef __linux__
+    #include <linux/sockios.h>
+    #endif
+
+    /* What one process writes to a UNIX socket stands in the other's at once. */
+    static inline int domi_bytes_on_their_way(int fd)
+    {
+        int left = 0;
+    #ifdef SIOCOUTQ
+        int domain = AF_UNIX;
+        socklen_t size = sizeof(domain);
+        if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) < 0 || domain == AF_UNIX
+                || ioctl(fd, SIOCOUTQ, &left) < 0)
+            return 0;
+    #endif
+        return left;
+    }
+    """
+    # Of what was written to a socket, those that the peer's machine has not acknowledged.
+    int bytes_on_their_way "domi_bytes_on_their_way"(int fd) noexcept nogil
+
 cdef extern from "unistd.h" nogil:
     int c_close "close"(int fd) noexcept
 

@@ -304,8 +304,9 @@ cdef int deliver_shared(Router router, Session session, RawFrame* frame) except 
         # A plain peer's frame reads the same with a tag that says what it may be.
         count = count if frame.extend_size == 0 else 0
     if frame.extend_size == 1 and frame.extend[0] == TAG_PUBLISH:
-        for guest in [<object>entry.guests.members[i] for i in range(count)]:
-            relay_frame(router, guest, session, frame, True)
+        if count:
+            for guest in members_of(&entry.guests):
+                relay_frame(router, guest, session, frame, True)
         if own and entry.handler is not NULL:
             router.run_handler(entry, session, frame)
         return 0

@@ -305,8 +305,7 @@ cdef class Router:
             session.close(reason)
         if self.loopback is not None:
             self.loopback.fail(reason)
-        for last in list(self.lingering):
-            end_linger(last)
+        self.end_lingers()
         if self.polls:
             self.engine.stop_polling(self.busy_ns)
         self.engine.release()
@@ -372,6 +371,22 @@ cdef class Router:
             return <object>self.peers[machine]
         return None
 
+    def unacknowledged(self):
+        """How many of the closed connections still send what they were given.
+
+        Those whose peer's machine has all of it are ended.
+        """
+        cdef Linger last
+        for last in list(self.lingering):
+            if bytes_on_their_way(last.driver.fd) == 0:
+                end_linger(last)
+        return len(self.lingering)
+
+    def end_lingers(self):
+        """Close the connections that were given up."""
+        for last in list(self.lingering):
+            end_linger(last)
+
     def lingers(self, int machine):
         """What is known of the peers of this machine id that were disconnected and may still be
         reading what they had been sent: the ``info`` of their sessions."""
@@ -386,14 +401,10 @@ cdef class Router:
 
     def subscribers(self, channel):
         """Machine ids of the nodes that subscribe to the channel, as far as is known here."""
-        cdef Route* route
-        cdef uint32_t i
+        cdef Session session
         if not 0 <= channel < MAX_CHANNELS:
             raise ValueError(f"channel {channel}: a channel is 0-65535")
-        route = self.channels[<int>channel].route
-        if route is NULL:
-            return []
-        return [(<Session><object>route.members[i]).peer for i in range(route.count)]
+        return [session.peer for session in members_of(&self.channels[<int>channel].route)]
 
     def note(self, str counter not None):
         """Add one to a counter, for the mesh."""
@@ -579,6 +590,7 @@ cdef class Router:
     cdef int send_publish(self, int channel, object data, object to) except -1:
         cdef uint8_t tag = TAG_PUBLISH
         cdef Session session
+        cdef uint64_t frames
         if not PyBytes_CheckExact(data):
             data = bytes_of(data)
         if self.uplink is not None:
@@ -586,8 +598,9 @@ cdef class Router:
             return 1
         if to is not None:
             session = lane_of(pick(self, channel, to, True), channel)
+            frames = session.frames_out
             session.put(<uint16_t>channel, data, &tag, 1 if session.extended else 0)
-            return 1
+            return session.frames_out != frames     # or it was dropped
         self.require_engine()
         return publish_to_all(self, channel, data)
 
@@ -846,7 +859,11 @@ cdef class Router:
             reporter = <ThreadScheduler>self.reporters[len(self.reporters) - 1]
             reporter.post(self.call_on_error, (error, frame))
         else:
-            self.tell(error, frame)
+            self.telling = True
+            try:
+                self.tell(error, frame)
+            finally:
+                self.telling = False
         return 0
 
     def call_on_error(self, error, frame):
@@ -980,10 +997,17 @@ cdef class Router:
         self.frames_out += session.frames_out
         self.bytes_in += session.bytes_in
         self.bytes_out += session.bytes_out
+        if unsent.queued:
+            # Not from within what ends it: a program's `on_error` may send, subscribe and close.
+            self.engine.call_soon(self.tell_unsent, session, unsent)
         if was_up:
             self.fail_requests(session, False)
         if self.mesh is not None and session.role != ROLE_LOOPBACK:
             self.mesh.lost(session, was_up)
+        return 0
+
+    def tell_unsent(self, Session session, WriteQueue unsent):
+        """What a session had not sent when it was lost, to who sent it."""
         while True:
             frame = unsent.take()
             if frame is None:
@@ -998,4 +1022,3 @@ cdef class Router:
                 self.report(errors.PeerLost(
                     f"node {session.peer} went before the frame was sent",
                     channel=frame.channel, peer=session.peer), frame)
-        return 0

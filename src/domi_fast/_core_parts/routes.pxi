@@ -66,6 +66,25 @@ cdef inline Session route_next(Route* route):
     return <Session><object>route.members[i]
 
 
+cdef list members_of(Route** slot):
+    # All sessions of a route. To make the list may run the collector, and thereby what a program
+    # has given it to call, which may change the route: it is looked at again then.
+    cdef Route* route
+    cdef uint32_t i, count
+    cdef list found
+    while True:
+        if slot[0] is NULL:
+            return []
+        count = slot[0].count
+        found = PyList_New(count)
+        route = slot[0]
+        if route is not NULL and route.count == count:
+            for i in range(count):
+                Py_INCREF(<object>route.members[i])
+                PyList_SET_ITEM(found, i, <object>route.members[i])
+            return found
+
+
 cdef void free_route(Route* route) noexcept:
     if route is not NULL:
         free(route.members)

@@ -169,10 +169,12 @@ cdef class Session:
         channel, name, offer = naming
         return self.put(channel, name, <uint8_t*>PyBytes_AS_STRING(offer), <uint16_t>len(offer))
 
-    def close(self, str reason not None):
+    def close(self, str reason not None, bint closing=False):
         """Say goodbye and close. What the kernel does not take at once is not sent.
 
-        To send everything first, await :meth:`drained` with ``everything=True``.
+        To send everything first, await :meth:`drained` with ``everything=True``. The node that is
+        ``closing`` waits until its router says that nothing is unacknowledged: a socket that is
+        closed while something stands in it unread throws away what it has not sent yet.
         """
         cdef Session main = main_of(self)
         cdef Session connection
@@ -182,6 +184,10 @@ cdef class Session:
             if (connection.state != SESSION_MAGIC and connection.driver is not None
                     and not connection.is_guarded()):
                 connection.goodbye(reason)
+                if (closing and connection.state != SESSION_CLOSED
+                        and connection.queue.queued == 0
+                        and bytes_on_their_way(connection.driver.fd)):
+                    linger(connection, True)
         main.fail(reason)
 
     def expect_lanes(self, int count):
