@@ -33,7 +33,7 @@ from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF, Py_XINCREF
 from libc.errno cimport EAGAIN, EINTR, EPROTO, errno
-from libc.math cimport INFINITY, M_SQRT1_2, erfc, exp, log as c_log, log10, sqrt
+from libc.math cimport INFINITY, NAN, M_SQRT1_2, erfc, exp, log as c_log, log10, sqrt
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memmove, memset

@@ -874,6 +874,25 @@ async def test_on_error_may_send_the_rest_to_another(registry_url: str) -> None:
                 await until(lambda: b"was not sent" in sent)
 
 
+async def test_who_waits_for_room_hears_that_the_peer_goes(registry_url: str) -> None:
+    """It has ended one of its connections, and still reads of none."""
+    ignore = {"on_error": lambda error, frame: None}
+    async with met(registry_url, lanes=2, channels=(50, 51), **ignore) as (a, peers):
+        for channel in (50, 51):
+            with contextlib.suppress(Overloaded):
+                while True:
+                    a.notify(channel, bytes(60_000), to=7)
+        waiting = [asyncio.ensure_future(a.drained(7)) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert not any(each.done() for each in waiting)
+        peers[1].sock.shutdown(socket.SHUT_WR)
+        for each in waiting:
+            with pytest.raises(PeerLost):
+                await asyncio.wait_for(each, SECONDS)
+        with pytest.raises(PeerLost):
+            await a.drained(7)
+
+
 async def test_a_silent_lane_is_a_silent_peer(registry_url: str) -> None:
     settings = {"heartbeat_interval": 0.1, "heartbeat_timeout": 0.5}
     async with met(registry_url, lanes=2, **settings) as (a, peers):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +20,7 @@ from domi_fast import (
     PeerLost,
     RemoteError,
     Request,
+    Serial,
 )
 from tests.support import echo, endings, forget_records, nodes, session, until
 
@@ -539,3 +541,38 @@ async def test_context_variables_are_kept(registry_url: str) -> None:
             "own": "own",
         }
         assert variable.get() == "unset"
+
+
+@pytest.mark.parametrize(
+    ("timeout", "kind"),
+    [
+        ("5", TypeError),
+        (b"5", TypeError),
+        ([5], TypeError),
+        (True, ValueError),
+        (float("nan"), ValueError),
+        (10**400, ValueError),
+    ],
+)
+async def test_timeouts_that_are_none(
+    registry_url: str, timeout: Any, kind: type[Exception]
+) -> None:
+    async with nodes(registry_url, "a") as (a,):
+        a.subscribe(50, echo)
+        given = re.escape(f"timeout {timeout!r:.100}: seconds, or None for no deadline, are wanted")
+        with pytest.raises(kind, match=given):
+            a.request(50, b"", timeout)
+        async with Serial(a, thread=True) as serial:
+            done: list[Exception] = []
+
+            def ask(ctx: Context) -> None:
+                try:
+                    serial.request(50, b"", timeout)
+                except Exception as error:
+                    done.append(error)
+
+            serial.subscribe(51, ask)
+            a.notify(51, b"")
+            await until(lambda: done)
+            assert type(done[0]) is kind
+            assert re.match(given, str(done[0]))

@@ -124,12 +124,12 @@ def facts(error: Overloaded) -> tuple[object, ...]:
     return type(error), error.args, dict(vars(error))
 
 
-def ask(node: Node, channel: int, size: int) -> tuple[list[Request], Overloaded]:
+def ask(node: Node, channel: int, size: int, **to: int) -> tuple[list[Request], Overloaded]:
     """Requests until no more may wait, and what was said then."""
     asked: list[Request] = []
     try:
         while True:
-            asked.append(node.request(channel, bytes(size)))
+            asked.append(node.request(channel, bytes(size), **to))
     except Overloaded as error:
         return asked, error
 
@@ -756,3 +756,25 @@ async def test_a_session_that_goes_gives_its_room_back(registry_url: str) -> Non
 def test_limits_that_are_refused(registry_url: str, limit: Any) -> None:
     with pytest.raises((ValueError, TypeError), match="node_queue_limit"):
         Node("a", registry=registry_url, queue_limit=LIMIT, node_queue_limit=limit)
+
+
+async def test_a_request_that_the_node_has_no_room_for_says_so(registry_url: str) -> None:
+    limits = {"queue_limit": 1 << 20, "node_queue_limit": 1 << 20}
+    async with (
+        nodes(registry_url, "a", **limits) as (a,),
+        Node("b", registry=registry_url) as b,
+        Node("c", registry=registry_url) as c,
+    ):
+        others = [b, c]
+        for other in others:
+            other.subscribe(50, lambda ctx: None)
+        await a.wait_subscribed(50, 2, timeout=5)
+        for other in others:
+            with contextlib.suppress(Overloaded):
+                while True:
+                    a.notify(50, bytes(60_000), to=other.id)
+        asked, refused = ask(a, 50, 1000, to=others[1].id)
+        assert "as many as the node has room for" in str(refused)
+        assert refused.limit == 1 << 20
+        for request in asked:
+            request.cancel()

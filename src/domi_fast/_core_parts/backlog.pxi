@@ -272,6 +272,7 @@ cdef int await_room(Router router, Session session, Request request, int channel
                     object to) except -1:
     cdef Waiting waiting
     cdef size_t size
+    cdef bint of_session
     if not PyBytes_CheckExact(data):
         data = bytes_of(data)       # its owner may change it meanwhile
     size = (HEADER + <size_t>PyBytes_GET_SIZE(data)
@@ -281,10 +282,11 @@ cdef int await_room(Router router, Session session, Request request, int channel
     if may_wait_no_more(session, size):
         router.refused += 1
         note_slow(session)
+        of_session = session.waiting_bytes >= router.queue_limit
         raise overloaded(
-            session, channel, router.queue_limit,
+            session, channel, router.queue_limit if of_session else router.node_queue_limit,
             f"{session.waiting_bytes} bytes of requests wait for room in the queue for node "
-            f"{session.peer}, as many as may")
+            f"{session.peer}, as many as {'may' if of_session else 'the node has room for'}")
     waiting = Waiting.__new__(Waiting)
     waiting.request = request
     waiting.channel = channel

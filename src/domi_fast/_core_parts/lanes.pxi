@@ -110,6 +110,8 @@ cdef int begin_parting(Session main, str reason) except -1:
         lane.unheard = 0
         lane.driver.half_close()
         main.router.fail_requests(lane, True)
+        if lane.room_waiters:
+            lane.wake_drained()
     return 0
 
 

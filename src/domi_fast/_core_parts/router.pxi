@@ -13,14 +13,24 @@ cdef bint is_request(bytes extend) noexcept:
     return len(extend) == REQUEST_EXTEND and extend[0] == TAG_REQUEST
 
 
-cdef int check_timeout(double seconds, int channel, int peer) except -1:
+cdef double seconds_of(object timeout, int channel, int peer) except? -1.0:
+    # Of a request, which are above zero.
+    cdef double seconds = NAN
+    try:
+        if not isinstance(timeout, bool):
+            seconds = timeout
+    except TypeError:
+        raise TypeError(f"timeout {timeout!r}: seconds, or None for no deadline, are "
+                        "wanted") from None
+    except OverflowError:
+        pass        # an int that no double holds
     if seconds != seconds:
-        raise ValueError("timeout is not a number of seconds")
+        raise ValueError(f"timeout {timeout!r:.100}: seconds, or None for no deadline, are wanted")
     if seconds <= 0.0:
         raise errors.DeadlineExceeded(
             f"the deadline of a request on channel {channel} has passed: timeout={seconds}",
             channel=channel, peer=peer if peer >= 0 else None, limit=seconds)
-    return 0
+    return seconds
 
 
 cdef int machine_of(object machine) except -1:
@@ -441,7 +451,7 @@ cdef class Router:
     def drained(self, peer):
         """A future that is done once there is room to send to ``peer``.
 
-        It fails with PeerLost when the peer goes first, or is not there.
+        It fails with PeerLost when the peer goes first. Raises PeerLost when it is not there.
         """
         cdef Session session
         self.require_engine()
@@ -656,8 +666,7 @@ cdef class Router:
         elif timeout is None:
             seconds = -1.0
         else:
-            seconds = timeout
-            check_timeout(seconds, channel, session.peer)
+            seconds = seconds_of(timeout, channel, session.peer)
         request = Request.__new__(Request)
         slot = self.take_slot(channel)
         request.engine = self.engine

@@ -286,8 +286,8 @@ cdef class Outbound(Verbs):
         if timeout is ...:
             timeout = self.router.timeout
         if timeout is not None:
-            check_timeout(timeout, channel, -1 if to is None else to)
-            until = <double>monotonic_ns() * 1e-9 + <double>timeout
+            until = (<double>monotonic_ns() * 1e-9
+                     + seconds_of(timeout, channel, -1 if to is None else to))
         request = SerialRequest(self)
         self.ask_loop(channel, self.begin_request, (request, channel, data, until, to))
         return request

@@ -291,11 +291,11 @@ cdef class Session:
         """A future that is done once the queue is below the low water mark (or empty), and the
         limits let something pass.
 
-        It fails with PeerLost when the session goes first.
+        It fails with PeerLost when the session goes first, or the peer has ended a part of it.
         """
         cdef double wait
         future = self.engine.loop.create_future()
-        if self.state == SESSION_CLOSED:
+        if self.state == SESSION_CLOSED or is_parting(self):
             future.set_exception(self.lost_error())
             return future
         limit = 0 if everything else self.router.low_water
@@ -382,7 +382,7 @@ cdef class Session:
         for limit, future in waiting:
             if future.done():
                 continue
-            if self.state == SESSION_CLOSED:
+            if self.state == SESSION_CLOSED or is_parting(self):
                 future.set_exception(self.lost_error())
             elif self.is_drained(limit, wait):
                 future.set_result(None)
