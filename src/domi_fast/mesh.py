@@ -230,9 +230,7 @@ class Mesh:
         await asyncio.gather(self._dialling.close(), *self._tasks, return_exceptions=True)
         try:
             await self._members.leave()
-            self.all_was_sent = await drain(
-                self._router.connections(), self._config.drain_timeout
-            )
+            self.all_was_sent = await drain(self._router.connections(), self._config.drain_timeout)
         finally:
             self._router.end_lingers()
             for session in list(self._sessions):

@@ -202,7 +202,7 @@ async def test_on_error_subscribes_while_the_node_gets_another_id(registry_url: 
         a.on_error = subscribe_another
         a.notify(60, b"to itself")
         a._router.identify(9)
-        assert lost == [60]
+        await until(lambda: lost == [60])
         assert a.subscribers(60) == a.subscribers(61) == [9]
         assert await a.request(61, b"x", 5) == b"x"
 
@@ -220,7 +220,7 @@ async def test_on_error_subscribes_while_the_node_stops(registry_url: str) -> No
         a.on_error = subscribe_another
         a.notify(60, b"to itself")
         a._router.stop("for the test")
-        assert lost == [60]
+        await until(lambda: lost == [60])
         assert a.subscribers(61) == []
 
 
