@@ -156,7 +156,11 @@ async def test_what_is_known_at_once_is_raised_at_once(registry_url: str) -> Non
             (TypeError, "not str", lambda: serial.notify(60, "text")),  # type: ignore[arg-type]
             (TypeError, "bytes-like", lambda: serial.notify(60, 5)),  # type: ignore[arg-type]
             (ValueError, "users have 50-65499", lambda: serial.notify(3, b"")),
-            (ValueError, "not a number", lambda: serial.request(60, b"", float("nan"))),
+            (
+                ValueError,
+                "timeout nan: seconds, or None",
+                lambda: serial.request(60, b"", float("nan")),
+            ),
         ]
         for kind, text, verb in verbs:
             with pytest.raises(kind, match=text):
