@@ -235,11 +235,13 @@ class Mesh:
             self._router.end_lingers()
             for session in list(self._sessions):
                 session.close("the node is closing", closing=True)
-            await acknowledged(self._router, self._config.drain_timeout)
-            self._router.stop("the node is closing")
-            self.conditions.fail()
-            self.witness.finish()
-            await self._registry.close()
+            try:
+                await acknowledged(self._router, self._config.drain_timeout)
+            finally:
+                self._router.stop("the node is closing")
+                self.conditions.fail()
+                self.witness.finish()
+                await self._registry.close()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)

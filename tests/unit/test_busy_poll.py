@@ -68,7 +68,8 @@ async def test_what_nodes_say_of_themselves_does_not_keep_it_polling(
     monkeypatch.setattr("domi_fast.memory.used_share", lambda: next(shares))
     often = {"memory_interval": 0.05}
     async with polling(registry_url, "a", "b", busy_poll=0.4, **often) as (a, b):
-        await asyncio.sleep(0.6)
+        while await polls_in(0.1):
+            pass
         heard = session(a, b.id).frames_in
         for channel in (50, 51):
             b.subscribe(channel, echo)

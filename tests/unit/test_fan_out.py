@@ -245,7 +245,6 @@ async def test_what_the_collector_runs_may_unsubscribe(registry_url: str) -> Non
         armed: list[bool] = []
         kept: list[list[bytearray]] = []
         thresholds = gc.get_threshold()
-        left = 0
         for _ in range(300):
             node.subscribe(FEED, lambda ctx: None)
             Last()
@@ -257,10 +256,10 @@ async def test_what_the_collector_runs_may_unsubscribe(registry_url: str) -> Non
             finally:
                 armed.clear()
                 gc.set_threshold(*thresholds)
-            left += len(young) and len(kept)
+            del young
             if node._router.handlers():
                 node.unsubscribe(FEED)
-        assert left > 0
+        assert kept
 
 
 async def test_a_publish_to_one_that_is_dropped_is_not_sent(registry_url: str) -> None:
