@@ -703,7 +703,7 @@ cdef class Router(Verbs):
         public bytes own_address  # the key of ip_hash; or None
         int own_memory          # thousandths that are used of this node's memory; -1: not said
         public object on_error  # callable(exc, frame) or None
-        bint telling            # it runs, on the loop: what it publishes it does not hear of
+        bint telling            # it publishes, on the loop, and hears of no refusal
         uint64_t heartbeat_ns
         uint64_t silence_ns
         double phi_deviations   # of a silence that is too long; infinite: silence_ns alone decides
@@ -949,6 +949,7 @@ cdef struct Departure:
     uint16_t channel
     uint16_t reply
     uint8_t verb                # VERB_*
+    uint8_t quiet               # `on_error` publishes it, and hears of no refusal
 
 
 cdef class Outbound(Verbs):
@@ -959,6 +960,7 @@ cdef class Outbound(Verbs):
         Engine engine           # None before the start
         Ring* ring              # owned (ring_new)
         uint64_t most           # bytes of data that are copied into the ring
+        bint telling            # `on_error` runs, on the serial thread
         object late             # a deque of (function, arguments): calls for which the ring had no
                                 # room, and behind which nothing goes into the ring
         int wake_fd             # owned: an eventfd by which the loop thread is woken; or -1

@@ -24,6 +24,7 @@ from domi_fast import (
     RingFull,
 )
 from tests.serial.modes import pair, within
+from tests.strangers import extended
 from tests.support import echo, session, slowness, until
 
 pytestmark = pytest.mark.usefixtures("threaded")
@@ -309,6 +310,33 @@ async def test_what_is_refused_later_goes_to_on_error(registry_url: str) -> None
         await until(lambda: len(heard) >= 10)
         assert {kind for kind, _, _ in heard} == {NoSubscriber}
         assert {thread for _, _, thread in heard}.isdisjoint({threading.get_ident()})
+
+
+async def test_on_error_does_not_hear_of_its_own_publishes(registry_url: str) -> None:
+    """Nor on the thread, where they are refused after it has returned."""
+    async with (
+        pair(registry_url, node={"queue_limit": 65_536}) as (_, b, serial),
+        extended(b, registry_url, 700, (60, 61)) as deaf,
+    ):
+        await deaf.settled()
+        told: list[bytes] = []
+
+        def again(error: DomiError, frame: Frame) -> None:
+            told.append(frame.data[:5])
+            if frame.data[:5] == b"later":
+                serial.publish(60, b"alarm" + bytes(60_000))
+                serial.notify(61, b"fails" + bytes(60_000), to=700)
+
+        await serial.start()
+        while b.publish(60, b"first" + bytes(60_000)):
+            pass
+        serial.on_error = again
+        refused = b.counters()["refused_queue_full"]
+        await within(serial, lambda: serial.publish(60, b"later" + bytes(60_000)))
+        # Of the notify it is told after it would have been of the publish.
+        await until(lambda: b"fails" in told)
+        assert told == [b"later", b"fails"]
+        assert b.counters()["refused_queue_full"] - refused == 3
 
 
 async def test_requests_of_the_serial_thread(registry_url: str) -> None:

@@ -417,7 +417,7 @@ def test_an_idle_session_costs_little(kind: str, sqlite_url: str) -> None:
             each = (process.ask("memory") - before) / count
             # A sanitizer puts red zones around, and keeps, all that is allocated.
             sanitized = os.environ.get("DOMI_SANITIZE") == "1"
-            assert each < (32768 if sanitized else 8192)
+            assert each < (32768 if sanitized else 4096)
             assert each > 0
         finally:
             for one in sockets:

@@ -269,14 +269,17 @@ cdef class Context:
         cdef uint8_t out[GUEST_REPLY_EXTEND]
         cdef uint16_t channel = self.answer_channel(load16(p + 3))
         cdef Router router = self.router()
+        cdef Session target
         if router.uplink is not None:
             uplink_send(router, VERB_REPLY, channel, data, 0, load16(p + 1),
                                 <uint64_t>load32(p + 5) | (<uint64_t>1 << 32), NO_DEADLINE, None)
             return 0
+        target = lane_of(router.session_to(load16(p + 1)), channel)
+        if is_too_late(target):
+            return 0
         out[0] = TAG_GUEST_REPLY
         copy(out + 1, p + 5, 4)
-        lane_of(router.session_to(load16(p + 1)), channel).put(
-            channel, data, out, GUEST_REPLY_EXTEND)
+        target.put(channel, data, out, GUEST_REPLY_EXTEND)
         return 0
 
     cdef int answer(self, uint8_t status, object data) except -1:

@@ -866,18 +866,22 @@ cdef class Router:
                         extra={"domi_channel": frame.channel, "domi_peer": error.peer})
         elif self.reporters:
             reporter = <ThreadScheduler>self.reporters[len(self.reporters) - 1]
-            reporter.post(self.call_on_error, (error, frame))
+            reporter.post(self.call_on_error, (reporter.outbound, error, frame))
         else:
-            self.telling = True
+            was_telling, self.telling = self.telling, True
             try:
                 self.tell(error, frame)
             finally:
-                self.telling = False
+                self.telling = was_telling
         return 0
 
-    def call_on_error(self, error, frame):
-        """Call the program's ``on_error``, on the thread that it is to run on."""
-        self.tell(error, frame)
+    def call_on_error(self, Outbound outbound, error, frame):
+        """Call the program's ``on_error`` on the serial thread, which publishes through it."""
+        outbound.telling = True
+        try:
+            self.tell(error, frame)
+        finally:
+            outbound.telling = False
 
     cdef int tell(self, object error, object frame) except -1:
         function = self.on_error

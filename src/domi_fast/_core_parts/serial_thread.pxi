@@ -173,6 +173,7 @@ cdef class Outbound(Verbs):
             departure.channel = <uint16_t>channel
             departure.reply = <uint16_t>reply
             departure.verb = verb
+            departure.quiet = self.telling
             Py_XINCREF(departure.context)
             Py_XINCREF(departure.whole)
             copy(payload, &departure, sizeof(Departure))
@@ -407,7 +408,11 @@ cdef class Outbound(Verbs):
             if departure.verb == VERB_NOTIFY:
                 self.router.send_notify(departure.channel, data, to, True)
             elif departure.verb == VERB_PUBLISH:
-                self.router.send_publish(departure.channel, data, to)
+                self.router.telling = departure.quiet
+                try:
+                    self.router.send_publish(departure.channel, data, to)
+                finally:
+                    self.router.telling = False
             else:
                 self.router.send_call(departure.channel, data, departure.reply, to, True)
         except (KeyboardInterrupt, SystemExit):
