@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from array import array
 from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,24 +91,33 @@ class Taker:
 
 
 class Histogram:
-    """Of microseconds, exact to a 512th. Of one size from the beginning, so that it never grows."""
+    """Of microseconds, exact to a 512th.
+
+    It takes the same memory whatever is in it: what it took for latencies that are spread wider
+    would be seen as a growth of the node beside it.
+    """
+
+    EMPTY = array("Q", bytes(8 * 512 * 32))
 
     def __init__(self) -> None:
-        self.counts = [0] * (512 * 32)
+        self.counts = self.EMPTY[:]
 
     def add(self, value: int) -> None:
         shift = max(0, value.bit_length() - 10)
         self.counts[min((shift << 9) + (value >> shift), len(self.counts) - 1)] += 1
 
-    def take(self) -> list[tuple[int, int]]:
-        """What is in it, as values and their counts; it is empty then."""
-        found = []
+    def percentile(self, share: float) -> int:
+        """By the nearest rank; 0 when it is empty."""
+        left = share * sum(self.counts)
         for index, count in enumerate(self.counts):
-            if count:
+            left -= count
+            if count and left <= 0:
                 shift = max(0, (index >> 9) - 1)
-                found.append(((index - (shift << 9)) << shift, count))
-                self.counts[index] = 0
-        return found
+                return (index - (shift << 9)) << shift
+        return 0
+
+    def clear(self) -> None:
+        memoryview(self.counts)[:] = self.EMPTY
 
 
 class Asker:
@@ -154,7 +164,7 @@ class Asker:
 
         began, before = time.monotonic(), self.news
         await asyncio.gather(*(work() for _ in range(WINDOW)))
-        self.latencies.take()
+        self.latencies.clear()
         return (self.news - before) / (time.monotonic() - began)
 
     async def pace(self, rate: float, interval: float, count: int) -> None:
@@ -181,7 +191,7 @@ class Asker:
         told = time.monotonic()
         begun = told - self.owed
         working = [asyncio.ensure_future(work()) for _ in range(WINDOW)]
-        for _ in range(count):
+        for left in reversed(range(count)):
             told += interval
             before, given_up = self.news, 0.0
             while (now := time.monotonic()) < told:
@@ -194,12 +204,17 @@ class Asker:
                     self.waiting.popleft().set_result(begun + given / rate)
                     given += 1
                 await asyncio.sleep(TICK)
+            if not left:
+                behind = max(0.0, told - (begun + given / rate))
+                self.owed = min(behind, SLICE)
+                given_up += behind - self.owed
             say(
                 rate=(self.news - before) / interval,
                 given_up=given_up,
-                latencies=self.latencies.take(),
+                p50=self.latencies.percentile(0.5),
+                p99=self.latencies.percentile(0.99),
             )
-        self.owed = min(max(0.0, told - (begun + given / rate)), SLICE)
+            self.latencies.clear()
         self.over = True
         for waiting in self.waiting:
             waiting.cancel()
@@ -225,7 +240,7 @@ async def ask(registry: str, given: argparse.Namespace) -> None:
         say(peaks=[await asker.peak(given.peak) for _ in range(3)])
         while pace := json.loads(await asyncio.to_thread(sys.stdin.readline)):
             await asker.pace(*pace)
-            asker.latencies.take()
+            asker.latencies.clear()
         for taker in asker.takers:
             await node.drained(taker)
         # Behind all else on its way to either: what is answered has had the rest before it.
@@ -332,16 +347,6 @@ def three(given: list[str]) -> Iterator[Three]:
             started.end()
 
 
-def percentile(histogram: list[tuple[int, int]], share: float) -> int:
-    """By the nearest rank."""
-    left = share * sum(count for _, count in histogram)
-    for value, count in sorted(histogram):
-        left -= count
-        if left <= 0:
-            return value
-    return 0
-
-
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     intervals = []
     with three(sys.argv[1:]) as old:
@@ -354,8 +359,6 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
                 round((now - then) / steps * 1e6, 2) for now, then in zip(used, before, strict=True)
             ]
             told["resident"] = [resident(process) for process in old.processes]
-            told["p50"] = percentile(told["latencies"], 0.5)
-            told["p99"] = percentile(told.pop("latencies"), 0.99)
             intervals.append(told)
             print(number, json.dumps(told), file=sys.stderr, flush=True)
         with three(sys.argv[1:]) as new:
@@ -378,15 +381,20 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 def compare(
     old: Three, new: Three, rate: float, given: argparse.Namespace
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Both, slice by slice: what follows upon the other goes first in the next."""
+    """Both, slice by slice: what follows upon the other goes first in the next.
+
+    Where some of the schedule was given up others had the machine: another pair is run instead, of
+    as many again at most, and of a few that are wanted twenty more.
+    """
     pairs: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    for number in range(-2, given.pairs):  # those below 0 wake up what has slept
+    for number in range(-2, 2 * given.pairs + 20):  # those below 0 wake up what has slept
+        if len(pairs) == given.pairs:
+            break
         found = {}
         for each in (old, new) if number % 2 else (new, old):
             (told,) = each.pace(rate, SLICE, 1)
-            told["p99"] = percentile(told.pop("latencies"), 0.99)
             found[each] = told
-        if number >= 0:
+        if number >= 0 and not any(told["given_up"] for told in found.values()):
             pairs.append((found[old], found[new]))
     return pairs
 

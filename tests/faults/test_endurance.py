@@ -30,14 +30,14 @@ def endurance() -> dict[str, Any]:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=3300 if SOAK else 100,
+        timeout=3900 if SOAK else 100,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return dict(json.loads(done.stdout))
 
 
-@pytest.mark.timeout(3600 if SOAK else 120)
+@pytest.mark.timeout(4200 if SOAK else 120)
 def test_nothing_is_lost_doubled_or_out_of_order_and_nothing_grows(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -50,8 +50,8 @@ def test_nothing_is_lost_doubled_or_out_of_order_and_nothing_grows(
     if not SLOW_BUILD:  # which keeps what was freed, or counts it
         pairs = zip(last["resident"], first["resident"], strict=True)
         assert all(now < then * GROWTH for now, then in pairs)
-    assert seen["pairs"] >= 3
     if SOAK:
+        assert seen["pairs"] == 1500
         # At less than that a latency says nothing: others had the machine, and it is run again.
         for rate in (seen["rate"], seen["rate of the pairs"]):
             assert rate >= SHARE * max(seen["peaks"])

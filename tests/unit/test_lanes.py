@@ -769,6 +769,28 @@ async def test_an_answer_that_is_on_its_way_when_the_peer_ends_is_had(registry_u
             await asking[0]
 
 
+@pytest.mark.parametrize(
+    "extend",
+    [
+        reference.request_extend(1),
+        reference.call_extend(7, 52),
+        reference.guest_call_extend(7, 52, 1),
+    ],
+    ids=["request", "call", "call of a guest"],
+)
+async def test_what_answers_a_peer_that_ends_is_counted(registry_url: str, extend: bytes) -> None:
+    async with met(registry_url, lanes=2) as (a, peers):
+        kept: list[Context] = []
+        a.subscribe(50, kept.append)
+        await peers[0].say(reference.encode(50, b"asked", extend))
+        await until(lambda: kept)
+        await peers[1].say(EXIT)
+        await peers[0].closed()
+        kept[0].reply(b"too late")
+        assert kept[0].answered
+        assert a.counters()["answers_lost"] == 1
+
+
 async def test_a_peer_that_ends_one_lane_alone_is_not_waited_for_long(registry_url: str) -> None:
     async with met(registry_url, channels=CHANNELS) as (a, peers):
         a._router.linger_time = 0.2
