@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import resource
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -168,6 +168,39 @@ def move(worker: Worker, cpu: int) -> None:
                 os.sched_setaffinity(int(thread), {cpu})
 
 
+class Attempts:
+    """Of what peers do: one that fails is let go of, and told at the end."""
+
+    def __init__(self) -> None:
+        self.failed: dict[str, str] = {}
+
+    def attempt(self, peer: Peer, what: str, step: Callable[[], None]) -> None:
+        if peer.name not in self.failed:
+            try:
+                step()
+            except BenchError as error:
+                self.failed[peer.name] = f"{peer.title}, {what}: {error}"
+
+    def add_round(
+        self, peers: Sequence[Peer], figures: Sequence[Figure], found: dict[str, float]
+    ) -> None:
+        """What a round found for ours and for each peer, to the figures of those still there."""
+        for peer, figure in zip(peers, figures, strict=True):
+            if peer.name not in self.failed:
+                figure.values.append(found[OURS])
+                figure.anchor_values.append(found[peer.name])
+
+    def rest(self, figures: Iterable[tuple[str, Figure]]) -> list[Figure]:
+        """Of the figures, each with its peer's name, those of the others.
+
+        :raises BenchError: one has failed; it has them.
+        """
+        left = [figure for name, figure in figures if name not in self.failed]
+        if self.failed:
+            raise BenchError("\n".join(self.failed.values()), left)
+        return left
+
+
 # ---------------------------------------------------------------------------------- between the two
 
 
@@ -193,16 +226,9 @@ def compare(works: Sequence[Work], peers: Sequence[Peer], settings: Settings) ->
         for peer in peers
         if work.do in peer.does
     }
-    failed: dict[str, str] = {}
+    attempts = Attempts()
     clients: dict[str, Worker] = {}
     found: dict[str, dict[str, Any]] = {}
-
-    def attempt(peer: Peer, what: str, step: Callable[[], None]) -> None:
-        if peer.name not in failed:
-            try:
-                step()
-            except BenchError as error:
-                failed[peer.name] = f"{peer.title}, {what}: {error}"
 
     def begin(peer: Peer, stack: ExitStack) -> None:
         clients[peer.name] = start_peer(stack, peer, cpus)
@@ -221,23 +247,20 @@ def compare(works: Sequence[Work], peers: Sequence[Peer], settings: Settings) ->
                 for peer in peers:
                     if not peer.stays or number == 0:
                         of = whole if peer.stays else stack
-                        attempt(peer, "at its start", partial(begin, peer, of))
+                        attempts.attempt(peer, "at its start", partial(begin, peer, of))
                 for work in works:
                     able = [peer for peer in peers if work.do in peer.does]
                     steps = [
-                        partial(attempt, peer, work.name, partial(theirs, work, peer))
+                        partial(attempts.attempt, peer, work.name, partial(theirs, work, peer))
                         for peer in able
                     ]
                     in_turn(number, partial(ours, work), *steps)
                     for peer in able:
-                        if peer.name not in failed:
+                        if peer.name not in attempts.failed:
                             add(figures[work.name, peer.name], work, found[OURS], found[peer.name])
-    left = [figure for (_, name), figure in figures.items() if name not in failed]
-    for figure in left:
+    for figure in figures.values():
         figure.detail = {name: statistics.median(of) for name, of in figure.detail.items()}
-    if failed:
-        raise BenchError("\n".join(failed.values()), left)
-    return left
+    return attempts.rest((name, figure) for (_, name), figure in figures.items())
 
 
 def ask(
@@ -272,12 +295,20 @@ def publish(settings: Settings) -> list[Figure]:
     cpus = settings.pair()
     peers = here(BY_TURNS, "publish")
     numbers = (1, 3) if settings.smoke else (1, 10, 100)
-    return [figure for number in numbers for figure in publish_to(number, peers, settings, cpus)]
+    attempts = Attempts()
+    return attempts.rest(
+        each for number in numbers for each in publish_to(number, peers, settings, cpus, attempts)
+    )
 
 
 def publish_to(
-    subscribers: int, peers: Sequence[Peer], settings: Settings, cpus: tuple[int, int]
-) -> list[Figure]:
+    subscribers: int,
+    peers: Sequence[Peer],
+    settings: Settings,
+    cpus: tuple[int, int],
+    attempts: Attempts,
+) -> list[tuple[str, Figure]]:
+    """The name of each peer, and the figure beside it."""
     title = f"publish of 16 B to {subscribers} subscriber{'s'[: subscribers > 1]}"
     figures = [figure_of(f"publish-{subscribers}", title, "/s", peer) for peer in peers]
     counts = {name: settings.few(count) // subscribers for name, count in DELIVERIES.items()}
@@ -287,7 +318,8 @@ def publish_to(
         # A publisher is there first: the others' start ends with all of them connected.
         publishers = {OURS: start(stack, "publish", folder, cpus[0], *who, "publisher")}
         start(stack, "publish", folder, cpus[1], *who, "subscribers")
-        for peer in peers:
+
+        def begin(peer: Peer) -> None:
             publisher = program(stack, peer, "publisher", cpus[0], *who)
             publishers[peer.name] = publisher
             address = ["--address", publisher.ready["address"]]
@@ -297,12 +329,15 @@ def publish_to(
             measured = publishers[name].ask("measure", size=16, count=counts[name])
             rates[name] = measured["rate"]
 
+        for peer in peers:
+            attempts.attempt(peer, f"{title}, at its start", partial(begin, peer))
+        steps = [
+            partial(attempts.attempt, peer, title, partial(measure, peer.name)) for peer in peers
+        ]
         for number in range(settings.rounds):
-            in_turn(number, *[partial(measure, name) for name in publishers])
-            for peer, figure in zip(peers, figures, strict=True):
-                figure.values.append(rates[OURS])
-                figure.anchor_values.append(rates[peer.name])
-    return figures
+            in_turn(number, partial(measure, OURS), *steps)
+            attempts.add_round(peers, figures, rates)
+    return [(peer.name, figure) for peer, figure in zip(peers, figures, strict=True)]
 
 
 # ------------------------------------------------------------------------- memory, the first answer
@@ -317,10 +352,9 @@ def idle_connections(settings: Settings) -> list[Figure]:
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < files:
         raise Skip(f"a process may not open {files} files")
     peers = here(BY_TURNS, "connections")
-    figures = [
-        figure_of("idle-connection", "Resident memory of an idle connection", "B", peer)
-        for peer in peers
-    ]
+    title = "Resident memory of an idle connection"
+    figures = [figure_of("idle-connection", title, "B", peer) for peer in peers]
+    attempts = Attempts()
     weights: dict[str, float] = {}
 
     def ours() -> None:
@@ -338,12 +372,11 @@ def idle_connections(settings: Settings) -> list[Figure]:
             opener = program(stack, peer, "connections", cpus[1], *address)
             weights[peer.name] = weight(server, opener, count)
 
+    steps = [partial(attempts.attempt, peer, title, partial(theirs, peer)) for peer in peers]
     for number in range(min(settings.rounds, MEMORY_ROUNDS)):
-        in_turn(number, ours, *[partial(theirs, peer) for peer in peers])
-        for peer, figure in zip(peers, figures, strict=True):
-            figure.values.append(weights[OURS])
-            figure.anchor_values.append(weights[peer.name])
-    return figures
+        in_turn(number, ours, *steps)
+        attempts.add_round(peers, figures, weights)
+    return attempts.rest((peer.name, figure) for peer, figure in zip(peers, figures, strict=True))
 
 
 def weight(server: Worker, opener: Worker, count: int) -> float:
@@ -366,27 +399,31 @@ def first_answers(settings: Settings) -> list[Figure]:
 def answers(peers: Sequence[Peer], settings: Settings) -> list[Figure]:
     """From starting a program until it has an answer of a server, which is there already."""
     cpus = settings.pair()
-    figures = [
-        figure_of("first-answer", "Start of a program to its first answer", "s", peer)
-        for peer in peers
-    ]
+    title = "Start of a program to its first answer"
+    figures = [figure_of("first-answer", title, "s", peer) for peer in peers]
+    attempts = Attempts()
     with cluster() as (stack, folder):
         start(stack, "server", folder, cpus[0])
         registry = f"sqlite://{folder / 'registry.db'}"
         commands = {OURS: module_command("bench.two_process.first_answer", registry)}
-        for peer in peers:
+        taken: dict[str, float] = {}
+
+        def begin(peer: Peer) -> None:
             address = program(stack, peer, "server", cpus[0]).ready["address"]
             commands[peer.name] = module_command("bench.peers.first_answers", peer.name, address)
-        taken: dict[str, float] = {}
+            measure(peer.name)
 
         def measure(name: str) -> None:
             taken[name] = time_to_answer(commands[name], cpus[1])
 
-        for name in commands:
-            measure(name)  # its files are read from the disk
+        # Before it counts, each one's files are read from the disk.
+        measure(OURS)
+        for peer in peers:
+            attempts.attempt(peer, f"{title}, at its start", partial(begin, peer))
+        steps = [
+            partial(attempts.attempt, peer, title, partial(measure, peer.name)) for peer in peers
+        ]
         for number in range(settings.rounds):
-            in_turn(number, *[partial(measure, name) for name in commands])
-            for peer, figure in zip(peers, figures, strict=True):
-                figure.values.append(taken[OURS])
-                figure.anchor_values.append(taken[peer.name])
-    return figures
+            in_turn(number, partial(measure, OURS), *steps)
+            attempts.add_round(peers, figures, taken)
+    return attempts.rest((peer.name, figure) for peer, figure in zip(peers, figures, strict=True))

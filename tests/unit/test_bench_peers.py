@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib import metadata
@@ -15,6 +15,7 @@ import pytest
 from bench import peers_suite, report
 from bench.__main__ import measure
 from bench.child import BenchError
+from bench.figures import Figure
 from bench.latency_suite import time_to_answer
 from bench.peers import install, loads
 from bench.peers.peer import PEERS, Peer, named, nats_server, versions
@@ -88,6 +89,31 @@ def test_a_peer_that_fails_is_let_go_of(capfd: pytest.CaptureFixture[str]) -> No
     assert "usage: python -m bench.peers.c_echo" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("measure", "name", "figures"),
+    [
+        (peers_suite.publish, "pyzmq", ["publish-1", "publish-3"]),
+        (peers_suite.idle_connections, "uvloop", ["idle-connection"]),
+        (peers_suite.first_answers, "uvloop", ["first-answer"]),
+    ],
+)
+def test_who_fails_takes_nobody_else_along(
+    monkeypatch: pytest.MonkeyPatch,
+    measure: Callable[[Settings], list[Figure]],
+    name: str,
+    figures: list[str],
+) -> None:
+    peer = here(name)
+    failing = replace(peer, name="failing", title="One that ends", module="c_echo")
+    monkeypatch.setattr(peers_suite, "BY_TURNS", [failing, peer])
+    with pytest.raises(BenchError, match=r"^One that ends, .* ended") as raised:
+        measure(SETTINGS)
+    assert [figure.name for figure in raised.value.figures] == [
+        f"{figure}-vs-{name}" for figure in figures
+    ]
+    assert all(figure.ratios for figure in raised.value.figures)
+
+
 def test_every_peer_is_a_part_of_the_benchmarks() -> None:
     measured = {peer for benchmark in BENCHMARKS for peer in benchmark.peers}
     assert measured == set(PEERS)
@@ -133,7 +159,10 @@ def test_a_peer_answers_right(name: str) -> None:
 
 @pytest.mark.parametrize("name", that("publish"))
 def test_a_peer_publishes_to_all(name: str) -> None:
-    [figure] = peers_suite.publish_to(3, [here(name)], SETTINGS, CPUS)
+    attempts = peers_suite.Attempts()
+    [(of, figure)] = peers_suite.publish_to(3, [here(name)], SETTINGS, CPUS, attempts)
+    assert of == name
+    assert not attempts.failed
     assert figure.name == f"publish-3-vs-{name}"
     assert figure.values[0] > 0
     assert figure.anchor_values[0] > 0
