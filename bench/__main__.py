@@ -32,7 +32,8 @@ examples:
   python -m bench                               everything, some ten minutes
   python -m bench --only call-reply --rounds 15
   python -m bench --only round-trip --only flood
-  python -m bench --check                       exit code 1 also for a target that was missed
+  python -m bench --check                       exit code 1 also for a target that was missed,
+                                                what was skipped, and more than 15 minutes
   python -m bench --smoke                       only that the benchmarks run; seconds
   python -m bench --write-docs                  everything, into docs/benchmarks.md, scaling.md
   python -m bench --write-docs --from bench/out/latest.json
@@ -60,7 +61,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cpus", metavar="A,B", help="the processors for servers and clients; chosen otherwise"
     )
-    parser.add_argument("--check", action="store_true", help="fail when a target was missed")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="fail when a target was missed, something skipped, or 15 minutes exceeded",
+    )
     parser.add_argument(
         "--write-docs",
         action="store_true",
@@ -82,7 +87,7 @@ def settings_of(parser: argparse.ArgumentParser, given: argparse.Namespace) -> S
             parser.error(f"--cpus {given.cpus}: one or two numbers are allowed, for example 2,3")
         if not 1 <= len(cpus) <= 2 or len(set(cpus)) != len(cpus) or not usable.issuperset(cpus):
             parser.error(f"--cpus {given.cpus}: one or two of {sorted(usable)} are allowed")
-    rounds = given.rounds if given.rounds is not None else 1 if given.smoke else 7
+    rounds = given.rounds if given.rounds is not None else 1 if given.smoke else report.ROUNDS
     if rounds < 1:
         parser.error(f"--rounds {rounds}: at least 1")
     return Settings(rounds, given.smoke, cpus)
@@ -194,7 +199,10 @@ def main() -> int:
         scaling.write_docs(found, SCALING)
         for path in [SCALING, *write_docs(found, PAGE)]:
             print(f"wrote {os.path.relpath(path)}")
-    return int(given.check and not smoke and bool(found.missed))
+    complaints = found.complaints if given.check and not smoke else []
+    for complaint in complaints:
+        print(complaint, file=sys.stderr)
+    return int(bool(complaints))
 
 
 if __name__ == "__main__":

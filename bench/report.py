@@ -23,7 +23,20 @@ COLUMNS = (
     "met",
 )
 
-__all__ = ["COLUMNS", "Report", "by_level", "read", "replace_between", "rows", "save", "show"]
+ROUNDS = 7  # of each benchmark, unless it is told otherwise
+MOST_SECONDS = 900.0  # that a run of no more rounds may take
+
+__all__ = [
+    "COLUMNS",
+    "ROUNDS",
+    "Report",
+    "by_level",
+    "read",
+    "replace_between",
+    "rows",
+    "save",
+    "show",
+]
 
 
 @dataclass
@@ -47,6 +60,16 @@ class Report:
     def missed(self) -> list[Figure]:
         """With a target that was not met, or could not be judged."""
         return [figure for figure in self.figures if figure.target and not figure.is_met]
+
+    @property
+    def complaints(self) -> list[str]:
+        """What keeps the run from being one in which all was measured, in time, and met."""
+        run = self.circumstances
+        found = [f"target missed: {figure.title}" for figure in self.missed]
+        found += [f"not measured: {name}, {reason}" for name, reason in self.skipped.items()]
+        if run["seconds"] > MOST_SECONDS and run["rounds"] <= ROUNDS:
+            found.append(f"too slow: {run['seconds']:.0f} s, {MOST_SECONDS:.0f} s at most")
+        return found
 
     def heading(self) -> list[str]:
         """Where the figures come from: a line for the machine, the versions, the run."""

@@ -413,6 +413,35 @@ def test_without_matplotlib_nothing_is_measured_for_the_docs(
     assert measured == []
 
 
+@pytest.mark.parametrize(
+    ("figures", "skipped", "circumstances", "said"),
+    [
+        ([FASTER], {}, {}, []),
+        ([FASTER], {}, {"seconds": 901.0, "rounds": 15}, []),
+        ([FASTER], {}, {"seconds": 901.0}, ["too slow: 901 s, 900 s at most"]),
+        ([FASTER], {"stopped": "no root"}, {}, ["not measured: stopped, no root"]),
+        ([FASTER, SLOWER], {}, {}, [f"target missed: {SLOWER.title}"]),
+        ([SLOWER], {"stopped": "no root"}, {"smoke": True}, []),
+    ],
+)
+def test_a_run_that_is_checked_says_why_it_fails(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    figures: list[Figure],
+    skipped: dict[str, str],
+    circumstances: dict[str, Any],
+    said: list[str],
+) -> None:
+    found = run(figures, **circumstances)
+    found.skipped.update(skipped)
+    source = tmp_path / "run.json"
+    report.save(found, source)
+    assert call(monkeypatch, "--from", source) == 0
+    assert call(monkeypatch, "--check", "--from", source) == int(bool(said))
+    assert capsys.readouterr().err.splitlines() == said
+
+
 @pytest.mark.picture
 def test_a_stored_run_is_drawn_without_measuring(
     tmp_path: Path,
