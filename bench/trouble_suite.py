@@ -40,7 +40,7 @@ def crowd(settings: Settings) -> list[Figure]:
     }
     cpus = settings.pair()
     strangers = settings.few(STRANGERS)
-    counts = {"nodes": 2 if settings.smoke else 100, "guests": 2 if settings.smoke else 400}
+    counts = {"nodes": 2 if settings.smoke else 300, "guests": 2 if settings.smoke else 2000}
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < strangers + 1000:
         raise Skip(f"a process may not open {strangers + 1000} files")
     held, refused, busy = [], [], []
