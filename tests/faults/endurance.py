@@ -400,13 +400,17 @@ def compare(
 
 
 def rate_of(some: list[dict[str, Any]]) -> float:
-    return statistics.mean(float(told["rate"]) for told in some)
+    """Steps a second; of nothing 0."""
+    return sum(float(told["rate"]) for told in some) / max(1, len(some))
 
 
 def drift(pairs: list[tuple[float, float]]) -> list[float]:
     """What the p99 of the old is to that of the new: the median of the pairs' ratios, and before
-    and behind it the bounds that it lies between at a confidence of 95 %, by ranks."""
+    and behind it the bounds that it lies between at a confidence of 95 %, by ranks. Empty when
+    there is no pair: others had the machine all the time."""
     ratios = sorted(one / max(other, 1.0) for one, other in pairs)
+    if not ratios:
+        return []
     middle, reach = len(ratios) / 2, 0.98 * math.sqrt(len(ratios))
     low = ratios[max(0, int(middle - reach))]
     high = ratios[min(len(ratios) - 1, int(middle + reach))]
