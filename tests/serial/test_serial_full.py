@@ -151,6 +151,41 @@ async def test_a_full_ring_of_a_thread_that_waits_refuses(registry_url: str) -> 
             assert await a.request(51, b"after") == b"after"
 
 
+@pytest.mark.usefixtures("threaded")
+async def test_who_comes_when_all_that_waited_was_taken_is_not_refused(registry_url: str) -> None:
+    """Though it was a thread that waited, and the loop has not heard yet that there is room."""
+    async with nodes(registry_url, "a", "b") as (a, b):
+        serial = make_serial(b, ring_size=4096)
+        go_on, last, end = threading.Event(), threading.Event(), threading.Event()
+        refused: list[bytes] = []
+        a.on_error = lambda error, frame: refused.append(frame.data)
+
+        def handler(ctx: Context) -> None:
+            if ctx.data == b"0":
+                go_on.wait(5)
+            elif serial.backlog == 0 and not last.is_set():
+                last.set()
+                end.wait(5)
+
+        serial.subscribe(50, handler)
+        serial.subscribe(51, echo)
+        async with serial:
+            await a.wait_subscribed(51, timeout=5)
+            for number in range(500):
+                a.notify(50, b"%d" % number)
+            try:
+                await until(lambda: refused and 1 + serial.backlog + len(refused) == 500)
+                go_on.set()
+                await until(last.is_set)
+                before = b.counters()["frames_in"]
+                asked = asyncio.ensure_future(a.request(51, b"after"))
+                await until(lambda: b.counters()["frames_in"] > before)
+            finally:
+                go_on.set()
+                end.set()
+            assert await asked == b"after"
+
+
 async def test_what_is_unsubscribed_while_room_is_made_for_it(registry_url: str) -> None:
     """By a handler that runs then: its message is refused, and nothing of it is used any more."""
     async with nodes(registry_url, "a", "b") as (a, b):

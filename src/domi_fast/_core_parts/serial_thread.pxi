@@ -601,6 +601,11 @@ cdef class ThreadScheduler(Scheduler):
         # for long: then the message is refused, and those of other channels are read on.
         cdef Context context
         if ring_gets(self.ring) < self.slow_until:
+            if self.spilled and not self.spill:
+                # All that waited beside the ring was taken, which the loop is about to hear.
+                self.make_way()
+                if intake.has_put(session, frame):
+                    return self.awaken()
             return self.refuse(session, frame)
         context = Context.__new__(Context)
         fill_context(context, session, frame, session.engine.now)
