@@ -17,14 +17,13 @@ from types import FrameType
 from rich.console import Console
 
 from bench import report, scaling
-from bench.child import ROOT, BenchError
+from bench.child import OUT, ROOT, BenchError
 from bench.figures import Figure
 from bench.machine import machine, processor_time
 from bench.page import write_docs
 from bench.settings import Settings, Skip, choose_cpus
 from bench.suite import BENCHMARKS, Benchmark
 
-OUT = ROOT / "bench" / "out"
 PAGE = ROOT / "docs" / "benchmarks.md"
 SCALING = ROOT / "docs" / "scaling.md"
 EXAMPLES = """\

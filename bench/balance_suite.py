@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from bench.figures import Figure, Target
 from bench.settings import Settings, in_turn
 from bench.two_process.processes import Worker
@@ -17,24 +19,23 @@ def slow_node(settings: Settings) -> list[Figure]:
         "balance-slow-node",
         "p99 of awaited requests, one of four nodes takes 20 ms: peak_ewma",
         "s",
+        by="p99",
         anchor="round_robin",
         anchor_is_ours=True,
         target=Target("ratio", 1 / 3, at_most=True),
     )
     count = settings.few(4_000)
 
-    def measure(policy: str) -> float:
+    def measure(policy: str) -> dict[str, Any]:
         with Worker("bench.one_process.balancing", "--cpu", settings.cpus[0]) as nodes:
-            measured = nodes.ask("latencies", policy=policy, count=count, concurrency=8)
-        return float(measured["p99_ns"]) * 1e-9
+            return nodes.ask("latencies", policy=policy, count=count, concurrency=8)
 
     for number in range(settings.rounds):
         in_turn(
             number,
-            lambda: figure.anchor_values.append(measure("round_robin")),
-            lambda: figure.values.append(measure("peak_ewma")),
+            lambda: figure.add_anchor_percentiles(measure("round_robin")),
+            lambda: figure.add_percentiles(measure("peak_ewma")),
         )
-    figure.samples = count
     return [figure]
 
 

@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 from bench.figures import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "bench" / "out"  # what the benchmarks leave behind
 
 Kind = TypeVar("Kind", bound="Child")
 
-__all__ = ["ROOT", "BenchError", "Child"]
+__all__ = ["OUT", "ROOT", "BenchError", "Child"]
 
 
 class BenchError(Exception):

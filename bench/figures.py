@@ -14,7 +14,8 @@ __all__ = ["Figure", "Target", "spread", "tick", "write"]
 class Target:
     """What a figure is to be.
 
-    :ivar of: ``value`` or ``ratio`` (to the anchor): whose median over the rounds is judged.
+    :ivar of: whose median over the rounds is judged: the ``value``, its ``ratio`` to the anchor's,
+        or the ``tail``, which is what the p99 is to the p50.
     """
 
     of: str
@@ -23,7 +24,9 @@ class Target:
 
     def judged(self, figure: Figure) -> list[float]:
         """Of each round, what is held against the bound."""
-        return figure.values if self.of == "value" else figure.ratios
+        if self.of == "value":
+            return figure.judged
+        return figure.tails if self.of == "tail" else figure.ratios
 
     def is_met(self, figure: Figure) -> bool:
         measured = statistics.median(self.judged(figure))
@@ -36,7 +39,10 @@ class Figure:
 
     :ivar unit: of the values: ``s``, ``/s``, ``B/s`` or ``B``.
     :ivar values: a round's p50, or its rate.
-    :ivar anchor: what the anchor is; ``anchor_values`` stand beside ``values``, round by round.
+    :ivar p99: a round's, where it has several measurements; ``p999`` where it has 1,000 of them.
+    :ivar by: which of them is compared with the anchor, and with the target: ``p50`` or ``p99``.
+    :ivar anchor: what the anchor is; ``anchor_values`` stand beside ``values``, round by round, and
+        its p99 and p99.9 beside theirs.
     :ivar anchor_is_ours: it is domi_fast, too, under other circumstances: nobody who could win.
     :ivar void: why the target cannot be judged by this run, if so.
     :ivar samples: how many single measurements a round has, where that is what it has.
@@ -50,9 +56,12 @@ class Figure:
     values: list[float] = field(default_factory=list)
     p99: list[float] = field(default_factory=list)
     p999: list[float] = field(default_factory=list)
+    by: str = "p50"
     samples: int = 0
     anchor: str = ""
     anchor_values: list[float] = field(default_factory=list)
+    anchor_p99: list[float] = field(default_factory=list)
+    anchor_p999: list[float] = field(default_factory=list)
     anchor_is_ours: bool = False
     target: Target | None = None
     void: str = ""
@@ -60,12 +69,31 @@ class Figure:
     detail: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def columns(self) -> dict[str, list[float]]:
+        """Ours, as far as there are any, by what they are of."""
+        return _present(self.values, self.p99, self.p999)
+
+    @property
+    def anchor_columns(self) -> dict[str, list[float]]:
+        return _present(self.anchor_values, self.anchor_p99, self.anchor_p999)
+
+    @property
+    def judged(self) -> list[float]:
+        """Of each round, what is compared."""
+        return self.columns.get(self.by, [])
+
+    @property
     def ratios(self) -> list[float]:
         """To the anchor of the same round."""
-        if not self.anchor_values:
+        anchors = self.anchor_columns.get(self.by, [])
+        if not anchors:
             return []
-        pairs = zip(self.values, self.anchor_values, strict=True)
-        return [value / anchor for value, anchor in pairs]
+        return [value / anchor for value, anchor in zip(self.judged, anchors, strict=True)]
+
+    @property
+    def tails(self) -> list[float]:
+        """What the p99 is to the p50 of the same round."""
+        return [p99 / p50 for p99, p50 in zip(self.p99, self.values, strict=True)]
 
     @property
     def is_met(self) -> bool | None:
@@ -95,12 +123,13 @@ class Figure:
         """Whether that is the worse side of 1."""
         return ratio > 1.0 if self.less_is_better else ratio < 1.0
 
-    def add_round_trips(self, measured: dict[str, Any]) -> None:
-        """A round of percentiles in nanoseconds."""
-        self.values.append(measured["p50_ns"] * 1e-9)
-        self.p99.append(measured["p99_ns"] * 1e-9)
-        self.p999.append(measured["p999_ns"] * 1e-9)
+    def add_percentiles(self, measured: dict[str, Any]) -> None:
+        """A round of them, in nanoseconds."""
+        _append(measured, self.values, self.p99, self.p999)
         self.samples = measured["count"]
+
+    def add_anchor_percentiles(self, measured: dict[str, Any]) -> None:
+        _append(measured, self.anchor_values, self.anchor_p99, self.anchor_p999)
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "ratios": self.ratios, "met": self.is_met}
@@ -115,23 +144,22 @@ class Figure:
 
     def measured(self) -> str:
         """p50 / p99 / p99.9, or a rate or size: each the median over the rounds."""
-        columns = [self.values, self.p99, self.p999]
-        return " / ".join(
-            write(statistics.median(column), self.unit) for column in columns if column
-        )
+        return self._written(self.columns)
 
     def spread(self) -> str:
-        """Lowest and highest of the rounds, with the median between."""
-        return spread(self.values, self.unit)
+        """Lowest and highest of the rounds, with the median between, of what is compared."""
+        return spread(self.judged, self.unit) if self.judged else ""
 
     def anchored(self) -> str:
-        if not self.anchor_values:
-            return ""
-        return f"{self.anchor}: {write(statistics.median(self.anchor_values), self.unit)}"
+        columns = self.anchor_columns
+        return f"{self.anchor}: {self._written(columns)}" if columns else ""
+
+    def _written(self, columns: dict[str, list[float]]) -> str:
+        return " / ".join(write(statistics.median(each), self.unit) for each in columns.values())
 
     def ratio(self) -> str:
         """The median of the rounds' ratios, with the lowest and the highest."""
-        ratios = self.ratios
+        ratios = self.tails if self.target and self.target.of == "tail" else self.ratios
         if not ratios:
             return ""
         lowest, middle, highest = map(
@@ -143,8 +171,26 @@ class Figure:
         target = self.target
         if target is None:
             return ""
-        bound = f"{target.bound:.3g}×" if target.of == "ratio" else write(target.bound, self.unit)
-        return f"{'≤' if target.at_most else '≥'} {bound}"
+        bound = write(target.bound, self.unit) if target.of == "value" else f"{target.bound:.3g}×"
+        return f"{'≤' if target.at_most else '≥'} {bound}{' the p50' * (target.of == 'tail')}"
+
+
+# Of fewer single measurements it is nothing but the longest.
+LEAST_FOR_P999 = 1000
+
+
+def _append(
+    measured: dict[str, Any], p50: list[float], p99: list[float], p999: list[float]
+) -> None:
+    p50.append(measured["p50_ns"] * 1e-9)
+    p99.append(measured["p99_ns"] * 1e-9)
+    if measured["count"] >= LEAST_FOR_P999:
+        p999.append(measured["p999_ns"] * 1e-9)
+
+
+def _present(p50: list[float], p99: list[float], p999: list[float]) -> dict[str, list[float]]:
+    columns = {"p50": p50, "p99": p99, "p99.9": p999}
+    return {of: rounds for of, rounds in columns.items() if rounds}
 
 
 SCALES = {

@@ -43,14 +43,16 @@ def _loss(figure: Figure) -> str:
 
 def _tail(figure: Figure) -> str:
     """Its p99 and p99.9, as far as they are longer than those of the other."""
-    columns = (
-        ("p99", figure.p99, figure.detail.get("anchor_p99")),
-        ("p99.9", figure.p999, figure.detail.get("anchor_p999")),
-    )
+    theirs = figure.anchor_columns
+    medians = {
+        of: (statistics.median(rounds), statistics.median(theirs[of]))
+        for of, rounds in figure.columns.items()
+        if of != figure.by and of in theirs
+    }
     longer = [
         f"{of} {write(ours, 's')}, {figure.anchor} {write(others, 's')}"
-        for of, rounds, others in columns
-        if rounds and others is not None and (ours := statistics.median(rounds)) > others
+        for of, (ours, others) in medians.items()
+        if ours > others
     ]
     return f"{'; '.join(longer)}." if longer else ""
 
@@ -63,7 +65,9 @@ def noise(figures: Sequence[Figure], *, load: float, stolen: float | None) -> li
     """
     hosts = "" if stolen is None else f", and the host kept {stolen:.1%} of the processors' time"
     lines = [f"The load average before the run was {load:.2f}{hosts}."]
-    repeated = [figure for figure in figures if len(figure.values) > 1]
+    # Ours stands beside each of the peers that it was measured with.
+    once = {(figure.work, tuple(figure.judged)): figure for figure in figures}
+    repeated = [figure for figure in once.values() if len(figure.judged) > 1]
     if not repeated:
         return [f"{lines[0]} There was one round of each figure: nothing shows how they vary."]
     spans = {id(figure): _span(figure) for figure in repeated}
@@ -72,14 +76,14 @@ def noise(figures: Sequence[Figure], *, load: float, stolen: float | None) -> li
         " For half of the figures, the highest round is above the lowest by no more than"
         f" {statistics.median(spans.values()):.0%} of the median. The widest are:"
     )
-    lines += ["", *[f"- {f.title}: {f.spread()}, {_percent(spans[id(f)])}" for f in widest]]
+    lines += ["", *[f"- {f.work}: {f.spread()}, {_percent(spans[id(f)])}" for f in widest]]
     return lines
 
 
 def _span(figure: Figure) -> float:
     """From the lowest to the highest round, as a share of the median."""
-    width = max(figure.values) - min(figure.values)
-    middle = abs(statistics.median(figure.values))
+    width = max(figure.judged) - min(figure.judged)
+    middle = abs(statistics.median(figure.judged))
     if not middle:
         return float("inf") if width else 0.0
     return width / middle

@@ -64,21 +64,16 @@ def round_trips(
     :param busy: both ends of the echo poll.
     """
     count, warm_up = settings.few(20_000), settings.few(5_000)
-    anchors = []
 
     def ours() -> None:
-        measured = trips_between(cpus, warm_up, count, *more, unix=unix)
-        figure.add_round_trips(measured)
+        figure.add_percentiles(trips_between(cpus, warm_up, count, *more, unix=unix))
 
     def anchor() -> None:
         measured = c_echo.round_trip(*cpus, count, busy, unix, warm_up=warm_up)
-        figure.anchor_values.append(measured["p50_ns"] * 1e-9)
-        anchors.append(measured)
+        figure.add_anchor_percentiles(measured)
 
     for number in range(settings.rounds):
         in_turn(number, anchor, ours)
-    figure.detail["anchor_p99"] = statistics.median(a["p99_ns"] for a in anchors) * 1e-9
-    figure.detail["anchor_p999"] = statistics.median(a["p999_ns"] for a in anchors) * 1e-9
     return [figure]
 
 
@@ -158,11 +153,12 @@ def on_asyncio(cores: str, cpus: tuple[int, int], count: int, rounds: int) -> Fi
             raise BenchError(f"the client ran on {measured['loop']}, not on {loop}")
         return measured
 
-    def anchor() -> None:
-        figure.anchor_values.append(measured_on("uvloop")["p50_ns"] * 1e-9)
-
     for number in range(rounds):
-        in_turn(number, anchor, lambda: figure.add_round_trips(measured_on("asyncio")))
+        in_turn(
+            number,
+            lambda: figure.add_anchor_percentiles(measured_on("uvloop")),
+            lambda: figure.add_percentiles(measured_on("asyncio")),
+        )
     return figure
 
 
@@ -233,18 +229,16 @@ def busy_one_core(settings: Settings) -> Figure:
     most = {"warm_up": settings.few(100), "count": settings.few(20_000), "seconds": 2.0}
     cpus = (settings.cpus[0], settings.cpus[0])
 
-    def ours() -> None:
+    def measure(*more: object) -> dict[str, Any]:
         with cluster() as (stack, folder):
-            client = start_pair(stack, folder, cpus, "--busy-poll", BUSY_POLL)
-            figure.add_round_trips(client.ask("round_trips", **most))
-
-    def anchor() -> None:
-        with cluster() as (stack, folder):
-            measured = start_pair(stack, folder, cpus).ask("round_trips", **most)
-        figure.anchor_values.append(measured["p50_ns"] * 1e-9)
+            return start_pair(stack, folder, cpus, *more).ask("round_trips", **most)
 
     for number in range(settings.rounds):
-        in_turn(number, anchor, ours)
+        in_turn(
+            number,
+            lambda: figure.add_anchor_percentiles(measure()),
+            lambda: figure.add_percentiles(measure("--busy-poll", BUSY_POLL)),
+        )
     return figure
 
 

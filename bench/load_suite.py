@@ -20,38 +20,32 @@ def half_load(settings: Settings) -> list[Figure]:
         "half-load",
         "p99 of an awaited round trip at 50 % load",
         "s",
-        anchor="its p50",
-        anchor_is_ours=True,
-        target=Target("ratio", 3.0, at_most=True),
+        by="p99",
+        target=Target("tail", 3.0, at_most=True),
     )
     load = Figure(
         "half-load-arrivals",
         "p99 of the requests that come at random, from when each was due",
         "s",
-        anchor="their p50",
-        anchor_is_ours=True,
+        by="p99",
     )
     cpus = settings.pair()
     count, seconds = settings.few(200_000), 0.1 if settings.smoke else 1.0
     found: dict[str, list[float]] = {"peak_per_s": [], "per_s": [], "arrivals_a_turn": []}
-    p999: dict[str, list[float]] = {each.name: [] for each in (probe, load)}
     for number in range(settings.rounds):
         with cluster() as (stack, folder):
             start(stack, "server", folder, cpus[0])
             client = start(stack, "load", folder, cpus[1])
             peak = client.ask("peak", in_flight=IN_FLIGHT, count=count)["rate"]
             measured = client.ask("arriving", rate=peak * HALF, seconds=seconds, seed=number)
-        for figure, taken in ((probe, measured["probe"]), (load, measured)):
-            figure.values.append(taken["p99_ns"] * 1e-9)
-            figure.anchor_values.append(taken["p50_ns"] * 1e-9)
-            figure.samples = taken["count"]
-            p999[figure.name].append(taken["p999_ns"] * 1e-9)
+        probe.add_percentiles(measured["probe"])
+        load.add_percentiles(measured)
         found["peak_per_s"].append(peak)
         found["per_s"].append(measured["rate"])
         found["arrivals_a_turn"].append(measured["arrivals_a_turn"])
     medians = {of: statistics.median(values) for of, values in found.items()}
     for figure in (probe, load):
-        figure.detail = {**medians, "p999": statistics.median(p999[figure.name])}
+        figure.detail = dict(medians)
         if medians["per_s"] < 0.9 * HALF * medians["peak_per_s"]:
             figure.void = "the requests did not come at the rate that they should have"
     return [probe, load]

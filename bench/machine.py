@@ -6,16 +6,15 @@ import json
 import os
 import platform
 import re
-import shlex
 import subprocess
-import sysconfig
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bench import compiler
+from bench.child import ROOT
 from bench.peers import peer
-
-ROOT = Path(__file__).resolve().parents[1]
+from domi_fast import _core
 
 __all__ = ["machine", "processor_time"]
 
@@ -37,7 +36,7 @@ def machine() -> dict[str, Any]:
         "domi_fast": _version("domi-fast"),
         "uvloop": _version("uvloop"),
         "cython": _version("Cython"),
-        "compiler": _compiler(),
+        "compiler": compiler.names_in(Path(_core.__file__ or "").read_bytes()),
         "peers": peer.versions(),
         **_commit(),
     }
@@ -79,12 +78,6 @@ def _output(*command: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def _compiler() -> str | None:
-    wanted = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
-    output = _output(shlex.split(wanted)[0], "--version")
-    return output.splitlines()[0] if output else None
 
 
 def _commit() -> dict[str, Any]:

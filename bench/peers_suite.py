@@ -6,11 +6,9 @@ all, but of Ray. While one is measured the others' sleep.
 
 from __future__ import annotations
 
-import os
 import resource
-import statistics
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,6 +17,7 @@ from bench.child import BenchError
 from bench.figures import Figure, Target
 from bench.latency_suite import time_to_answer
 from bench.peers.peer import Peer, named
+from bench.processor import stay
 from bench.settings import Settings, Skip, in_turn
 from bench.two_process.processes import (
     Worker,
@@ -85,6 +84,10 @@ def figure_of(name: str, title: str, unit: str, peer: Peer) -> Figure:
         anchor=peer.title,
         target=TARGETS.get((name, peer.name)),
     )
+
+
+def peer_of(figure: Figure) -> str:
+    return figure.name.rpartition("-vs-")[2]
 
 
 WORKS = (
@@ -160,14 +163,6 @@ def start_peer(stack: ExitStack, peer: Peer, cpus: tuple[int, int]) -> Worker:
     return program(stack, peer, "client", cpus[1], "--address", server.ready["address"])
 
 
-def move(worker: Worker, cpu: int) -> None:
-    """Pin a running process with all of its threads to another processor."""
-    with suppress(FileNotFoundError):  # it has ended, as whoever asks it will hear
-        for thread in os.listdir(f"/proc/{worker.pid}/task"):
-            with suppress(ProcessLookupError):
-                os.sched_setaffinity(int(thread), {cpu})
-
-
 class Attempts:
     """Of what peers do: one that fails is let go of, and told at the end."""
 
@@ -190,12 +185,12 @@ class Attempts:
                 figure.values.append(found[OURS])
                 figure.anchor_values.append(found[peer.name])
 
-    def rest(self, figures: Iterable[tuple[str, Figure]]) -> list[Figure]:
-        """Of the figures, each with its peer's name, those of the others.
+    def rest(self, figures: Iterable[Figure]) -> list[Figure]:
+        """Those beside peers that have not failed.
 
         :raises BenchError: one has failed; it has them.
         """
-        left = [figure for name, figure in figures if name not in self.failed]
+        left = [figure for figure in figures if peer_of(figure) not in self.failed]
         if self.failed:
             raise BenchError("\n".join(self.failed.values()), left)
         return left
@@ -258,9 +253,7 @@ def compare(works: Sequence[Work], peers: Sequence[Peer], settings: Settings) ->
                     for peer in able:
                         if peer.name not in attempts.failed:
                             add(figures[work.name, peer.name], work, found[OURS], found[peer.name])
-    for figure in figures.values():
-        figure.detail = {name: statistics.median(of) for name, of in figure.detail.items()}
-    return attempts.rest((name, figure) for (_, name), figure in figures.items())
+    return attempts.rest(figures.values())
 
 
 def ask(
@@ -268,20 +261,18 @@ def ask(
 ) -> dict[str, Any]:
     if not work.is_one_core:
         return client.ask(work.do, **arguments)
-    move(client, cpus[0])
+    stay(client.pid, cpus[0])
     try:
         return client.ask(work.do, **arguments)
     finally:
-        move(client, cpus[1])
+        stay(client.pid, cpus[1])
 
 
 def add(figure: Figure, work: Work, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     """A round of both."""
     if work.unit == "s":
-        figure.add_round_trips(ours)
-        figure.anchor_values.append(theirs["p50_ns"] * 1e-9)
-        for of in ("p99", "p999"):
-            figure.detail.setdefault(f"anchor_{of}", []).append(theirs[f"{of}_ns"] * 1e-9)
+        figure.add_percentiles(ours)
+        figure.add_anchor_percentiles(theirs)
     else:
         figure.values.append(ours[work.of])
         figure.anchor_values.append(theirs[work.of])
@@ -307,8 +298,7 @@ def publish_to(
     settings: Settings,
     cpus: tuple[int, int],
     attempts: Attempts,
-) -> list[tuple[str, Figure]]:
-    """The name of each peer, and the figure beside it."""
+) -> list[Figure]:
     title = f"publish of 16 B to {subscribers} subscriber{'s'[: subscribers > 1]}"
     figures = [figure_of(f"publish-{subscribers}", title, "/s", peer) for peer in peers]
     counts = {name: settings.few(count) // subscribers for name, count in DELIVERIES.items()}
@@ -337,7 +327,7 @@ def publish_to(
         for number in range(settings.rounds):
             in_turn(number, partial(measure, OURS), *steps)
             attempts.add_round(peers, figures, rates)
-    return [(peer.name, figure) for peer, figure in zip(peers, figures, strict=True)]
+    return figures
 
 
 # ------------------------------------------------------------------------- memory, the first answer
@@ -376,7 +366,7 @@ def idle_connections(settings: Settings) -> list[Figure]:
     for number in range(min(settings.rounds, MEMORY_ROUNDS)):
         in_turn(number, ours, *steps)
         attempts.add_round(peers, figures, weights)
-    return attempts.rest((peer.name, figure) for peer, figure in zip(peers, figures, strict=True))
+    return attempts.rest(figures)
 
 
 def weight(server: Worker, opener: Worker, count: int) -> float:
@@ -426,4 +416,4 @@ def answers(peers: Sequence[Peer], settings: Settings) -> list[Figure]:
         for number in range(settings.rounds):
             in_turn(number, partial(measure, OURS), *steps)
             attempts.add_round(peers, figures, taken)
-    return attempts.rest((peer.name, figure) for peer, figure in zip(peers, figures, strict=True))
+    return attempts.rest(figures)

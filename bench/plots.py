@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.figures import Figure, write
@@ -170,7 +170,7 @@ def target_row(figure: Figure) -> Row:
     middle = statistics.median(judged)
     verdict = VERDICTS[figure.is_met]
     mark = Mark("median", [margin(measured) for measured in judged], margin(middle))
-    measured = write(middle, "×" if target.of == "ratio" else figure.unit)
+    measured = write(middle, figure.unit if target.of == "value" else "×")
     note = f"{measured}, wanted {figure.wanted()}" + (", void" if figure.void else "")
     return Row(figure.title, verdict, [mark], note, verdict == MISSED)
 
@@ -181,7 +181,7 @@ def target_row(figure: Figure) -> Row:
 def comparison(name: str, title: str, figures: Sequence[Figure]) -> list[Plot]:
     """What is compared in a heading; below it ours and the others."""
     # A logarithmic axis has no place for less.
-    figures = [f for f in figures if min([*f.values, *f.anchor_values]) > 0.0]
+    figures = [f for f in figures if min([*f.values, *f.anchor_values], default=0.0) > 0.0]
     if not figures:
         return []
     works: dict[str, list[Figure]] = {}
@@ -209,34 +209,23 @@ def work_rows(figures: Sequence[Figure]) -> list[Row]:
     values: list[float] = []
     for figure in figures:
         if figure.values != values:
-            rows.append(Row(OURS, OURS, _marks(figure)))
+            rows.append(Row(OURS, OURS, _marks(figure.columns)))
             values = figure.values
-        if figure.anchor_values:
+        if figure.ratios:
             kind = OURS_OTHERWISE if figure.anchor_is_ours else OTHER
             note = write(statistics.median(figure.ratios), "×")
             note += ", the other wins" if figure.other_wins else ""
-            rows.append(Row(figure.anchor, kind, _marks_of_anchor(figure), note, figure.other_wins))
+            marks = _marks(figure.anchor_columns)
+            rows.append(Row(figure.anchor, kind, marks, note, figure.other_wins))
     return rows
 
 
-def _mark(of: str, rounds: Sequence[float]) -> Mark:
-    return Mark(of, rounds, statistics.median(rounds))
-
-
-def _marks(figure: Figure) -> list[Mark]:
-    if not figure.p99:
-        return [_mark("median", figure.values)]
-    columns = {"p50": figure.values, "p99": figure.p99, "p99.9": figure.p999}
-    return [_mark(of, rounds) for of, rounds in columns.items() if rounds]
-
-
-def _marks_of_anchor(figure: Figure) -> list[Mark]:
-    """Of its p99 and p99.9 there is only the median over the rounds."""
-    marks = [_mark("p50" if figure.p99 else "median", figure.anchor_values)]
-    for of, key in (("p99", "anchor_p99"), ("p99.9", "anchor_p999")):
-        if figure.p99 and key in figure.detail:
-            marks.append(_mark(of, [figure.detail[key]]))
-    return marks
+def _marks(columns: Mapping[str, Sequence[float]]) -> list[Mark]:
+    """Where there are no percentiles, a round's only value has no name of its own."""
+    names = {"p50": "median"} if len(columns) == 1 else {}
+    return [
+        Mark(names.get(of, of), rounds, statistics.median(rounds)) for of, rounds in columns.items()
+    ]
 
 
 # ------------------------------------------------------------------------------------------- lines
@@ -244,16 +233,19 @@ def _marks_of_anchor(figure: Figure) -> list[Mark]:
 
 def fan_out(figures: Sequence[Figure]) -> list[Plot]:
     """Deliveries a second over the number of subscribers: ``publish-10``, ``publish-10-vs-...``."""
-    found: dict[str, dict[float, list[float]]] = {}
-    for figure in figures:
-        counted = re.match(r"publish-(\d+)\b", figure.name)
-        if counted is None or figure.unit != "/s":
-            continue
-        for label, rounds in ((OURS, figure.values), (figure.anchor, figure.anchor_values)):
-            if rounds:
-                found.setdefault(label, {}).setdefault(float(counted[1]), []).extend(rounds)
-    if not found:
+    # Ours stands beside each of those that it was measured with, and is drawn once.
+    runs = dict.fromkeys(
+        (label, float(counted[1]), tuple(rounds))
+        for figure in figures
+        if figure.unit == "/s" and (counted := re.match(r"publish-(\d+)\b", figure.name))
+        for label, rounds in ((OURS, figure.values), (figure.anchor, figure.anchor_values))
+        if rounds
+    )
+    if not runs:
         return []
+    found: dict[str, dict[float, list[float]]] = {}
+    for label, subscribers, rounds in runs:
+        found.setdefault(label, {}).setdefault(subscribers, []).extend(rounds)
     lines = [Line(label, sorted(points.items())) for label, points in found.items()]
     said = "; ".join(f"{line.label} {_ends(line, '/s')}" for line in lines)
     title = "Deliveries of a publish over the number of subscribers"

@@ -73,6 +73,7 @@ def thread(settings: Settings) -> list[Figure]:
             "serial-thread-waiting",
             "p99 of awaited requests beside a serial thread that waits",
             "s",
+            by="p99",
             anchor="that is idle",
             anchor_is_ours=True,
             target=Target("ratio", 1.2, at_most=True),
@@ -81,6 +82,7 @@ def thread(settings: Settings) -> list[Figure]:
             "serial-thread-computing",
             "p99 of awaited requests beside a serial thread that computes",
             "s",
+            by="p99",
             anchor="that is idle",
             anchor_is_ours=True,
         ),
@@ -88,23 +90,14 @@ def thread(settings: Settings) -> list[Figure]:
     cpus = settings.pair()
     # Short phases by turns, whose samples are put together: a p99 moves with the machine's mood.
     phases, seconds = (2, 0.05) if settings.smoke else (6, 0.4)
-    medians: dict[str, list[float]] = {kind: [] for kind in (IDLE, *figures)}
     for _ in range(settings.rounds):
         with cluster() as (stack, folder):
             start(stack, "serial_thread", folder, cpus[0])
             client = start(stack, "client", folder, cpus[1])
             measured = client.ask(
-                "round_trips_beside", kinds=list(medians), phases=phases, seconds=seconds
+                "round_trips_beside", kinds=[IDLE, *figures], phases=phases, seconds=seconds
             )
         for kind, figure in figures.items():
-            figure.values.append(measured[kind]["p99_ns"] * 1e-9)
-            figure.anchor_values.append(measured[IDLE]["p99_ns"] * 1e-9)
-            figure.samples = measured[kind]["count"]
-        for kind, values in medians.items():
-            values.append(measured[kind]["p50_ns"] * 1e-9)
-    for kind, figure in figures.items():
-        figure.detail = {
-            "p50": statistics.median(medians[kind]),
-            "p50_idle": statistics.median(medians[IDLE]),
-        }
+            figure.add_percentiles(measured[kind])
+            figure.add_anchor_percentiles(measured[IDLE])
     return list(figures.values())

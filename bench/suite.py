@@ -121,14 +121,14 @@ def notify(settings: Settings) -> list[Figure]:
         figure.detail["count"] = settings.few(count)
         figures[size] = figure
         if unit == "B/s":
-            figure.anchor = "C send and recv"
+            figure.anchor = f"C send and recv of {name}"
     figures[MIB].target = Target("ratio", 0.95, at_most=False)
     for number in range(settings.rounds):
 
         def anchor() -> None:
-            measured = raw_stream.measure(*cpus, settings.few(stream))
-            for figure in figures.values():
-                if figure.unit == "B/s":
+            for size, figure in figures.items():
+                if figure.anchor:
+                    measured = raw_stream.measure(*cpus, settings.few(stream), size)
                     figure.anchor_values.append(measured["bytes_per_s"])
 
         def ours() -> None:
@@ -204,6 +204,7 @@ def flood(settings: Settings) -> list[Figure]:
         "flood",
         "p99 of awaited requests beside a flood of 16 B",
         "s",
+        by="p99",
         anchor="without the flood",
         anchor_is_ours=True,
         target=Target("ratio", 3.0, at_most=True),
@@ -211,7 +212,7 @@ def flood(settings: Settings) -> list[Figure]:
     cpus = settings.pair()
     seconds = 0.1 if settings.smoke else 1.5
     warm_up = settings.few(5_000)
-    medians, sent, busy = [], [], []
+    sent, busy = [], []
     with cluster() as (stack, folder):
         server = start(stack, "server", folder, cpus[0])
         probe = start(stack, "client", folder, cpus[1])
@@ -219,7 +220,7 @@ def flood(settings: Settings) -> list[Figure]:
 
         def without() -> None:
             measured = probe.ask("round_trips", warm_up=warm_up, seconds=seconds)
-            figure.anchor_values.append(measured["p99_ns"] * 1e-9)
+            figure.add_anchor_percentiles(measured)
 
         def beside() -> None:
             flooder.ask("flood", size=16)
@@ -228,16 +229,13 @@ def flood(settings: Settings) -> list[Figure]:
             cpu = server.ask("counters")["cpu_s"] - cpu
             busy.append(cpu / (time.perf_counter() - began))
             sent.append(flooder.ask("stop_flood")["rate"])
-            figure.values.append(measured["p99_ns"] * 1e-9)
-            figure.samples = measured["count"]
-            medians.append(measured["p50_ns"] * 1e-9)
+            figure.add_percentiles(measured)
 
         for number in range(settings.rounds):
             in_turn(number, without, beside)
     if statistics.median(busy) < BUSY:
         figure.void = "the flood did not keep the server's core busy: what else runs here?"
     figure.detail = {
-        "p50_beside_the_flood": statistics.median(medians),
         "flood_per_s": statistics.median(sent),
         "share_of_the_servers_core": statistics.median(busy),
         "priority_of_the_flood": flooder.ready["priority"],
@@ -257,8 +255,8 @@ def one_process(settings: Settings) -> list[Figure]:
     for _ in range(settings.rounds):
         with Worker("bench.one_process.nodes", "--cpu", settings.cpus[0]) as nodes:
             anchor = nodes.ask("echoes", warm_up=count // 5, count=count)
-            trips.anchor_values.append(anchor["p50_ns"] * 1e-9)
-            trips.add_round_trips(nodes.ask("round_trips", warm_up=count // 5, count=count))
+            trips.add_anchor_percentiles(anchor)
+            trips.add_percentiles(nodes.ask("round_trips", warm_up=count // 5, count=count))
             many = settings.few(1_000_000)
             calls.values.append(nodes.ask("calls", count=many, window=4096)["rate"])
     return [trips, calls]

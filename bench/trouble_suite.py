@@ -32,6 +32,7 @@ def crowd(settings: Settings) -> list[Figure]:
             f"crowd-{who}",
             f"p99 of joining: a {who[:-1]}, beside 10,000 half-open handshakes",
             "s",
+            by="p99",
             anchor="without them",
             anchor_is_ours=True,
             target=TWICE,
@@ -54,12 +55,10 @@ def crowd(settings: Settings) -> list[Figure]:
             for who, figure in figures.items():
                 joiner.ask(who, count=max(1, counts[who] // 10))
                 measured = joiner.ask(who, count=counts[who])
-                to = figure.values if beside else figure.anchor_values
-                to.append(measured["p99_ns"] * 1e-9)
-                figure.samples = measured["count"]
-                prefix = "" if beside else "anchor_"
-                for of in ("p50", "alone_p99"):
-                    figure.detail.setdefault(prefix + of, []).append(measured[f"{of}_ns"] * 1e-9)
+                add = figure.add_percentiles if beside else figure.add_anchor_percentiles
+                add(measured)
+                alone = figure.detail.setdefault(f"{'' if beside else 'anchor_'}alone_p99", [])
+                alone.append(measured["alone_p99_ns"] * 1e-9)
 
         def besieged() -> None:
             given = {"port": port, "source": "127.0.0.2", "count": strangers}
@@ -102,10 +101,11 @@ def stopped_with(policy: str, settings: Settings) -> list[Figure]:
             f"stopped-{policy.replace('_', '-')}-{load}",
             f"p99 of a publish to arrive, {load} load, another subscriber is stopped: {policy}",
             "s",
+            by="p99",
             anchor="while it is not",
             anchor_is_ours=True,
             target=TWICE,
-            detail={"p50": [], "anchor_p50": [], "per_s": [], "anchor_per_s": [], "missed": []},
+            detail={"per_s": [], "anchor_per_s": [], "missed": []},
         )
         for load in ("full", "half")
     )
@@ -123,14 +123,13 @@ def stopped_with(policy: str, settings: Settings) -> list[Figure]:
             length = warm_up if figure is full else 2 * warm_up
             fed = publisher.ask("feed", live=ids, rate=rate, warm_up=length, seconds=seconds)
             found = [each.ask("latencies", count=fed["counted"]) for each in live]
-            to = figure.values if beside else figure.anchor_values
-            to.append(max(each["p99_ns"] for each in found) * 1e-9)
-            prefix = "" if beside else "anchor_"
-            figure.detail[f"{prefix}p50"].append(max(each["p50_ns"] for each in found) * 1e-9)
-            figure.detail[f"{prefix}per_s"].append(fed["rate"])
+            # The worse of the two, of each.
+            worst = {of: max(each[of] for each in found) for of in found[0]}
+            add = figure.add_percentiles if beside else figure.add_anchor_percentiles
+            add(worst)
+            figure.detail[f"{'' if beside else 'anchor_'}per_s"].append(fed["rate"])
             if beside:
                 figure.detail["missed"].append(fed["missed"])
-                figure.samples = fed["counted"]
 
         def phase(figure: Figure, beside: bool) -> None:
             if beside:

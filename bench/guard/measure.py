@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import subprocess
-import sysconfig
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench import compiler
 from bench.child import ROOT, BenchError
 from bench.guard.paths import OPERATIONS
 from bench.two_process.processes import module_command
@@ -55,15 +54,13 @@ def find_valgrind() -> str:
 
 def build_meter(folder: Path) -> Path:
     """Compile ``meter.c`` into the folder."""
-    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
     library = folder / "meter.so"
-    command = [*compiler, "-O2", "-Wall", "-Wextra", "-shared", "-fPIC", str(METER)]
+    flags = ["-O2", "-Wall", "-Wextra", "-shared", "-fPIC"]
     try:
-        done = subprocess.run(
-            [*command, "-o", str(library)], capture_output=True, text=True, check=False
-        )
-    except OSError as error:
-        raise BenchError(f"no C compiler, which {METER.name} needs: {error}; set CC") from error
+        command = [*compiler.command(), *flags, str(METER), "-o", str(library)]
+    except compiler.NoCompiler as error:
+        raise BenchError(str(error)) from error
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise BenchError(
             f"{METER.name} does not compile; it needs valgrind's headers:\n{done.stderr}"

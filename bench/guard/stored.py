@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
+from bench import compiler
 from bench.guard.measure import Count
 
 FILE = Path(__file__).with_name("stored.json")
@@ -31,7 +32,6 @@ __all__ = [
     "TOLERANCE",
     "Comparison",
     "Figure",
-    "compilers_in",
     "environment",
     "read",
     "updated",
@@ -96,17 +96,10 @@ def environment(core: str) -> str:
         [
             platform.machine(),
             f"{platform.python_implementation()} {'.'.join(platform.python_version_tuple()[:2])}",
-            compilers_in(Path(core).read_bytes()),
+            compiler.names_in(Path(core).read_bytes()),
             " ".join(dict.fromkeys(flags)),
         ]
     )
-
-
-def compilers_in(code: bytes) -> str:
-    """The compilers that have left their names in a compiled file."""
-    gcc = {f"gcc {found.decode()}" for found in re.findall(rb"GCC: \([^)]*\) ([\d.]+)", code)}
-    clang = {f"clang {found.decode()}" for found in re.findall(rb"clang version ([\d.]+)", code)}
-    return " and ".join(sorted(gcc | clang)) or "an unknown compiler"
 
 
 def cython() -> str:

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from bench.peers import loads, program
 from bench.two_process.channels import PING_DATA
-from bench.two_process.commands import serve
+from bench.two_process.commands import check, serve
 from bench.two_process.memory import memory
 
 Take = Callable[[web.WebSocketResponse, aiohttp.WSMessage], Awaitable[None]]
@@ -108,7 +108,7 @@ async def connections(given: argparse.Namespace) -> None:
             for _ in range(count):
                 socket = await web_socket(session, f"{given.address}/echo")
                 await socket.send_bytes(PING_DATA)
-                loads.check(await socket.receive_bytes() == PING_DATA, "a wrong answer")
+                check(await socket.receive_bytes() == PING_DATA, "a wrong answer")
                 opened.append(socket)
             return {"open": sum(not socket.closed for socket in opened)}
 

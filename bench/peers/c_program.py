@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
-from bench.child import BenchError, Child
+from bench import compiler
+from bench.child import OUT, BenchError, Child
 
 HERE = Path(__file__).parent
-OUT = Path(__file__).resolve().parents[1] / "out"
 
 __all__ = ["Program", "build", "cpu"]
 
@@ -23,17 +22,17 @@ def build(name: str) -> Path:
     newest = max(path.stat().st_mtime for path in (source, *HERE.glob("*.h")))
     if program.exists() and program.stat().st_mtime >= newest:
         return program
-    compiler = os.environ.get("CC") or "cc"
-    if shutil.which(compiler.split()[0]) is None:
-        raise BenchError(f"no C compiler: {compiler!r} was not found; set CC")
+    try:
+        compile_it = [*compiler.command(), "-std=gnu11", "-O2", "-Wall", "-Wextra"]
+    except compiler.NoCompiler as error:
+        raise BenchError(str(error)) from error
     OUT.mkdir(parents=True, exist_ok=True)
     # Two benchmarks may start at once: each compiles for itself, and the last one's file stays.
     handle, path = tempfile.mkstemp(dir=OUT, prefix=f"{name}.")
     os.close(handle)
     fresh = Path(path)
     try:
-        command = [*compiler.split(), "-std=gnu11", "-O2", "-Wall", "-Wextra"]
-        subprocess.run([*command, str(source), "-o", path], check=True)
+        subprocess.run([*compile_it, str(source), "-o", path], check=True)
         fresh.chmod(0o755)
         fresh.replace(program)
     finally:

@@ -13,7 +13,7 @@ import grpc.aio
 
 from bench.peers import loads, program
 from bench.two_process.channels import PING_DATA
-from bench.two_process.commands import serve
+from bench.two_process.commands import check, serve
 from bench.two_process.memory import memory
 
 SERVICE = "bench.Peer"
@@ -62,7 +62,7 @@ class Client:
         stream = self._echo()
         measured = await loads.calls(stream.write, stream.read, window, seconds)
         await stream.done_writing()
-        loads.check(await stream.read() is grpc.aio.EOF, "more came than was sent")
+        check(await stream.read() is grpc.aio.EOF, "more came than was sent")
         return measured
 
     def begin(self) -> loads.Stream:
@@ -98,7 +98,7 @@ async def connections(given: argparse.Namespace) -> None:
         channel = grpc.aio.insecure_channel(given.address, options=options)
         opened.append(channel)
         answer = await channel.unary_unary(f"/{SERVICE}/unary")(PING_DATA)
-        loads.check(answer == PING_DATA, "a wrong answer")
+        check(answer == PING_DATA, "a wrong answer")
 
     async def open_more(count: int) -> dict[str, Any]:
         for first in range(0, count, 20):

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from bench.two_process.channels import PING_DATA
-from bench.two_process.commands import Command, percentiles
+from bench.two_process.commands import Command, check, percentiles
 
 SENT = [b"%04d" % number for number in range(200)]
 WARM_UP = 0.2  # as a share of the time that is measured
@@ -25,11 +25,6 @@ BATCH = 64  # at most so many messages between two looks at the clock
 PATIENCE = 60.0
 
 Ask = Callable[[bytes], Awaitable[bytes]]
-
-
-def check(is_right: bool, what: str) -> None:
-    if not is_right:
-        raise RuntimeError(what)
 
 
 def asking(ask: Ask, alone: Ask | None = None) -> dict[str, Command]:

@@ -20,7 +20,7 @@ import nats
 from bench.peers import loads, program
 from bench.peers.peer import nats_server
 from bench.two_process.channels import PING_DATA
-from bench.two_process.commands import serve
+from bench.two_process.commands import check, serve
 from bench.two_process.memory import resident
 
 MIB = 1024 * 1024
@@ -158,7 +158,7 @@ class Client:
         await asyncio.wait_for(done.wait(), loads.PATIENCE)
         taken = clock() - began
         await subscription.unsubscribe()
-        loads.check(wrong == 0, f"{wrong} of {received} answers were wrong")
+        check(wrong == 0, f"{wrong} of {received} answers were wrong")
         return received / taken
 
     async def _distinct(self) -> None:
@@ -167,7 +167,7 @@ class Client:
         for data in loads.SENT:
             await self.connection.publish("echo", data, reply=inbox)
         found = [(await replies.next_msg(timeout=loads.PATIENCE)).data for _ in loads.SENT]
-        loads.check(found == loads.SENT, "answers were mixed up")
+        check(found == loads.SENT, "answers were mixed up")
         await replies.unsubscribe()
 
 
@@ -252,7 +252,7 @@ class Publisher:
         message = await word.next_msg(timeout=loads.PATIENCE)
         taken = time.perf_counter() - began
         await word.unsubscribe()
-        loads.check(message.data == b"right", "what came was not what was published")
+        check(message.data == b"right", "what came was not what was published")
         return taken
 
 

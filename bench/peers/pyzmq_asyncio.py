@@ -13,7 +13,7 @@ import zmq.asyncio
 
 from bench.peers import loads, program
 from bench.two_process.channels import PING_DATA
-from bench.two_process.commands import serve
+from bench.two_process.commands import check, serve
 from bench.two_process.memory import memory
 
 
@@ -96,7 +96,7 @@ async def connections(given: argparse.Namespace) -> None:
             socket.setsockopt(zmq.RCVTIMEO, int(loads.PATIENCE * 1000))
             socket.connect(given.address)
             socket.send(PING_DATA)
-            loads.check(socket.recv() == PING_DATA, "a wrong answer")
+            check(socket.recv() == PING_DATA, "a wrong answer")
             opened.append(socket)
         return {"open": len(opened)}
 

@@ -19,7 +19,7 @@ import zmq
 
 from bench.peers import loads, program
 from bench.two_process.channels import PING_DATA
-from bench.two_process.commands import Command, percentiles, serve
+from bench.two_process.commands import Command, check, percentiles, serve
 
 LARGE = 65_536  # from here on pyzmq's own advice is to send and receive without a copy
 PATIENCE = int(loads.PATIENCE * 1000)
@@ -131,7 +131,7 @@ class Client:
             now = clock()
             taken.append(now - then)
             then = now
-        loads.check(wrong == 0, f"{wrong} of {len(taken)} answers were wrong")
+        check(wrong == 0, f"{wrong} of {len(taken)} answers were wrong")
         return taken
 
     async def calls(self, window: int, seconds: float) -> dict[str, Any]:
@@ -157,13 +157,13 @@ class Client:
             wrong += recv() != PING_DATA
         taken = clock() - began
         answers += window
-        loads.check(wrong == 0, f"{wrong} of {answers} answers were wrong")
+        check(wrong == 0, f"{wrong} of {answers} answers were wrong")
         return answers / taken
 
     def _distinct(self) -> None:
         for data in loads.SENT:
             self.echo.send(data)
-        loads.check([self.echo.recv() for _ in loads.SENT] == loads.SENT, "answers were mixed up")
+        check([self.echo.recv() for _ in loads.SENT] == loads.SENT, "answers were mixed up")
 
     async def notifies(self, size: int, seconds: float) -> dict[str, Any]:
         """From the first message until the receiver says that it has had the last."""
@@ -233,7 +233,7 @@ class Publisher:
             send(data)
         word = self._control.recv()
         taken = time.perf_counter() - began
-        loads.check(word == b"right", "not all of what was published has come, or not as it was")
+        check(word == b"right", "not all of what was published has come, or not as it was")
         return taken
 
 

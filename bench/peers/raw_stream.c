@@ -1,11 +1,11 @@
 /* The most that one-way throughput can be: a loop of send at one end, a loop of recv at the other,
  * and nothing else. Both block.
  *
- * Each message of 1 MiB is received into a block that was allocated for it, as a bytes object is, and
- * the block of the message before is freed then, as a handler's that keeps the last one.
+ * Each message is received into a block that was allocated for it, as a bytes object is, and the block
+ * of the message before is freed then, as a handler's that keeps the last one.
  *
- *   raw_stream --receiver --size N [--cpu N]
- *   raw_stream --sender --port N --size N [--cpu N]
+ *   raw_stream --receiver --size N [--block N] [--cpu N]
+ *   raw_stream --sender --port N --size N [--block N] [--cpu N]
  *
  * The receiver takes a free TCP port on the loopback address, and prints {"port": N}. It takes --size
  * bytes twice, the first time as a warm-up, and says each time with one byte that it has them all. The
@@ -14,13 +14,13 @@
 #include "sockets.h"
 #include <getopt.h>
 
-enum { BLOCK = 1 << 20, TIMEOUT_S = 60 };
+enum { TIMEOUT_S = 60 };
 
 static struct {
     bool receiver, sender;
     int port, cpu;
-    long size;
-} options = {.cpu = -1};
+    long size, block;
+} options = {.cpu = -1, .block = 1 << 20};
 
 /* So that neither waits for ever for one that hangs. */
 static void set_timeouts(int fd) {
@@ -40,8 +40,8 @@ static void receive_block(int fd, char *block, size_t size) {
 
 static void receive_all(int fd) {
     char *last = NULL;
-    for (long left = options.size; left > 0; left -= BLOCK) {
-        size_t size = left < BLOCK ? (size_t)left : BLOCK;
+    for (long left = options.size; left > 0; left -= options.block) {
+        size_t size = (size_t)(left < options.block ? left : options.block);
         char *block = malloc(size);
         if (!block) die("malloc");
         receive_block(fd, block, size);
@@ -64,8 +64,8 @@ static void send_block(int fd, const char *block, size_t size) {
 static double send_all_of_it(int fd, const char *block) {
     char word;
     uint64_t start = now_ns();
-    for (long left = options.size; left > 0; left -= BLOCK)
-        send_block(fd, block, left < BLOCK ? (size_t)left : BLOCK);
+    for (long left = options.size; left > 0; left -= options.block)
+        send_block(fd, block, (size_t)(left < options.block ? left : options.block));
     if (recv(fd, &word, 1, 0) != 1) fail("the receiver did not confirm what it was sent");
     return (double)(now_ns() - start) / 1e9;
 }
@@ -83,21 +83,23 @@ static void run_receiver(void) {
 static void run_sender(void) {
     int fd = connect_there(NULL, options.port);
     set_timeouts(fd);
-    char *block = malloc(BLOCK);
+    char *block = malloc((size_t)options.block);
     if (!block) die("malloc");
-    for (size_t i = 0; i < BLOCK; i++) block[i] = (char)(i * 2654435761u >> 24);
+    for (long i = 0; i < options.block; i++) block[i] = (char)((unsigned)i * 2654435761u >> 24);
     send_all_of_it(fd, block);
     double seconds = send_all_of_it(fd, block);
-    printf("{\"bytes_per_s\": %.0f, \"size\": %ld}\n", (double)options.size / seconds, options.size);
+    printf("{\"bytes_per_s\": %.0f, \"size\": %ld, \"block\": %ld}\n",
+           (double)options.size / seconds, options.size, options.block);
     free(block);
     close(fd);
 }
 
 static void usage(FILE *out) {
-    fputs("raw_stream --receiver --size N [--cpu N]\n"
-          "raw_stream --sender --port N --size N [--cpu N]\n\n"
+    fputs("raw_stream --receiver --size N [--block N] [--cpu N]\n"
+          "raw_stream --sender --port N --size N [--block N] [--cpu N]\n\n"
           "  --port N   of the receiver, on the loopback address\n"
-          "  --size N   bytes to send, in blocks of 1 MiB\n"
+          "  --size N   bytes to send\n"
+          "  --block N  bytes of each message: 1 MiB unless it is told\n"
           "  --cpu N    stay on this CPU\n",
           out);
 }
@@ -106,8 +108,8 @@ int main(int argc, char **argv) {
     static const struct option known[] = {
         {"receiver", no_argument, 0, 'r'},   {"sender", no_argument, 0, 's'},
         {"port", required_argument, 0, 'p'}, {"size", required_argument, 0, 'n'},
-        {"cpu", required_argument, 0, 'a'},  {"help", no_argument, 0, 'h'},
-        {0, 0, 0, 0},
+        {"block", required_argument, 0, 'b'}, {"cpu", required_argument, 0, 'a'},
+        {"help", no_argument, 0, 'h'},       {0, 0, 0, 0},
     };
     for (int option; (option = getopt_long(argc, argv, "", known, NULL)) != -1;) {
         switch (option) {
@@ -115,6 +117,7 @@ int main(int argc, char **argv) {
         case 's': options.sender = true; break;
         case 'p': options.port = (int)number(optarg, "port", 1, 65535); break;
         case 'n': options.size = number(optarg, "size", 1, 1L << 40); break;
+        case 'b': options.block = number(optarg, "block", 1, 1L << 30); break;
         case 'a': options.cpu = (int)number(optarg, "cpu", 0, CPU_SETSIZE - 1); break;
         case 'h': usage(stdout); return 0;
         default: usage(stderr); return 2;

@@ -15,7 +15,7 @@ from typing import Any
 
 from bench.peers import loads, program, ray_cluster
 from bench.two_process.channels import PING_DATA
-from bench.two_process.commands import serve
+from bench.two_process.commands import check, serve
 
 MIB = 1024 * 1024
 AHEAD = 64 * MIB  # one way: so much, and so many calls, have not been waited for at a time
@@ -52,7 +52,7 @@ async def server(given: argparse.Namespace) -> None:
         )
         try:
             actor = ray.remote(Echo).options(name="echo").remote()
-            loads.check(ray.get(actor.echo.remote(PING_DATA)) == PING_DATA, "a wrong answer")
+            check(ray.get(actor.echo.remote(PING_DATA)) == PING_DATA, "a wrong answer")
             await serve({}, address=ray.get_runtime_context().gcs_address)
         finally:
             ray.shutdown()
@@ -91,7 +91,7 @@ class Client:
 
     def _batch(self, data: list[bytes]) -> None:
         answers = self._get([self._echo(each) for each in data], timeout=loads.PATIENCE)
-        loads.check(answers == data, "answers were wrong or mixed up")
+        check(answers == data, "answers were wrong or mixed up")
 
     async def send(self, data: bytes) -> None:
         under_way = self._under_way

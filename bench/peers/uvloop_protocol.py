@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from bench.peers import loads, program
 from bench.two_process.channels import PING_DATA
-from bench.two_process.commands import percentiles, serve
+from bench.two_process.commands import check, percentiles, serve
 from bench.two_process.memory import memory
 
 FRAME = b"\x0c\0\0\0\0\0\x32\0ping"
@@ -129,7 +129,7 @@ async def connections(given: argparse.Namespace) -> None:
     async def open_more(count: int) -> dict[str, Any]:
         for _ in range(count):
             asker = await connect(given.address)
-            loads.check(await asker.ask(PING_DATA) == PING_DATA, "a wrong answer")
+            check(await asker.ask(PING_DATA) == PING_DATA, "a wrong answer")
             opened.append(asker)
         return {"open": len(opened)}
 

@@ -25,7 +25,15 @@ from bench.two_process.channels import (
     PONG_DATA,
     SINK,
 )
-from bench.two_process.commands import RUNNERS, open_many_files, percentiles, pin, run, serve
+from bench.two_process.commands import (
+    RUNNERS,
+    check,
+    open_many_files,
+    percentiles,
+    pin,
+    run,
+    serve,
+)
 from domi_fast import Context, Node, Overloaded, Serial
 
 WAIT = 10.0
@@ -33,11 +41,6 @@ LONG_WAIT = 300.0
 NUMBERED = 1000  # messages with a content of their own, after each measurement
 SENT = [b"%d" % number for number in range(NUMBERED)]
 TIMER = 0.005
-
-
-def check(is_right: bool, what: str) -> None:
-    if not is_right:
-        raise RuntimeError(what)
 
 
 class Client:

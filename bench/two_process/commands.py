@@ -17,6 +17,9 @@ from typing import Any
 
 import uvloop
 
+# Heartbeats so far apart that thousands of sessions in one process are idle when they should be.
+CALM: dict[str, Any] = {"heartbeat_interval": 60.0, "heartbeat_timeout": 180.0}
+
 Command = Callable[..., Awaitable[dict[str, Any]]]
 
 # By the name of the loop.
@@ -26,8 +29,10 @@ RUNNERS: dict[str, Callable[[Coroutine[Any, Any, None]], None]] = {
 }
 
 __all__ = [
+    "CALM",
     "RUNNERS",
     "Command",
+    "check",
     "open_many_files",
     "percentiles",
     "pin",
@@ -50,6 +55,15 @@ def open_many_files() -> int:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return most
+
+
+def check(is_right: bool, what: str) -> None:
+    """What was measured is nothing otherwise.
+
+    :raises RuntimeError: with what it says; it breaks the benchmark.
+    """
+    if not is_right:
+        raise RuntimeError(what)
 
 
 def tell(answer: dict[str, Any]) -> None:

@@ -6,11 +6,10 @@ import argparse
 import asyncio
 from typing import Any
 
-from bench.two_process.commands import open_many_files, pin, run, serve
+from bench.two_process.commands import CALM, open_many_files, pin, run, serve
 from domi_fast import Client, connect
 
 # So that none of them says a word while the other side weighs them.
-CALM: dict[str, Any] = {"heartbeat_interval": 600.0, "heartbeat_timeout": 1800.0}
 
 
 async def main(given: argparse.Namespace) -> None:

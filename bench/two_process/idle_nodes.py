@@ -7,8 +7,7 @@ import os
 from typing import Any
 
 from bench.two_process.channels import QUIET
-from bench.two_process.commands import open_many_files, pin, run, serve
-from bench.two_process.publish import CALM
+from bench.two_process.commands import CALM, open_many_files, pin, run, serve
 from domi_fast import Context, Node
 
 WAIT = 300.0

@@ -6,8 +6,7 @@ import argparse
 import time
 from typing import Any
 
-from bench.two_process.commands import open_many_files, pin, run, serve
-from bench.two_process.publish import CALM
+from bench.two_process.commands import CALM, open_many_files, pin, run, serve
 from domi_fast import Node
 
 WAIT = 60.0

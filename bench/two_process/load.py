@@ -13,8 +13,8 @@ import time
 from typing import Any
 
 from bench.two_process.channels import PING, PING_DATA, PONG_DATA
-from bench.two_process.client import Client, check
-from bench.two_process.commands import percentiles, pin, run, serve
+from bench.two_process.client import Client
+from bench.two_process.commands import check, percentiles, pin, run, serve
 from domi_fast import Node
 
 WARM_UP = 0.1  # as long as what is measured after it

@@ -9,12 +9,10 @@ import time
 from typing import Any
 
 from bench.two_process.channels import ALL_HERE, EXPECT, FEED
-from bench.two_process.commands import open_many_files, pin, run, serve
+from bench.two_process.commands import CALM, open_many_files, pin, run, serve
 from domi_fast import Context, Node
 
 WAIT = 120.0
-# Not a second apart, so that thousands of sessions in one process are idle when they should be.
-CALM: dict[str, Any] = {"heartbeat_interval": 60.0, "heartbeat_timeout": 180.0}
 
 
 async def subscribe(given: argparse.Namespace) -> None:

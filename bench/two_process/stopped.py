@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from bench.two_process.channels import FEED
-from bench.two_process.commands import percentiles, pin, run, serve
+from bench.two_process.commands import CALM, percentiles, pin, run, serve
 from domi_fast import Context, Node
 
 SUBSCRIBERS = 3
@@ -21,7 +21,6 @@ WAIT = 60.0
 BEHIND = 256 << 10
 # The same where each is sent when it is due: nobody who lives is to miss one, whatever holds it up.
 FAR_BEHIND = 8 << 20
-CALM: dict[str, Any] = {"heartbeat_interval": 60.0, "heartbeat_timeout": 180.0}
 
 
 async def publish(given: argparse.Namespace) -> None:

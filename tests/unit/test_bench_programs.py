@@ -67,8 +67,9 @@ def test_an_echo_that_polls_has_one_frame_under_way() -> None:
         c_echo.round_trip(count=10, busy=True, window=2)
 
 
-@pytest.mark.parametrize("size", [1, 1 << 20, (1 << 20) + 1])
-def test_a_stream_need_not_be_whole_blocks(size: int) -> None:
-    found = measure(None, None, size)
-    assert found["size"] == size
+@pytest.mark.parametrize("block", [1 << 16, 1 << 20])
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_a_stream_need_not_be_whole_blocks(block: int, more: int) -> None:
+    found = measure(None, None, block + more, block)
+    assert (found["size"], found["block"]) == (block + more, block)
     assert found["bytes_per_s"] > 0

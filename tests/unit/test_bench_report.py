@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,10 @@ FASTER = Figure(
     p999=[60e-6, 70e-6, 80e-6],
     anchor="C epoll echo",
     anchor_values=[10e-6, 10e-6, 10e-6],
+    anchor_p99=[20e-6, 20e-6, 25e-6],
+    anchor_p999=[90e-6, 90e-6, 90e-6],
     target=Target("ratio", 1.5, at_most=True),
     level=SEVERAL,
-    detail={"anchor_p99": 20e-6, "anchor_p999": 90e-6},
 )
 SLOWER = Figure(
     "calls-vs-pyzmq",
@@ -49,9 +51,14 @@ FLOODED = Figure(
     "flood",
     "p99 beside a flood",
     "s",
-    values=[300e-6, 320e-6, 300e-6],
+    by="p99",
+    values=[50e-6, 60e-6, 50e-6],
+    p99=[300e-6, 320e-6, 300e-6],
+    p999=[600e-6, 600e-6, 900e-6],
     anchor="without the flood",
-    anchor_values=[100e-6, 100e-6, 100e-6],
+    anchor_values=[50e-6, 50e-6, 50e-6],
+    anchor_p99=[100e-6, 100e-6, 100e-6],
+    anchor_p999=[150e-6, 150e-6, 150e-6],
     anchor_is_ours=True,
     target=Target("ratio", 3.0, at_most=True),
     void="the server had nothing to do",
@@ -198,6 +205,42 @@ def test_a_page_without_markers_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == f"{START} and no end"
 
 
+# -------------------------------------------------------------------------------------- a figure
+
+
+def round_of(count: int, **nanoseconds: int) -> dict[str, Any]:
+    return {"count": count, **{f"{of}_ns": taken for of, taken in nanoseconds.items()}}
+
+
+def test_a_figure_by_its_p99_is_compared_and_judged_by_that() -> None:
+    figure = Figure("f", "f", "s", by="p99", anchor="other", target=Target("ratio", 2.0, True))
+    for p99 in (3000, 9000, 4000):
+        figure.add_percentiles(round_of(1000, p50=1000, p99=p99, p999=9500))
+        figure.add_anchor_percentiles(round_of(1000, p50=1000, p99=2000, p999=2500))
+    assert figure.ratios == pytest.approx([1.5, 4.5, 2.0])
+    assert figure.is_met
+    assert figure.measured() == "1.00 µs / 4.00 µs / 9.50 µs"
+    assert figure.anchored() == "other: 1.00 µs / 2.00 µs / 2.50 µs"
+    assert (figure.spread(), figure.ratio()) == ("3.00–4.00–9.00 µs", "2.00× (1.50–4.50)")
+
+
+def test_a_tail_is_what_the_p99_is_to_the_p50_of_its_round() -> None:
+    figure = Figure("f", "f", "s", by="p99", target=Target("tail", 3.0, at_most=True))
+    for p50, p99 in ((1000, 2000), (2000, 9000), (1000, 2500)):
+        figure.add_percentiles(round_of(1000, p50=p50, p99=p99, p999=9500))
+    assert figure.is_met
+    assert (figure.ratio(), figure.wanted()) == ("2.50× (2.00–4.50)", "≤ 3× the p50")
+    assert (figure.ratios, figure.anchored()) == ([], "")
+
+
+def test_of_few_measurements_there_is_no_p999() -> None:
+    figure = Figure("f", "f", "s")
+    figure.add_percentiles(round_of(999, p50=1000, p99=2000, p999=3000))
+    assert figure.measured() == "1.00 µs / 2.00 µs"
+    figure.add_percentiles(round_of(1000, p50=1000, p99=2000, p999=3000))
+    assert figure.measured() == "1.00 µs / 2.00 µs / 3.00 µs"
+
+
 # ------------------------------------------------------------------------------------ the pictures
 
 
@@ -285,20 +328,24 @@ def test_right_of_one_is_met_whichever_way_the_target_goes() -> None:
 
 
 def test_publications_are_drawn_over_the_number_of_subscribers() -> None:
-    beside = Figure(
-        "publish-10-vs-nats-py",
-        "publish to 10",
-        "/s",
-        values=[5e6, 6e6],
-        anchor="nats-py",
-        anchor_values=[1e6, 1e6],
-    )
-    plot = plot_named("publish", [*PUBLISHED, beside])
+    def beside(peer: str, values: list[float]) -> Figure:
+        return Figure(
+            f"publish-10-vs-{peer}",
+            "publish to 10",
+            "/s",
+            values=[5e6, 6e6],
+            anchor=peer,
+            anchor_values=values,
+        )
+
+    others = [beside("nats-py", [1e6, 1e6]), beside("pyzmq", [2e6, 3e6])]
+    plot = plot_named("publish", [*PUBLISHED, *others])
     assert isinstance(plot, Panels)
     (panel,) = plot.panels
     assert {line.label: dict(line.points) for line in panel.lines} == {
         OURS: {1: [1e6, 1e6], 10: [4e6, 4e6, 5e6, 6e6], 100: [2e6, 2e6]},
         "nats-py": {10: [1e6, 1e6]},
+        "pyzmq": {10: [2e6, 3e6]},
     }
 
 
@@ -376,6 +423,10 @@ def test_the_widest_spreads_are_named() -> None:
     assert len(listed) == 5
     assert listed[0] == f"- {COSTS_NOTHING.title}: -1.00–0.00–1.00 ns, about a median of nothing."
     assert listed[1] == f"- {SLOWER.title}: 1.00–2.00–4.00 M/s, 150%."
+    twice = [replace(SLOWER, title=f"{SLOWER.title}, beside {name}", anchor=name) for name in "ab"]
+    assert [line for line in noise(twice, load=0.0, stolen=None) if line.startswith("- ")] == [
+        listed[1]
+    ]
     single = Figure("once", "once", "s", values=[1.0])
     (line,) = noise([single], load=0.0, stolen=None)
     assert line.startswith("The load average before the run was 0.00. There was one round of each")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import compiler
 from bench.child import BenchError
 from bench.guard import __main__ as command
 from bench.guard import counted, measure, stored
@@ -284,7 +285,7 @@ def test_what_an_object_does_itself_is_counted_once() -> None:
     ],
 )
 def test_the_compiler_is_read_from_what_it_made(code: bytes, said: str) -> None:
-    assert stored.compilers_in(code) == said
+    assert compiler.names_in(code) == said
 
 
 def test_the_environment_names_this_build() -> None:
