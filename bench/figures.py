@@ -98,7 +98,9 @@ class Figure:
     @property
     def is_met(self) -> bool | None:
         """None without a target, or where this run cannot tell."""
-        return None if self.target is None or self.void else self.target.is_met(self)
+        if self.target is None or self.void or not self.target.judged(self):
+            return None
+        return self.target.is_met(self)
 
     @property
     def work(self) -> str:

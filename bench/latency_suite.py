@@ -178,9 +178,12 @@ def first_answer(settings: Settings) -> list[Figure]:
         bare = [sys.executable, "-c", "import uvloop; print('right', flush=True)"]
         time_to_answer(ours, cpus[1])
         time_to_answer(bare, cpus[1])
-        for _ in range(settings.rounds):
-            figure.anchor_values.append(time_to_answer(bare, cpus[1]))
-            figure.values.append(time_to_answer(ours, cpus[1]))
+        for number in range(settings.rounds):
+            in_turn(
+                number,
+                lambda: figure.anchor_values.append(time_to_answer(bare, cpus[1])),
+                lambda: figure.values.append(time_to_answer(ours, cpus[1])),
+            )
     return [figure]
 
 

@@ -252,11 +252,14 @@ def one_process(settings: Settings) -> list[Figure]:
     )
     calls = Figure("one-process-call-reply", "call + reply, 2 nodes, 1 process", "/s")
     count = settings.few(20_000)
-    for _ in range(settings.rounds):
+    how_many = {"warm_up": count // 5, "count": count}
+    for number in range(settings.rounds):
         with Worker("bench.one_process.nodes", "--cpu", settings.cpus[0]) as nodes:
-            anchor = nodes.ask("echoes", warm_up=count // 5, count=count)
-            trips.add_anchor_percentiles(anchor)
-            trips.add_percentiles(nodes.ask("round_trips", warm_up=count // 5, count=count))
+            in_turn(
+                number,
+                lambda: trips.add_anchor_percentiles(nodes.ask("echoes", **how_many)),
+                lambda: trips.add_percentiles(nodes.ask("round_trips", **how_many)),
+            )
             many = settings.few(1_000_000)
             calls.values.append(nodes.ask("calls", count=many, window=4096)["rate"])
     return [trips, calls]

@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import statistics
+from functools import partial
 
 from bench.child import BenchError
 from bench.figures import Figure, Target
@@ -141,11 +142,14 @@ def stopped_with(policy: str, settings: Settings) -> list[Figure]:
             publisher.ask("recovered")
             third.ask("forget")
 
-        for _ in range(settings.rounds):
+        for number in range(settings.rounds):
             for figure in (full, half):
-                # Half of the load is known once all of it was measured.
-                phase(figure, beside=False)
-                phase(figure, beside=True)
+                # Half of the load is known once all of it was measured: the anchor's goes first.
+                in_turn(
+                    number,
+                    partial(phase, figure, beside=False),
+                    partial(phase, figure, beside=True),
+                )
     for figure in (full, half):
         if not settings.smoke and not min(figure.detail["missed"]):
             figure.void = "the queue for who was stopped was never full"

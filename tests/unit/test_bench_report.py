@@ -472,6 +472,12 @@ def test_without_matplotlib_nothing_is_measured_for_the_docs(
         ([FASTER], {}, {"seconds": 901.0}, ["too slow: 901 s, 900 s at most"]),
         ([FASTER], {"stopped": "no root"}, {}, ["not measured: stopped, no root"]),
         ([FASTER, SLOWER], {}, {}, [f"target missed: {SLOWER.title}"]),
+        (
+            [replace(FASTER, values=[], anchor_values=[])],
+            {},
+            {},
+            [f"target missed: {FASTER.title}"],
+        ),
         ([SLOWER], {"stopped": "no root"}, {"smoke": True}, []),
     ],
 )
