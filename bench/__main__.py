@@ -16,7 +16,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from bench import report, scaling
+from bench import report, scaling, summary
 from bench.child import OUT, ROOT, BenchError
 from bench.figures import Figure
 from bench.machine import machine, processor_time
@@ -26,6 +26,7 @@ from bench.suite import BENCHMARKS, Benchmark
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 SCALING = ROOT / "docs" / "scaling.md"
+README = ROOT / "README.md"
 EXAMPLES = """\
 examples:
   python -m bench                               everything, some ten minutes
@@ -34,7 +35,7 @@ examples:
   python -m bench --check                       exit code 1 also for a target that was missed,
                                                 what was skipped, and more than 15 minutes
   python -m bench --smoke                       only that the benchmarks run; seconds
-  python -m bench --write-docs                  everything, into docs/benchmarks.md, scaling.md
+  python -m bench --write-docs                  everything, into docs/ and README.md
   python -m bench --write-docs --from bench/out/latest.json
 
 benchmarks:
@@ -196,7 +197,8 @@ def main() -> int:
         return 1
     if given.write_docs:
         scaling.write_docs(found, SCALING)
-        for path in [SCALING, *write_docs(found, PAGE)]:
+        summary.write_readme(found, README)
+        for path in [README, SCALING, *write_docs(found, PAGE)]:
             print(f"wrote {os.path.relpath(path)}")
     complaints = found.complaints if given.check and not smoke else []
     for complaint in complaints:

@@ -16,7 +16,7 @@ COMPARED = {
     "B/s": "the rate of",
 }
 
-__all__ = ["noise", "where_others_win"]
+__all__ = ["COMPARED", "noise", "where_others_win"]
 
 
 def where_others_win(figures: Sequence[Figure]) -> list[str]:

@@ -1,17 +1,21 @@
-"""Load: what a request takes while others come at half the rate that could be served at most."""
+"""Load: what a request takes beside half of the load that could be, and beside large messages."""
 
 from __future__ import annotations
 
 import statistics
+from typing import Any
 
 from bench.figures import Figure, Target
-from bench.settings import Settings
-from bench.two_process.processes import cluster, start
+from bench.settings import Settings, in_turn
+from bench.two_process.processes import cluster, start, start_pair
 
 IN_FLIGHT = 256
 HALF = 0.5
 
-__all__ = ["half_load"]
+MIB = 1024 * 1024
+LANES = 2
+
+__all__ = ["half_load", "lanes"]
 
 
 def half_load(settings: Settings) -> list[Figure]:
@@ -49,3 +53,38 @@ def half_load(settings: Settings) -> list[Figure]:
         if medians["per_s"] < 0.9 * HALF * medians["peak_per_s"]:
             figure.void = "the requests did not come at the rate that they should have"
     return [probe, load]
+
+
+def lanes(settings: Settings) -> list[Figure]:
+    """Awaited requests beside large messages of the same node to the same peer, on another lane."""
+    figure = Figure(
+        "lanes",
+        f"p99 of awaited requests beside messages of 1 MiB, sessions_per_peer={LANES}",
+        "s",
+        by="p99",
+        anchor="with one session",
+        anchor_is_ours=True,
+    )
+    cpus = settings.pair()
+    seconds = 0.1 if settings.smoke else 1.0
+    transferred: dict[int, list[float]] = {1: [], LANES: []}
+
+    def measure(number: int) -> dict[str, Any]:
+        with cluster() as (stack, folder):
+            client = start_pair(stack, folder, cpus, "--lanes", number)
+            client.ask("flood", size=MIB)
+            measured = client.ask("round_trips", warm_up=settings.few(100), seconds=seconds)
+            transferred[number].append(client.ask("stop_flood")["rate"] * MIB)
+        return measured
+
+    for number in range(settings.rounds):
+        in_turn(
+            number,
+            lambda: figure.add_anchor_percentiles(measure(1)),
+            lambda: figure.add_percentiles(measure(LANES)),
+        )
+    figure.detail = {
+        "bytes_per_s": statistics.median(transferred[LANES]),
+        "anchor_bytes_per_s": statistics.median(transferred[1]),
+    }
+    return [figure]

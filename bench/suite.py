@@ -393,6 +393,7 @@ BENCHMARKS = [
     ),
     Benchmark("requests-256", "256 awaited requests in flight, two cores", requests_256),
     Benchmark("half-load", "awaited requests at half of the peak rate", load_suite.half_load),
+    Benchmark("lanes", "requests beside large messages, on a lane of their own", load_suite.lanes),
     Benchmark("notify", "one-way notifies of 16 B to 1 MiB, two cores", notify),
     Benchmark("publish", "publish to 1, 10 and 100 nodes, two cores", publish),
     Benchmark("fan-out", "publish to 1,000 sessions, two cores", fan_out_suite.fan_out),

@@ -342,7 +342,7 @@ class Client:
     async def _keep_flooding(self) -> int:
         sent = 0
         while self._flooding:
-            sent += await self._send(self._flood_data, 256)
+            sent += await self._send(self._flood_data, max(1, 65_536 // len(self._flood_data)))
         return sent
 
     async def stop_flood(self) -> dict[str, Any]:
@@ -406,7 +406,11 @@ async def main(given: argparse.Namespace) -> None:
     most = open_many_files()
     priority = below_everybody() if given.last else "normal"
     node = Node(
-        given.name, registry=given.registry, unix_path=given.unix, busy_poll=given.busy_poll
+        given.name,
+        registry=given.registry,
+        unix_path=given.unix,
+        busy_poll=given.busy_poll,
+        sessions_per_peer=given.lanes,
     )
     serial = Serial(node) if given.serial else None
     client = Client(node, serial)
@@ -439,6 +443,7 @@ if __name__ == "__main__":
     parser.add_argument("--unix")
     parser.add_argument("--serial", action="store_true", help="handlers and verbs of a Serial")
     parser.add_argument("--busy-poll", type=float, default=0.0, metavar="SECONDS")
+    parser.add_argument("--lanes", type=int, default=1, help="sessions with the server")
     parser.add_argument("--loop", choices=RUNNERS, default="uvloop")
     parser.add_argument("--name", default="client")
     parser.add_argument("--last", action="store_true", help="every other process goes first")

@@ -82,7 +82,13 @@ class Server:
 async def main(given: argparse.Namespace) -> None:
     pin(given.cpu)
     most = open_many_files()
-    node = Node("server", registry=given.registry, unix_path=given.unix, busy_poll=given.busy_poll)
+    node = Node(
+        "server",
+        registry=given.registry,
+        unix_path=given.unix,
+        busy_poll=given.busy_poll,
+        sessions_per_peer=given.lanes,
+    )
     serial = Serial(node) if given.serial else None
     server = Server(node, serial)
     async with node, serial or nullcontext():
@@ -101,6 +107,7 @@ if __name__ == "__main__":
     parser.add_argument("--unix")
     parser.add_argument("--serial", action="store_true", help="handlers and verbs of a Serial")
     parser.add_argument("--busy-poll", type=float, default=0.0, metavar="SECONDS")
+    parser.add_argument("--lanes", type=int, default=1, help="sessions with the client")
     parser.add_argument("--loop", choices=RUNNERS, default="uvloop")
     given = parser.parse_args()
     run(main(given), given.loop)

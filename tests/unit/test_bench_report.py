@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bench import __main__ as command
-from bench import report, scaling
+from bench import report, scaling, summary
 from bench.figures import Figure, Target
 from bench.findings import noise, where_others_win
 from bench.page import END, START, write_docs
@@ -203,6 +203,20 @@ def test_a_page_without_markers_is_left_alone(tmp_path: Path) -> None:
         write_docs(run(FIGURES), path)
     assert [each.name for each in tmp_path.iterdir()] == ["page.md"]
     assert path.read_text() == f"{START} and no end"
+
+
+def test_the_readme_has_the_figures_that_the_run_has() -> None:
+    ours = replace(LARGE, name="notify-1MiB", anchor="C send and recv")
+    beside = replace(LARGE, name="notify-1MiB-vs-pyzmq", anchor="pyzmq", anchor_values=[1e9] * 3)
+    calls = replace(SLOWER, name="call-reply", anchor="", anchor_values=[])
+    assert summary.rows(run([ours, beside, calls, FLOODED])) == [
+        ("A call and its reply, by handlers in Python", "2.00 M/s", ""),
+        (
+            "1 MiB one way",
+            "2.10 GB/s",
+            "1.05× the rate of C send and recv, 2.10× the rate of pyzmq",
+        ),
+    ]
 
 
 # -------------------------------------------------------------------------------------- a figure
@@ -513,8 +527,12 @@ def test_a_stored_run_is_drawn_without_measuring(
     other = tmp_path / "scaling.md"
     other.write_text(f"{scaling.START}\n{scaling.END}\n")
     monkeypatch.setattr(command, "SCALING", other)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{summary.START}\n{summary.END}\n")
+    monkeypatch.setattr(command, "README", readme)
     assert call(monkeypatch, "--write-docs", "--from", source) == 0
     assert "2026-01-02" in other.read_text()
+    assert "2026-01-02" in readme.read_text()
     assert {path.name for path in (tmp_path / "benchmarks").iterdir()} == PICTURES
     assert f"- {SLOWER.title}: 0.67× (" in page.read_text()
     printed = capsys.readouterr().out
