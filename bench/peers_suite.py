@@ -32,6 +32,7 @@ WINDOW = 4096
 KIB = 1024
 MEMORY_ROUNDS = 3  # at most: they hardly differ
 OURS = ""  # among the names of the peers
+MOST_NODES = 100  # that subscribe; more are guests
 # Messages that arrive in a round, over all subscribers.
 DELIVERIES = {OURS: 500_000, "pyzmq": 150_000, "nats": 20_000}
 
@@ -285,7 +286,7 @@ def publish(settings: Settings) -> list[Figure]:
     """One publisher, and subscribers in one other process, which stay over the rounds."""
     cpus = settings.pair()
     peers = here(BY_TURNS, "publish")
-    numbers = (1, 3) if settings.smoke else (1, 10, 100)
+    numbers = (1, 3) if settings.smoke else (1, 10, 100, 1000)
     attempts = Attempts()
     return attempts.rest(
         each for number in numbers for each in publish_to(number, peers, settings, cpus, attempts)
@@ -306,8 +307,12 @@ def publish_to(
     with cluster() as (stack, folder):
         who = ["--count", subscribers]
         # A publisher is there first: the others' start ends with all of them connected.
-        publishers = {OURS: start(stack, "publish", folder, cpus[0], *who, "publisher")}
-        start(stack, "publish", folder, cpus[1], *who, "subscribers")
+        # A thousand nodes would all be each other's peers.
+        guests = ["--guests"] if subscribers > MOST_NODES else []
+        publishers = {OURS: start(stack, "publish", folder, cpus[0], *who, *guests, "publisher")}
+        if guests:
+            guests += ["--url", f"tcp://127.0.0.1:{publishers[OURS].ready['port']}"]
+        start(stack, "publish", folder, cpus[1], *who, *guests, "subscribers")
 
         def begin(peer: Peer) -> None:
             publisher = program(stack, peer, "publisher", cpus[0], *who)

@@ -433,7 +433,7 @@ BENCHMARKS = [
     ),
     Benchmark(
         "peers-publish",
-        "publish to 1, 10 and 100, beside others",
+        "publish to 1 to 1,000, beside others",
         peers_suite.publish,
         peers=peers_suite.BY_TURNS,
     ),

@@ -39,8 +39,10 @@ def pair(context: zmq.Context, name: str, port: int = 0) -> zmq.Socket:
     return socket
 
 
-def new_context() -> zmq.Context:
+def new_context(sockets: int = 0) -> zmq.Context:
+    """Of so many sockets, and some more."""
     context = zmq.Context()
+    context.set(zmq.MAX_SOCKETS, 100 + sockets)
     context.setsockopt(zmq.LINGER, 0)
     return context
 
@@ -284,7 +286,7 @@ def count_arrivals(control: zmq.Socket, sockets: list[zmq.Socket]) -> None:
 
 async def subscribers(given: argparse.Namespace) -> None:
     ports = json.loads(given.address)
-    context = new_context()
+    context = new_context(given.count)
     control = context.socket(zmq.PAIR)
     control.connect(f"tcp://127.0.0.1:{ports['control']}")
     sockets = [context.socket(zmq.SUB) for _ in range(given.count)]

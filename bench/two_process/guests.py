@@ -9,8 +9,6 @@ from typing import Any
 from bench.two_process.commands import CALM, open_many_files, pin, run, serve
 from domi_fast import Client, connect
 
-# So that none of them says a word while the other side weighs them.
-
 
 async def main(given: argparse.Namespace) -> None:
     pin(given.cpu)

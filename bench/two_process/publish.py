@@ -1,4 +1,4 @@
-"""The two ends of ``publish``: one node that sends, and a process full of nodes that subscribe."""
+"""The two ends of ``publish``: a node that sends, and a process full of those that subscribe."""
 
 from __future__ import annotations
 
@@ -6,65 +6,95 @@ import argparse
 import asyncio
 import os
 import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
-from bench.two_process.channels import ALL_HERE, EXPECT, FEED
-from bench.two_process.commands import CALM, open_many_files, pin, run, serve
-from domi_fast import Context, Node
+from bench.two_process.channels import ALL_HERE, EXPECT, FEED, QUIET
+from bench.two_process.commands import CALM, check, open_many_files, pin, run, serve
+from domi_fast import Client, Context, Node, connect
 
 WAIT = 120.0
 
 
-async def subscribe(given: argparse.Namespace) -> None:
-    """Nodes that count together what is published, and say when all of it has come."""
-    open_many_files()
-    nodes = [
-        Node(f"subscriber-{number}", registry=given.registry, **CALM)
-        for number in range(given.count)
-    ]
-    each = [0] * given.count
-    expected = wanted = 0
-    content = b""
-    wrong = 0
+class Counting:
+    """What subscribers have had together, told when all of it has come.
 
-    def feed(number: int) -> Any:
+    :param node: is told how much to expect, and says when it is there.
+    """
+
+    def __init__(self, node: Node, subscribers: int) -> None:
+        self._node = node
+        self._each = [0] * subscribers
+        self._left = self._wanted = self._wrong = 0
+        self._content = b""
+        node.subscribe(EXPECT, self._expect)
+
+    def _expect(self, context: Context) -> None:
+        self._wanted = int.from_bytes(context.data[:8], "little")
+        self._content = context.data[8:]
+        self._left = self._wanted * len(self._each)
+        self._wrong = 0
+        self._each[:] = [0] * len(self._each)
+        context.reply(b"")
+
+    def feed(self, number: int) -> Callable[[Context], None]:
+        """The handler of one of them."""
+        each = self._each
+
         def arrived(context: Context) -> None:
-            nonlocal expected, wrong
             each[number] += 1
-            expected -= 1
-            if expected <= 0:
-                wrong += context.data != content or len(set(each)) != 1 or each[0] != wanted
-                nodes[0].notify(ALL_HERE, b"wrong" if wrong or expected else b"right")
+            self._left -= 1
+            if self._left <= 0:
+                self._all_here(context.data)
 
         return arrived
 
-    def expect(context: Context) -> None:
-        nonlocal expected, wanted, content, wrong
-        wanted = int.from_bytes(context.data[:8], "little")
-        content = context.data[8:]
-        expected = wanted * given.count
-        wrong = 0
-        each[:] = [0] * given.count
-        context.reply(b"")
+    def _all_here(self, data: bytes) -> None:
+        self._wrong += data != self._content or set(self._each) != {self._wanted}
+        word = b"wrong" if self._wrong or self._left else b"right"
+        self._node.notify(ALL_HERE, word)
 
-    for number, node in enumerate(nodes):
-        node.subscribe(FEED, feed(number))
-    nodes[0].subscribe(EXPECT, expect)
-    try:
-        for node in nodes:
-            await node.start()
-        for node in nodes:
-            await node.wait_peers(given.count, timeout=WAIT)  # the others, and the publisher
+
+async def subscribe(given: argparse.Namespace) -> None:
+    """Nodes, or guests of the publisher, that subscribe; and a node that counts for all of them."""
+    open_many_files()
+    async with AsyncExitStack() as stack:
+        node = await stack.enter_async_context(Node("counting", registry=given.registry, **CALM))
+        counting = Counting(node, given.count)
+        subscribers: list[Node | Client] = []
+        if given.url:
+            # A few at a time: a listener's backlog is finite.
+            for first in range(0, given.count, 20):
+                some = range(first, min(first + 20, given.count))
+                subscribers += await asyncio.gather(*[connect(given.url, **CALM) for _ in some])
+        else:
+            for number in range(given.count):
+                subscriber = Node(f"subscriber-{number}", registry=given.registry, **CALM)
+                await subscriber.start()
+                subscribers.append(subscriber)
+        for number, each in enumerate(subscribers):
+            stack.push_async_callback(each.close)
+            each.subscribe(FEED, counting.feed(number))
+        for each in subscribers:
+            if isinstance(each, Node):  # the others, the publisher, and who counts
+                await each.wait_peers(given.count + 1, timeout=WAIT)
+            else:  # behind its subscription
+                await each.request(QUIET, b"", timeout=WAIT)
         await serve({})
-    finally:
-        await asyncio.gather(*[node.close() for node in nodes])
 
 
 class Publisher:
-    def __init__(self, node: Node, subscribers: int) -> None:
+    """
+    :param guests: whether the subscribers are its own, to whom it sends as one node to itself.
+    """
+
+    def __init__(self, node: Node, subscribers: int, guests: bool) -> None:
         self.node = node
         self.subscribers = subscribers
+        self._nodes = 1 if guests else subscribers
         self._arrived: asyncio.Future[bytes] | None = None
+        node.subscribe(QUIET, lambda context: context.reply(b""))
         node.subscribe(ALL_HERE, self._all_here)
 
     def _all_here(self, context: Context) -> None:
@@ -73,7 +103,7 @@ class Publisher:
 
     async def measure(self, size: int, count: int) -> dict[str, Any]:
         """From the first message sent until the last subscriber has had the last of them."""
-        await self.node.wait_subscribed(FEED, self.subscribers, timeout=WAIT)
+        await self.node.wait_subscribed(FEED, self._nodes, timeout=WAIT)
         data = os.urandom(size)
         await self._send(data, max(1, count // 10))
         taken = await self._send(data, count)
@@ -92,14 +122,16 @@ class Publisher:
                 await asyncio.sleep(0)
         word = await asyncio.wait_for(self._arrived, WAIT)
         taken = time.perf_counter() - began
-        if word != b"right" or reached != count * self.subscribers:
-            raise RuntimeError(f"{reached} of {count * self.subscribers} were sent; {word!r}")
+        wanted = count * self._nodes
+        check(word == b"right" and reached == wanted, f"{reached} of {wanted} sent; {word!r}")
         return taken
 
 
 async def publish(given: argparse.Namespace) -> None:
+    open_many_files()
     async with Node("publisher", registry=given.registry, **CALM) as node:
-        await serve({"measure": Publisher(node, given.count).measure})
+        work = Publisher(node, given.count, given.guests)
+        await serve({"measure": work.measure}, port=node.port)
 
 
 async def main(given: argparse.Namespace) -> None:
@@ -111,6 +143,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("role", choices=("subscribers", "publisher"))
     parser.add_argument("--registry", required=True)
-    parser.add_argument("--count", type=int, required=True, help="how many nodes subscribe")
+    parser.add_argument("--count", type=int, required=True, help="how many subscribe")
+    parser.add_argument("--guests", action="store_true", help="they are guests of the publisher")
+    parser.add_argument("--url", help="of the publisher, whose guests they are")
     parser.add_argument("--cpu", type=int)
     run(main(parser.parse_args()))

@@ -262,6 +262,7 @@ cdef class Engine:
         int turns               # that it has had in a row besides, up to TURNS_ALONE
         int depth               # > 0 while frames are dispatched: no nested dispatch
         bint burst              # a flush is scheduled for this turn of the loop
+        uint64_t flushed        # sessions, in this flush or the last one
         uint64_t busy_ns        # how long to poll after the last traffic; 0: not at all
         list pollers            # what those who poll want `busy_ns` to be
         Session latest          # whose traffic was the last, while the loop polls

@@ -273,6 +273,7 @@ cdef enum:
     ENDING_PAUSE = 1000000      # as many for all else
     CLOCK_EVERY = 16            # frames between two looks at the clock
     TURNS_ALONE = 4             # of one session, without another's between them, after which
+    SENDS_A_SLICE = 32          # system calls take about as long as a slice
     SLICES_ALONE = 2            # it has so many in each, of so many times the length
     LOOKS = 10                  # in which a serial thread that keeps going is seen to do so, by
     BUSY_PACE = 200             # so many records that it took, or

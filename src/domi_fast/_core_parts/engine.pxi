@@ -158,12 +158,14 @@ cdef class Engine:
         if session is None:
             return 0
         self.first_dirty = self.last_dirty = None
+        self.flushed = 0
         try:
             while session is not None:
                 following = session.next_dirty
                 session.next_dirty = None
                 session.dirty = False
                 session.flush()
+                self.flushed += 1
                 session = following
         except BaseException:
             # A handler of the node's own frames raised what ends the loop: keep the rest.
