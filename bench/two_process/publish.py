@@ -118,7 +118,7 @@ class Publisher:
         began = time.perf_counter()
         for number in range(count):
             reached += publish(FEED, data)
-            if number % 32 == 31:
+            if number % 256 == 255:
                 await asyncio.sleep(0)
         word = await asyncio.wait_for(self._arrived, WAIT)
         taken = time.perf_counter() - began
