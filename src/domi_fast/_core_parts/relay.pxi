@@ -208,24 +208,24 @@ cdef int relay_reply(Router router, Session session, RawFrame* frame) except -1:
     guest = router.guests.get(token)
     if guest is None:
         return router.count("replies_for_lost_guests")
-    return relay_frame(router, guest, session, frame, False)
+    return relay_frame(router, guest, session, frame, extend_for_guest(session, frame, 0))
+
+
+cdef bytes extend_for_guest(Session source, RawFrame* frame, uint16_t size):
+    # The sender's machine id before so much of the frame's own.
+    cdef bytes extend = PyBytes_FromStringAndSize(NULL, 2 + size)
+    cdef uint8_t* p = <uint8_t*>PyBytes_AS_STRING(extend)
+    store16(p, <uint16_t>source.peer)
+    copy(p + 2, frame.extend, size)
+    return extend
 
 
 cdef int relay_frame(Router router, Session guest, Session source, RawFrame* frame,
-                     bint with_extend) except -1:
-    # A frame for a guest, with the sender's machine id before its extend.
-    cdef bytes extend = PyBytes_FromStringAndSize(
-        NULL, 2 + (frame.extend_size if with_extend else 0))
-    cdef uint8_t* p = <uint8_t*>PyBytes_AS_STRING(extend)
-    store16(p, <uint16_t>source.peer)
-    if with_extend:
-        if frame.extend_size > 0xFFFD:
-            router.count("dropped_extend_too_long")
-            return 0
-        copy(p + 2, frame.extend, frame.extend_size)
+                     bytes extend) except -1:
+    # A frame for a guest.
     try:
-        write_frame(guest, frame.channel, frame.data, frame.size, p, <uint16_t>len(extend),
-                    frame.owner)
+        write_frame(guest, frame.channel, frame.data, frame.size,
+                    <uint8_t*>PyBytes_AS_STRING(extend), <uint16_t>len(extend), frame.owner)
     except (errors.Overloaded, errors.FrameError):
         router.count("refused_guest_queue_full")
         if frame.extend_size == 1 and frame.extend[0] == TAG_PUBLISH:
@@ -305,8 +305,9 @@ cdef int deliver_shared(Router router, Session session, RawFrame* frame) except 
         count = count if frame.extend_size == 0 else 0
     if frame.extend_size == 1 and frame.extend[0] == TAG_PUBLISH:
         if count:
+            extend = extend_for_guest(session, frame, 1)
             for guest in members_of(&entry.guests):
-                relay_frame(router, guest, session, frame, True)
+                relay_frame(router, guest, session, frame, extend)
         if own and entry.handler is not NULL:
             router.run_handler(entry, session, frame)
         return 0
@@ -324,7 +325,10 @@ cdef int deliver_shared(Router router, Session session, RawFrame* frame) except 
             except errors.DomiError as error:
                 router.reject(session, status_of(error)[0], frame)
             return 0
-        return relay_frame(router, guest, session, frame, True)
+        if frame.extend_size > 0xFFFD:
+            return router.count("dropped_extend_too_long")
+        return relay_frame(router, guest, session, frame,
+                           extend_for_guest(session, frame, frame.extend_size))
     if not own:
         router.count("dropped_no_subscriber")
         return router.reject(session, STATUS_NO_SUBSCRIBER, frame)
