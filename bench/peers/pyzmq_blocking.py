@@ -25,7 +25,7 @@ LARGE = 65_536  # from here on pyzmq's own advice is to send and receive without
 PATIENCE = int(loads.PATIENCE * 1000)
 # How many messages either end of a socket holds before its sender waits. An echo must hold all
 # that are under way.
-HIGH_WATER = {"echo": 10_000, "sink": 1_000, "large": 16, "control": 10}
+HIGH_WATER = {"echo": 10_000, "sink": 4_000, "large": 256, "control": 10}
 
 
 def pair(context: zmq.Context, name: str, port: int = 0) -> zmq.Socket:
