@@ -30,7 +30,6 @@ from bench.two_process.processes import (
 SECONDS = 0.2  # of each peer, each work and each round
 WINDOW = 4096
 KIB = 1024
-MEMORY_ROUNDS = 3  # at most: they hardly differ
 OURS = ""  # among the names of the peers
 MOST_NODES = 100  # that subscribe; more are guests
 # Messages that arrive in a round, over all subscribers.
@@ -368,7 +367,7 @@ def idle_connections(settings: Settings) -> list[Figure]:
             weights[peer.name] = weight(server, opener, count)
 
     steps = [partial(attempts.attempt, peer, title, partial(theirs, peer)) for peer in peers]
-    for number in range(min(settings.rounds, MEMORY_ROUNDS)):
+    for number in range(settings.fewer_rounds):
         in_turn(number, ours, *steps)
         attempts.add_round(peers, figures, weights)
     return attempts.rest(figures)

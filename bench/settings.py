@@ -25,6 +25,11 @@ class Settings:
     smoke: bool
     cpus: tuple[int, ...]
 
+    @property
+    def fewer_rounds(self) -> int:
+        """Of what takes long, or hardly differs."""
+        return max(1, self.rounds // 2)
+
     def few(self, count: int) -> int:
         """That many, or next to nothing for a smoke test."""
         return max(1, count // 100) if self.smoke else count

@@ -75,7 +75,7 @@ def crowd(settings: Settings) -> list[Figure]:
             if settings.few(STRANGERS) == STRANGERS and not refused[-1]:
                 raise BenchError("the strangers were not so many that one was refused")
 
-        for number in range(settings.rounds):
+        for number in range(settings.fewer_rounds):
             in_turn(number, lambda: join(beside=False), besieged)
     for figure in figures.values():
         figure.detail |= {
@@ -142,7 +142,7 @@ def stopped_with(policy: str, settings: Settings) -> list[Figure]:
             publisher.ask("recovered")
             third.ask("forget")
 
-        for number in range(settings.rounds):
+        for number in range(settings.fewer_rounds):
             for figure in (full, half):
                 # Half of the load is known once all of it was measured: the anchor's goes first.
                 in_turn(
