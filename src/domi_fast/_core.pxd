@@ -253,9 +253,9 @@ cdef class Engine:
         uint64_t timer_ns       # when that handle fires; 2**64-1 when there is none
         uint64_t now            # nanoseconds, monotonic: when the bytes or the timers that are
                                 # being served came
-        uint64_t slice_ns       # how long one session may be served before the others' turn
-        uint64_t slice_end      # nanoseconds: when that ends for the one that is served
-        int slices              # that it may still have in this turn, this one included
+        uint64_t turn_end       # when the turn of the session that is served is over
+        uint64_t slice_end      # the same of a slice of that turn, which is so many nanoseconds
+        uint64_t slice_length   # long
         object ending           # a deque of sessions whose handshakes took too long
         object ender            # the loop's handle that ends some of them, or None
         PyObject* served        # the session whose turn was the last: not owned, only compared
@@ -277,7 +277,7 @@ cdef class Engine:
         int users               # routers that share this engine
 
     cdef uint64_t refresh(self) noexcept
-    cdef void begin_slice(self, Session session) noexcept
+    cdef void begin_turn(self, Session session) noexcept
     cdef bint slice_is_over(self, uint64_t now) except -1
     cdef int enter(self) except -1
     cdef int leave(self) except -1

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from domi_fast import Context, DeadlineExceeded, Node
+from domi_fast import Context, DeadlineExceeded, Node, encode_frame
 from domi_fast._core import ROLE_DIALLER, Session, engine_of
 from tests.conftest import LOOPS
 from tests.support import (
@@ -450,5 +450,30 @@ async def test_writes_of_one_turn_go_out_together(registry_url: str) -> None:
             assert session(a, 700).queued == 0
             for _ in range(100):
                 assert len((await raw.frame_on(50)).data) == 92
+        finally:
+            raw.close()
+
+
+async def test_what_a_long_batch_writes_goes_out_before_its_end(registry_url: str) -> None:
+    """The first frames of a burst take 50 us by the next look at the clock, half of a turn."""
+    async with nodes(registry_url, "a") as (a,):
+        queued = []
+
+        def handler(ctx: Context) -> None:
+            queued.append(session(a, 700).queued)
+            a.notify(51, b"answer", to=700)
+            end = time.perf_counter_ns() + 3000
+            while time.perf_counter_ns() < end:
+                pass
+
+        a.subscribe(50, handler)
+        raw = await RawPeer.plain(a, 700)
+        try:
+            await raw.send(encode_frame(50, b"ask") * 40)
+            for _ in range(40):
+                assert (await raw.frame_on(51)).data == b"answer"
+            first = queued.index(0, 1)
+            assert first == 16
+            assert queued[:first] == [number * queued[1] for number in range(first)]
         finally:
             raw.close()

@@ -272,9 +272,12 @@ cdef enum:
     ENDING_SLICE = 1000000      # nanoseconds for handshakes that took too long, and then
     ENDING_PAUSE = 1000000      # as many for all else
     CLOCK_EVERY = 16            # frames between two looks at the clock
-    TURNS_ALONE = 4             # of one session, without another's between them, after which
-    SENDS_A_SLICE = 32          # system calls take about as long as a slice
-    SLICES_ALONE = 2            # it has so many in each, of so many times the length
+    TURN = 100000               # nanoseconds for which one session is served before the others, or
+    LONG_TURN = 400000          # after so many turns
+    TURNS_ALONE = 4             # of the same session, without another's between them
+    FIRST_SLICE = 25000         # nanoseconds of a turn after which what was written goes out, and
+    SLICE_GROWTH = 3            # so many times as much for each of the slices that follow
+    SENDS_A_TURN = 32           # system calls take about as long as a turn
     LOOKS = 10                  # in which a serial thread that keeps going is seen to do so, by
     BUSY_PACE = 200             # so many records that it took, or
     BUSY_CPU = 5000000          # so many nanoseconds that it computed

@@ -28,7 +28,7 @@ cdef class Taker(Turn):
 cdef class Engine:
     """What all nodes and clients of one event loop share. Get it with :func:`engine_of`."""
 
-    def __cinit__(self, loop, *, double slice=100e-6):
+    def __cinit__(self, loop):
         self.loop = loop
         self.call_soon = loop.call_soon
         self.call_soon_threadsafe = loop.call_soon_threadsafe
@@ -39,7 +39,6 @@ cdef class Engine:
         self.wheel = TimeWheel(0.001, start=<double>self.now * 1e-9)
         self.wheel.origin = self.wheel.last = self.now
         self.timer_ns = NEVER
-        self.slice_ns = <uint64_t>(slice * 1e9)
         self.thread = thread_here()
         self.ready = []
         self.ending = deque()
@@ -73,28 +72,31 @@ cdef class Engine:
                 "loop.call_soon_threadsafe(...); a Context may be answered from any thread")
         return 0
 
-    cdef void begin_slice(self, Session session) noexcept:
-        # One that has had several turns in a row is likely to be alone. It has several slices in a
-        # turn, for a turn of the loop costs system calls.
+    cdef void begin_turn(self, Session session) noexcept:
+        # One that has had several turns in a row is likely to be alone. Its turns are longer, for a
+        # turn of the loop costs system calls.
         if self.served is not <PyObject*>session:
             self.served = <PyObject*>session
             self.turns = 0
         elif self.turns < TURNS_ALONE:
             self.turns += 1
-        self.slices = SLICES_ALONE if self.turns == TURNS_ALONE else 1
-        self.slice_end = self.now + self.slice_ns * self.slices
+        self.turn_end = self.now + (LONG_TURN if self.turns == TURNS_ALONE else TURN)
+        self.slice_length = FIRST_SLICE
+        self.slice_end = self.now + FIRST_SLICE
 
     cdef bint slice_is_over(self, uint64_t now) except -1:
-        # Whether the session that is served has had its turn. Each slice ends as a batch does.
+        # Whether the session that is served has had its turn. Each slice ends as a batch does: what
+        # it wrote goes out. The first are short, so that a peer that waits has something to do
+        # soon, and both work at the same time; the last are long, for sending costs system calls.
         if now <= self.slice_end:
             return False
-        self.slices -= 1
-        if self.slices == 0:
+        if now > self.turn_end:
             return True
         if self.ready:
             self.run_ready()
         self.flush_dirty()
-        self.slice_end = monotonic_ns() + self.slice_ns * SLICES_ALONE
+        self.slice_length *= SLICE_GROWTH
+        self.slice_end = min(self.turn_end, monotonic_ns() + self.slice_length)
         return False
 
     cdef int enter(self) except -1:

@@ -350,8 +350,8 @@ cdef class Outbound(Verbs):
         return ring_is_empty(self.ring) and not self.late
 
     cdef int drain(self) except -1:
-        # One slice of sending, in a batch.
-        cdef uint64_t until = self.engine.refresh() + self.engine.slice_ns
+        # One turn of sending, in a batch.
+        cdef uint64_t until = self.engine.refresh() + TURN
         cdef uint32_t size
         cdef int kind
         cdef int left = CLOCK_EVERY

@@ -532,10 +532,10 @@ cdef class Session:
         # The node's frames to itself take the same way as all others, without a socket.
         cdef RawFrame frame
         cdef size_t length
-        # To send to many takes longer than a slice: then there is as much time for what comes next,
+        # To send to many takes longer than a turn: then there is as much time for what comes next,
         # which is for the same many, and goes out together.
-        cdef uint64_t slices = 1 + self.engine.flushed // SENDS_A_SLICE
-        cdef uint64_t until = monotonic_ns() + slices * self.engine.slice_ns
+        cdef uint64_t turns = 1 + self.engine.flushed // SENDS_A_TURN
+        cdef uint64_t until = monotonic_ns() + turns * TURN
         if self.continuing or self.holding:
             return 0
         self.continuing = True
@@ -648,7 +648,7 @@ cdef class Session:
         try:
             if self.sliced:
                 self.engine.refresh()
-                self.engine.begin_slice(self)
+                self.engine.begin_turn(self)
                 self.reader.open_tail()
                 self.parse()
             while not self.sliced and self.state != SESSION_CLOSED:
@@ -668,7 +668,7 @@ cdef class Session:
                 self.last_heard = self.engine.refresh()
                 if not begun:
                     begun = True
-                    self.engine.begin_slice(self)
+                    self.engine.begin_turn(self)
                 self.bytes_in += n
                 self.reader.received(self.engine.buffer, n)
                 messages = self.frames_in - self.beats_in
