@@ -261,13 +261,16 @@ cdef class Engine:
         PyObject* served        # the session whose turn was the last: not owned, only compared
         int turns               # that it has had in a row besides, up to TURNS_ALONE
         int depth               # > 0 while frames are dispatched: no nested dispatch
+        PyObject* parsed        # the FrameReader whose frames these are: its session's; or NULL
         bint burst              # a flush is scheduled for this turn of the loop
         uint64_t flushed        # sessions, in this flush or the last one
         uint64_t busy_ns        # how long to poll after the last traffic; 0: not at all
         list pollers            # what those who poll want `busy_ns` to be
         Session latest          # whose traffic was the last, while the loop polls
+        int polls_alone         # turns since it has been, up to POLLS_ALONE
         uint64_t traffic        # nanoseconds: when that was,
         bint stirred            # unless there was some since poll() looked at the clock
+        int vain                # looks at it since then, or since a yield
         bint polling            # the loop is to call poll()
         bint turn_due           # what a message has started waits for the loop's next turn
         readonly uint64_t polls  # turns of the loop in which it polled
@@ -281,11 +284,13 @@ cdef class Engine:
     cdef bint slice_is_over(self, uint64_t now) except -1
     cdef int enter(self) except -1
     cdef int leave(self) except -1
+    cdef bint handles_the_last(self) noexcept
     cdef int flush_dirty(self) except -1
     cdef int run_ready(self) except -1
     cdef int end_soon(self) except -1
     cdef bint start_polling(self, uint64_t busy_ns) except -1
     cdef int stop_polling(self, uint64_t busy_ns) except -1
+    cdef int look_at(self, Session session) except -1
     cdef int poll_on(self, Session session) except -1
     cdef int mark_dirty(self, Session session) except -1
     cdef void queue_flush(self, Session session) noexcept
@@ -302,7 +307,8 @@ cdef class SocketDriver:
     cdef:
         Engine engine
         readonly int fd         # owned: detached from its socket object; -1 once closed
-        bint reading            # registered with the loop
+        bint reading            # registered with the loop; unless
+        bint unwatched          # that is put off, while somebody asks by hand
         bint writer             # a writer is registered with the loop
         bint writing            # the kernel's buffer is full: wait for the writer
         object fault            # a DomiError behind an EPROTO: what is wrong with the peer; or None
@@ -319,6 +325,8 @@ cdef class SocketDriver:
     cdef Py_ssize_t send(self, WriteQueue queue) except -4096
     cdef int want_read(self, object callback) except -1
     cdef int stop_read(self) except -1
+    cdef int unwatch(self) except -1
+    cdef int watch(self, object callback) except -1
     cdef int want_write(self, object callback) except -1
     cdef int stop_write(self) except -1
     cdef int release(self) except -2

@@ -10,15 +10,15 @@ import sys
 import time
 import warnings
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from domi_fast import Context, Node, Serial
+from domi_fast import Context, Node, Serial, encode_frame
 from domi_fast._core import engine_of
-from tests.support import ROOT, echo, nodes, session, slowness
+from tests.support import ROOT, RawPeer, echo, nodes, session, slowness, until
 
 
 @asynccontextmanager
@@ -135,6 +135,70 @@ async def test_all_sessions_are_served(registry_url: str) -> None:
                 assert await a.request(50 + node.id, b"%d" % number) == b"%d" % number
 
         await asyncio.gather(*(ask(node, 200) for node in others))
+
+
+@asynccontextmanager
+async def asked_by_hand(node: Node, got: list[int]) -> AsyncIterator[RawPeer]:
+    """A peer whose frames on channel 50 ``node`` puts into ``got``, and whom it has polled for so
+    long that it has its descriptor watched by the loop no longer."""
+    loop = asyncio.get_running_loop()
+    node.subscribe(50, lambda ctx: got.append(ctx.sender))
+    peer = await RawPeer.plain(node, 700)
+    try:
+        await say(peer, got)
+        watched = session(node, 700).descriptor
+        begun = engine_of(loop).polls
+        await until(lambda: engine_of(loop).polls > begun + 100)
+        assert not loop.remove_reader(watched)
+        await say(peer, got)
+        yield peer
+    finally:
+        peer.close()
+
+
+async def say(peer: RawPeer, got: list[int]) -> None:
+    got.clear()
+    await peer.send(encode_frame(50, b""))
+    await until(lambda: bool(got))
+
+
+async def test_who_is_alone_is_asked_by_hand_until_it_is_silent(registry_url: str) -> None:
+    got: list[int] = []
+    async with (
+        polling(registry_url, "a", busy_poll=0.5) as (a,),
+        asked_by_hand(a, got) as peer,
+    ):
+        while await polls_in(0.1):
+            pass
+        await say(peer, got)
+
+
+async def test_who_was_asked_by_hand_is_served_beside_another(registry_url: str) -> None:
+    got: list[int] = []
+    async with (
+        polling(registry_url, "a", busy_poll=0.5) as (a,),
+        asked_by_hand(a, got) as peer,
+    ):
+        other = await RawPeer.plain(a, 701)
+        try:
+            await say(other, got)
+            await say(peer, got)
+            await say(other, got)
+            assert got == [701]
+        finally:
+            other.close()
+
+
+async def test_who_was_asked_by_hand_is_served_when_nobody_polls(registry_url: str) -> None:
+    """The node that wants the loop to poll closes, and another is left."""
+    got: list[int] = []
+    async with nodes(registry_url, "b") as (b,), AsyncExitStack() as stack:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            await stack.enter_async_context(Node("a", registry=registry_url, busy_poll=1.0))
+        async with asked_by_hand(b, got) as peer:
+            await stack.aclose()
+            await say(peer, got)
 
 
 async def test_a_session_that_dies_while_it_is_polled(registry_url: str) -> None:

@@ -454,8 +454,35 @@ async def test_writes_of_one_turn_go_out_together(registry_url: str) -> None:
             raw.close()
 
 
+async def test_the_last_of_a_batch_sends_at_once(registry_url: str) -> None:
+    """What comes back may be under way while its handler ends; others wait for it."""
+    async with nodes(registry_url, "a") as (a,):
+        queued: list[int] = []
+
+        def handler(ctx: Context) -> None:
+            for _ in range(2):
+                a.notify(51, b"answer", to=700)
+                queued.append(session(a, 700).queued)
+
+        a.subscribe(50, handler)
+        raw = await RawPeer.plain(a, 700)
+        frame = len(encode_frame(51, b"answer"))
+        try:
+            for count, expected in (
+                (1, [0, frame]),
+                (2, [frame, 2 * frame, 3 * frame, 4 * frame]),
+            ):
+                queued.clear()
+                await raw.send(encode_frame(50, b"ask") * count)
+                for _ in range(2 * count):
+                    assert (await raw.frame_on(51)).data == b"answer"
+                assert queued == expected
+        finally:
+            raw.close()
+
+
 async def test_what_a_long_batch_writes_goes_out_before_its_end(registry_url: str) -> None:
-    """The first frames of a burst take 50 us by the next look at the clock, half of a turn."""
+    """The first frames take 50 us by the next look at the clock, which is less than a turn."""
     async with nodes(registry_url, "a") as (a,):
         queued = []
 

@@ -272,7 +272,7 @@ cdef enum:
     ENDING_SLICE = 1000000      # nanoseconds for handshakes that took too long, and then
     ENDING_PAUSE = 1000000      # as many for all else
     CLOCK_EVERY = 16            # frames between two looks at the clock
-    TURN = 100000               # nanoseconds for which one session is served before the others, or
+    TURN = 70000                # nanoseconds for which one session is served before the others, or
     LONG_TURN = 400000          # after so many turns
     TURNS_ALONE = 4             # of the same session, without another's between them
     FIRST_SLICE = 25000         # nanoseconds of a turn after which what was written goes out, and
@@ -282,7 +282,9 @@ cdef enum:
     BUSY_PACE = 200             # so many records that it took, or
     BUSY_CPU = 5000000          # so many nanoseconds that it computed
     SLOW_RECORDS = 4096         # of one that waits, after which it may have become faster
-    LOOKS_A_TURN = 24           # of a polling loop at its session, before it does all else
+    POLLS_ALONE = 64            # turns of a polling loop for one session, after which only it asks
+    LOOKS_TO_YIELD = 16         # in vain, after which a polling loop lets another process run
+    LOOKS_A_TURN = 64           # of a polling loop at its session, before it does all else
     SPINS_TO_YIELD = 64         # looks in vain after which a spinning thread lets others run
 
 cdef uint64_t SLOW_EVERY = 10000000000ULL   # nanoseconds between two warnings of one slow peer

@@ -2,11 +2,12 @@
 #
 # A *batch* is what one wake-up of the loop does: enter(), frames are dispatched, leave() flushes
 # every session that was written to. Outside a batch the first write of a loop turn goes out at
-# once and the rest together at the turn's end (a *burst*).
+# once and the rest together at the turn's end (a *burst*). So does, within one, the first write of
+# the handler upon whose frame nothing follows.
 #
 # A loop that polls (`busy_poll`) comes round without blocking for as long as there was traffic a
 # short while ago: each time the loop looks at every descriptor, and the engine at that of the
-# latest session by hand.
+# latest session by hand. One that has been the latest for a while is looked at by hand only.
 #
 # Invariants: no dispatch inside a dispatch (depth); the receive buffer is used by one session at a
 # time and never across an await. Owned by the loop thread.
@@ -145,7 +146,17 @@ cdef class Engine:
                 self.end_soon()
                 if session.role != ROLE_LOOPBACK:
                     session.flush()
+            elif (self.handles_the_last() and session.state == SESSION_UP
+                    and session.role != ROLE_LOOPBACK):
+                session.flush()
         return 0
+
+    cdef bint handles_the_last(self) noexcept:
+        # Whether nothing follows upon the frame whose handler runs. What that sends first need not
+        # wait for its end.
+        cdef PyObject* parsed = self.parsed
+        return parsed is not NULL and (
+            (<FrameReader>parsed).position == (<FrameReader>parsed).end)
 
     cdef void queue_flush(self, Session session) noexcept:
         if self.last_dirty is None:
@@ -166,7 +177,8 @@ cdef class Engine:
                 following = session.next_dirty
                 session.next_dirty = None
                 session.dirty = False
-                session.flush()
+                if session.queue.queued or session.driver is None:
+                    session.flush()
                 self.flushed += 1
                 session = following
         except BaseException:
@@ -262,13 +274,25 @@ cdef class Engine:
         self.busy_ns = max(self.pollers, default=0)
         if not self.pollers:
             remove_spinner()
-            self.latest = None
+            self.look_at(None)
+        return 0
+
+    cdef int look_at(self, Session session) except -1:
+        # By hand; None: at none.
+        cdef Session before = self.latest
+        if session is before:
+            return 0
+        self.latest = session
+        self.polls_alone = 0
+        if before is not None and before.driver is not None:
+            before.driver.watch(before.on_readable)
         return 0
 
     cdef int poll_on(self, Session session) except -1:
         # There was traffic on this session.
         self.stirred = True
-        self.latest = session
+        self.vain = 0
+        self.look_at(session)
         if not self.polling:
             self.polling = True
             self.call_soon(self.poll)
@@ -284,20 +308,26 @@ cdef class Engine:
             self.stirred = False
             self.traffic = now
         if self.closed or session is None or now - self.traffic > self.busy_ns:
-            self.latest = None
+            self.look_at(None)
             return
         self.polling = True
         self.call_soon(self.poll)
         self.turn_due = False
+        if self.polls_alone < POLLS_ALONE:
+            self.polls_alone += 1
+        else:
+            session.driver.unwatch()
         for looks in range(LOOKS_A_TURN):
             session.read_batch()
             if self.turn_due:
                 break
+            self.vain += 1
+            if self.vain == LOOKS_TO_YIELD:
+                # Who is to send may be waiting for this processor.
+                self.vain = 0
+                with nogil:
+                    sched_yield()
         self.polls += 1
-        if not self.stirred:
-            # Who is to send may be waiting for this processor.
-            with nogil:
-                sched_yield()
 
     def acquire(self):
         """A router begins to use it."""
@@ -308,7 +338,7 @@ cdef class Engine:
         self.users -= 1
         if self.users == 0:
             self.closed = True
-            self.latest = None
+            self.look_at(None)
             engines.pop(self.loop, None)
             self.ending.clear()
             if self.ender is not None:

@@ -696,6 +696,7 @@ cdef class Session:
         cdef uint64_t before = 0, now
         cdef int left = CLOCK_EVERY, stride = CLOCK_EVERY
         self.sliced = True
+        self.engine.parsed = <PyObject*>reader
         try:
             while reader.next(&frame):
                 self.frames_in += 1
@@ -727,6 +728,7 @@ cdef class Session:
                     left = stride
             self.sliced = self.holding
         finally:
+            self.engine.parsed = NULL
             if self.state == SESSION_CLOSED:
                 reader.position = reader.end
                 reader.close_window()
