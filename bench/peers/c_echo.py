@@ -13,9 +13,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bench.peers.c_program import Program, build, cpu
+from bench.peers.c_program import Program, cpu
 
-__all__ = ["build", "round_trip"]
+__all__ = ["round_trip"]
 
 
 def round_trip(

@@ -237,7 +237,7 @@ class Publisher:
         data = os.urandom(size)
         await self._send(data, max(1, count // 10))
         rate = count / await self._send(data, count)
-        return {"rate": rate * self._subscribers, "published_per_s": rate, "count": count}
+        return {"rate": rate * self._subscribers}
 
     async def _send(self, data: bytes, count: int) -> float:
         word = await self._connection.subscribe("arrived")

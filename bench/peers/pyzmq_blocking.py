@@ -224,7 +224,7 @@ class Publisher:
         data = os.urandom(size)
         self._send(data, max(1, count // 10))
         rate = count / self._send(data, count)
-        return {"rate": rate * self._subscribers, "published_per_s": rate, "count": count}
+        return {"rate": rate * self._subscribers}
 
     def _send(self, data: bytes, count: int) -> float:
         self._control.send(count.to_bytes(8, "little") + data)

@@ -108,7 +108,7 @@ class Publisher:
         await self._send(data, max(1, count // 10))
         taken = await self._send(data, count)
         rate = count / taken
-        return {"rate": rate * self.subscribers, "published_per_s": rate, "count": count}
+        return {"rate": rate * self.subscribers}
 
     async def _send(self, data: bytes, count: int) -> float:
         await self.node.request(EXPECT, count.to_bytes(8, "little") + data)

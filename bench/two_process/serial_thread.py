@@ -33,11 +33,11 @@ def hold(context: Context) -> None:
 async def main(given: argparse.Namespace) -> None:
     pin(given.cpu)
     node = Node("server", registry=given.registry)
-    server = Server(node)
+    Server(node)
     serial = Serial(node, thread=True)
     serial.subscribe(HOLD, hold)
     async with node, serial:
-        await serve({"counters": server.counters}, id=node.id)
+        await serve({}, id=node.id)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ down to what they are for):
     handlers.pxi     what becomes of a handler that was called
     delivery.pxi     from a frame to its handler, inline
     publish.pxi      one message to all who subscribe
-    router.pxi       one a node: channels, peers, correlation
+    requests.pxi     awaited requests: the slots by which answers find their askers
+    router.pxi       one a node: channels, peers, how each verb is sent
     control.pxi      the library's own channels
     batch.pxi        handlers of lists
     relay.pxi        guests: what a node does for clients that have no machine id
@@ -757,9 +758,6 @@ cdef class Router(Verbs):
     cdef int check_running(self) except -1
     cdef Session session_to(self, object machine)
     cdef Session pick_named(self, int number, object to)
-    cdef Request open_request(self, Session session, uint16_t channel, object timeout)
-    cdef uint32_t take_slot(self, int channel) except? 0xFFFFFFFF
-    cdef int free_slot(self, uint32_t slot) except -1
     cdef int send_stage(self, int channel, object data, const uint8_t* rest,
                         uint16_t size) except -1
 
@@ -767,7 +765,6 @@ cdef class Router(Verbs):
     cdef int deliver_rare(self, Session session, RawFrame* frame) except -1
     cdef int run_handler(self, ChannelEntry* entry, Session session, RawFrame* frame) except -1
     cdef int reject_context(self, Context context, uint8_t status) except -1
-    cdef int handle_answer(self, Session session, RawFrame* frame) except -1
     cdef int reject(self, Session session, uint8_t status, RawFrame* frame) except -1
     cdef int report(self, object error, object frame) except -1
     cdef int tell(self, object error, object frame) except -1
@@ -778,7 +775,6 @@ cdef class Router(Verbs):
     cdef int peers_clear(self, Session session) except -1
     cdef int attach(self, Session session) except -1
     cdef int warn_of(self, Session session) except -1
-    cdef int fail_requests(self, Session session, bint unsent) except -1
     cdef int session_lost(self, Session session, bint was_up, bint protocol,
                           WriteQueue unsent) except -1
 

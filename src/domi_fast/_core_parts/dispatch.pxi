@@ -623,7 +623,7 @@ cdef class Request:
             stop_waiting(self.session, self.waiting)
         slot = <uint32_t>(self.correlation & SLOT_MASK)
         router.engine.wheel.remove(&self.deadline.node)
-        router.free_slot(slot)
+        free_slot(router, slot)
         self.router = None
         self.session = None
         self.correlation = 0

@@ -90,7 +90,7 @@ cdef int end_connection(Session session, str reason) except -1:
     if main.parting is None:
         begin_parting(main, reason)
     # What was asked on this connection cannot be answered any more.
-    main.router.fail_requests(session, False)
+    fail_requests(main.router, session, False, False)
     for lane in connections_of(main):
         if not lane.parted:
             return 0
@@ -109,7 +109,8 @@ cdef int begin_parting(Session main, str reason) except -1:
         lane.gate = 0           # who sends all the same is told that the peer is gone
         lane.unheard = 0
         lane.driver.half_close()
-        main.router.fail_requests(lane, True)
+    fail_requests(main.router, main, True, True)
+    for lane in connections_of(main):
         if lane.room_waiters:
             lane.wake_drained()
     return 0

@@ -152,8 +152,9 @@ cdef int relay_request(Router router, Session target, Session origin, uint16_t c
         raise errors.Overloaded(
             f"{origin.relayed} requests of this guest are in flight, as many as it may have",
             channel=channel, limit=GUEST_REQUESTS)
-    request = router.open_request(
-        target, channel, None if milliseconds == NO_DEADLINE else max(1, milliseconds) * 1e-3)
+    request = open_request(
+        router, target, channel,
+        None if milliseconds == NO_DEADLINE else max(1, milliseconds) * 1e-3)
     request.origin = origin
     request.origin_correlation = correlation
     origin.relayed += 1

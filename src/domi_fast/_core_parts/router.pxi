@@ -1,4 +1,4 @@
-# One router a node: channels, peers, correlation, and how each verb is sent.
+# One router a node: channels, peers, and how each verb is sent.
 #
 # Invariants: a closed session stands in no route, no peer slot and no request. Owned by the loop
 # thread.
@@ -11,26 +11,6 @@ cdef enum:
 
 cdef bint is_request(bytes extend) noexcept:
     return len(extend) == REQUEST_EXTEND and extend[0] == TAG_REQUEST
-
-
-cdef double seconds_of(object timeout, int channel, int peer) except? -1.0:
-    # Of a request, which are above zero.
-    cdef double seconds = NAN
-    try:
-        if not isinstance(timeout, bool):
-            seconds = timeout
-    except TypeError:
-        raise TypeError(f"timeout {timeout!r}: seconds, or None for no deadline, are "
-                        "wanted") from None
-    except OverflowError:
-        pass        # an int that no double holds
-    if seconds != seconds:
-        raise ValueError(f"timeout {timeout!r:.100}: seconds, or None for no deadline, are wanted")
-    if seconds <= 0.0:
-        raise errors.DeadlineExceeded(
-            f"the deadline of a request on channel {channel} has passed: timeout={seconds}",
-            channel=channel, peer=peer if peer >= 0 else None, limit=seconds)
-    return seconds
 
 
 cdef int machine_of(object machine) except -1:
@@ -645,7 +625,7 @@ cdef class Router:
                 raise errors.DomiError(
                     f"node {session.peer} speaks the plain protocol, which has no requests: "
                     "use call", channel=channel, peer=session.peer)
-        request = self.open_request(session, <uint16_t>channel, timeout)
+        request = open_request(self, session, <uint16_t>channel, timeout)
         try:
             if session.queue.queued >= session.gate and not request_has_room(session, channel):
                 await_room(self, session, request, channel, data, to)
@@ -655,83 +635,6 @@ cdef class Router:
             request.release()
             raise
         return request
-
-    cdef Request open_request(self, Session session, uint16_t channel, object timeout):
-        cdef Request request
-        cdef double seconds
-        cdef uint32_t slot
-        cdef uint64_t delay
-        if timeout is ...:
-            seconds = self.timeout
-        elif timeout is None:
-            seconds = -1.0
-        else:
-            seconds = seconds_of(timeout, channel, session.peer)
-        request = Request.__new__(Request)
-        slot = self.take_slot(channel)
-        request.engine = self.engine
-        request.router = self
-        request.session = session
-        request.channel = channel
-        request.correlation = (self.generations[slot] << SLOT_BITS) | slot
-        request.deadline.node.kind = TIMER_REQUEST
-        request.deadline.owner = <PyObject*>request
-        request.timeout = seconds
-        if session.candidate is not None:
-            request.candidate = session.candidate
-            request.candidate.outstanding += 1
-            if self.measures:
-                request.began = monotonic_ns()
-        Py_INCREF(request)
-        self.slots[slot] = <PyObject*>request
-        if 0.0 <= seconds < INFINITY:
-            seconds = min(seconds, 4e6)
-            delay = <uint64_t>(seconds * 1e9)
-            request.milliseconds = <uint32_t>((delay + 999999ULL) // 1000000ULL)
-            self.engine.schedule(&request.deadline.node, delay)
-        else:
-            request.milliseconds = NO_DEADLINE
-        return request
-
-    cdef uint32_t take_slot(self, int channel) except? 0xFFFFFFFF:
-        cdef uint32_t count, i
-        cdef void* memory
-        if self.free_count == 0:
-            if self.slot_count > <uint32_t>SLOT_MASK:
-                self.count("refused_requests")
-                raise errors.Overloaded(
-                    f"{self.slot_count} requests are in flight, as many as a node may have",
-                    channel=channel, limit=self.slot_count)
-            count = max(<uint32_t>64, self.slot_count * 2)
-            memory = realloc(self.slots, count * sizeof(PyObject*))
-            if memory is NULL:
-                raise MemoryError
-            self.slots = <PyObject**>memory
-            memory = realloc(self.generations, count * sizeof(uint64_t))
-            if memory is NULL:
-                raise MemoryError
-            self.generations = <uint64_t*>memory
-            memory = realloc(self.free_slots, count * sizeof(uint32_t))
-            if memory is NULL:
-                raise MemoryError
-            self.free_slots = <uint32_t*>memory
-            for i in range(count - self.slot_count):
-                self.slots[self.slot_count + i] = NULL
-                self.generations[self.slot_count + i] = 1
-                self.free_slots[i] = count - 1 - i
-            self.free_count = count - self.slot_count
-            self.slot_count = count
-        self.free_count -= 1
-        return self.free_slots[self.free_count]
-
-    cdef int free_slot(self, uint32_t slot) except -1:
-        cdef PyObject* request = self.slots[slot]
-        self.slots[slot] = NULL
-        self.generations[slot] += 1
-        self.free_slots[self.free_count] = slot
-        self.free_count += 1
-        Py_XDECREF(request)
-        return 0
 
     cdef int send_stages(self, list channels, object data) except -1:
         cdef bytes rest = b"".join([number.to_bytes(2, "little") for number in channels[1:]])
@@ -776,7 +679,7 @@ cdef class Router:
     cdef int deliver_rare(self, Session session, RawFrame* frame) except -1:
         cdef ChannelEntry* entry = &self.channels[frame.channel]
         if frame.channel == CH_ANSWER:
-            return self.handle_answer(session, frame)
+            return handle_answer(self, session, frame)
         if frame.channel > USER_LAST:
             if handle_library(self, session, frame) and entry.handler is not NULL:
                 return self.run_handler(entry, session, frame)
@@ -810,26 +713,6 @@ cdef class Router:
             context.answer(status, text)
         except (errors.PeerLost, errors.Overloaded):
             self.count("answers_lost")
-
-    cdef int handle_answer(self, Session session, RawFrame* frame) except -1:
-        cdef uint64_t correlation
-        cdef uint32_t slot
-        cdef Request request
-        cdef object value
-        if frame.extend_size != ANSWER_EXTEND or not session.extended:
-            return self.count("dropped_not_negotiated")
-        correlation = load64(frame.extend)
-        slot = <uint32_t>(correlation & SLOT_MASK)
-        if slot >= self.slot_count or self.slots[slot] is NULL:
-            return self.count("late_answers")
-        request = <Request><object>self.slots[slot]
-        if request.correlation != correlation or request.session is not session:
-            return self.count("late_answers")
-        value = frame_data(frame)
-        if frame.extend[8] == STATUS_OK:
-            return request.settle(REQUEST_DONE, value, self.engine.depth == 1)
-        return request.settle(REQUEST_FAILED, failure(
-            frame.extend[8], value, request.channel, session.peer), False)
 
     cdef int reject(self, Session session, uint8_t status, RawFrame* frame) except -1:
         # Tell the sender of a frame that nobody took it. A publish is nobody's in particular.
@@ -970,22 +853,6 @@ cdef class Router:
                     extra={"domi_address": session.address})
         return 0
 
-    cdef int fail_requests(self, Session session, bint unsent) except -1:
-        # The session cannot answer any more what it was sent, nor be answered; only `unsent`: what
-        # waits for room in its queue.
-        cdef uint32_t slot
-        cdef Request request
-        error = session.lost_error()
-        for slot in range(self.slot_count):
-            if self.slots[slot] is not NULL:
-                request = <Request><object>self.slots[slot]
-                if request.session is session and (request.waiting is not None or not unsent):
-                    request.settle(REQUEST_FAILED, errors.PeerLost(
-                        str(error), channel=request.channel, peer=session.peer), False)
-                elif request.origin is session and not unsent:
-                    request.settle(REQUEST_CANCELLED, None, False)
-        return 0
-
     cdef int session_lost(self, Session session, bint was_up, bint protocol,
                           WriteQueue unsent) except -1:
         if protocol:
@@ -1013,8 +880,8 @@ cdef class Router:
         if unsent.queued:
             # Not from within what ends it: a program's `on_error` may send, subscribe and close.
             self.engine.call_soon(self.tell_unsent, session, unsent)
-        if was_up:
-            self.fail_requests(session, False)
+        if was_up and session.main is None:     # a lane's have ended with those of the first
+            fail_requests(self, session, True, False)
         if self.mesh is not None and session.role != ROLE_LOOPBACK:
             self.mesh.lost(session, was_up)
         return 0
