@@ -90,7 +90,7 @@ def thread(settings: Settings) -> list[Figure]:
     cpus = settings.pair()
     # Short phases by turns, whose samples are put together: a p99 moves with the machine's mood.
     phases, seconds = (2, 0.05) if settings.smoke else (6, 0.4)
-    for _ in range(settings.rounds):
+    for _ in range(settings.fewer_rounds):
         with cluster() as (stack, folder):
             start(stack, "serial_thread", folder, cpus[0])
             client = start(stack, "client", folder, cpus[1])

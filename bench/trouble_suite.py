@@ -121,8 +121,11 @@ def stopped_with(policy: str, settings: Settings) -> list[Figure]:
 
         def measure(figure: Figure, beside: bool) -> None:
             rate = 0.0 if figure is full else min(full.detail["anchor_per_s"]) / 2
-            length = warm_up if figure is full else 2 * warm_up
-            fed = publisher.ask("feed", live=ids, rate=rate, warm_up=length, seconds=seconds)
+            # Half as fast it takes twice as long to fill a queue, and to have as many to count.
+            times = 1 if figure is full else 2
+            fed = publisher.ask(
+                "feed", live=ids, rate=rate, warm_up=times * warm_up, seconds=times * seconds
+            )
             found = [each.ask("latencies", count=fed["counted"]) for each in live]
             # The worse of the two, of each.
             worst = {of: max(each[of] for each in found) for of in found[0]}
