@@ -262,7 +262,7 @@ cdef class Engine:
         PyObject* served        # the session whose turn was the last: not owned, only compared
         int turns               # that it has had in a row besides, up to TURNS_ALONE
         int depth               # > 0 while frames are dispatched: no nested dispatch
-        PyObject* parsed        # the FrameReader whose frames these are: its session's; or NULL
+        PyObject* parsed        # borrowed: the FrameReader whose window parse() is in, or NULL
         bint burst              # a flush is scheduled for this turn of the loop
         uint64_t flushed        # sessions, in this flush or the last one
         uint64_t busy_ns        # how long to poll after the last traffic; 0: not at all
@@ -271,7 +271,7 @@ cdef class Engine:
         int polls_alone         # turns since it has been, up to POLLS_ALONE
         uint64_t traffic        # nanoseconds: when that was,
         bint stirred            # unless there was some since poll() looked at the clock
-        int vain                # looks at it since then, or since a yield
+        int vain                # looks at it in a row that found nothing, since a yield
         bint polling            # the loop is to call poll()
         bint turn_due           # what a message has started waits for the loop's next turn
         readonly uint64_t polls  # turns of the loop in which it polled

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import socket
 import statistics
+import struct
 import sys
 import time
 import warnings
@@ -148,7 +150,8 @@ async def asked_by_hand(node: Node, got: list[int]) -> AsyncIterator[RawPeer]:
         await say(peer, got)
         watched = session(node, 700).descriptor
         begun = engine_of(loop).polls
-        await until(lambda: engine_of(loop).polls > begun + 100)
+        while engine_of(loop).polls < begun + 100:
+            await say(peer, got)
         assert not loop.remove_reader(watched)
         await say(peer, got)
         yield peer
@@ -199,6 +202,55 @@ async def test_who_was_asked_by_hand_is_served_when_nobody_polls(registry_url: s
         async with asked_by_hand(b, got) as peer:
             await stack.aclose()
             await say(peer, got)
+
+
+@pytest.mark.parametrize("how", ["closed", "shut", "killed"])
+async def test_who_is_asked_by_hand_is_seen_to_go(registry_url: str, how: str) -> None:
+    got: list[int] = []
+    async with (
+        polling(registry_url, "a", busy_poll=0.5) as (a,),
+        asked_by_hand(a, got) as peer,
+    ):
+        if how == "shut":
+            peer.sock.shutdown(socket.SHUT_WR)
+        elif how == "killed":
+            peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.sock.close()
+        else:
+            peer.sock.close()
+        await until(lambda: 700 not in a.peers)
+        # The number of the descriptor is free for the next.
+        other = await RawPeer.plain(a, 701)
+        try:
+            await say(other, got)
+            while await polls_in(0.1):
+                pass
+            await say(other, got)
+        finally:
+            other.close()
+
+
+async def test_who_is_asked_by_hand_waits_for_a_full_serial(registry_url: str) -> None:
+    """Its reading is held, and goes on."""
+    got: list[int] = []
+    taken: list[bytes] = []
+    backlogs: list[int] = []
+    async with polling(registry_url, "a", busy_poll=0.5) as (a,), asked_by_hand(a, got) as peer:
+        async with Serial(a, ring_size=4096, drain_budget=1e-5) as serial:
+
+            def take(ctx: Context) -> None:
+                backlogs.append(serial.backlog)
+                taken.append(ctx.data)
+
+            serial.subscribe(51, take)
+            expected = [b"%0100d" % number for number in range(500)]
+            await peer.send(b"".join(encode_frame(51, each) for each in expected))
+            await until(lambda: len(taken) == 500)
+            assert taken == expected
+            assert max(backlogs) > 4096 // 200
+        while await polls_in(0.1):
+            pass
+        await say(peer, got)
 
 
 async def test_a_session_that_dies_while_it_is_polled(registry_url: str) -> None:

@@ -455,7 +455,7 @@ async def test_writes_of_one_turn_go_out_together(registry_url: str) -> None:
 
 
 async def test_the_last_of_a_batch_sends_at_once(registry_url: str) -> None:
-    """What comes back may be under way while its handler ends; others wait for it."""
+    """If nothing waits for the peer, what comes back may be under way while the handler ends."""
     async with nodes(registry_url, "a") as (a,):
         queued: list[int] = []
 

@@ -171,6 +171,26 @@ async def test_the_plain_protocol_has_one(registry_url: str) -> None:
             assert await peer.hear() == (channel, b"all the same", b"")
 
 
+@pytest.mark.parametrize("index", range(LANES))
+async def test_what_a_guest_was_asked_ends_with_who_asked(registry_url: str, index: int) -> None:
+    """On whichever lane it came: the node between keeps nothing of it."""
+    channel = of_lane(index)
+    async with (
+        nodes(registry_url, "a", "b", sessions_per_peer=LANES) as (a, b),
+        await connect(f"tcp://127.0.0.1:{a.port}") as guest,
+    ):
+        kept: list[Context] = []
+        guest.subscribe(channel, kept.append)
+        await b.wait_subscribed(channel, timeout=5)
+        asked = b.request(channel, b"", timeout=None)
+        await until(lambda: kept)
+        assert a.counters()["in_flight"] == 1
+        session(a, b.id).close("for the test")
+        await until(lambda: a.counters()["in_flight"] == 0)
+        with pytest.raises(PeerLost):
+            await asked
+
+
 async def test_guests_have_one(registry_url: str) -> None:
     async with Node("a", registry=registry_url, sessions_per_peer=LANES) as a:
         a.subscribe(50, echo)

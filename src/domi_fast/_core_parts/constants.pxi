@@ -278,6 +278,7 @@ cdef enum:
     FIRST_SLICE = 25000         # nanoseconds of a turn after which what was written goes out, and
     SLICE_GROWTH = 3            # so many times as much for each of the slices that follow
     SENDS_A_TURN = 32           # system calls take about as long as a turn
+    TURNS_MOST = 64             # as long as which the node's own frames are delivered in one go
     LOOKS = 10                  # in which a serial thread that keeps going is seen to do so, by
     BUSY_PACE = 200             # so many records that it took, or
     BUSY_CPU = 5000000          # so many nanoseconds that it computed

@@ -122,12 +122,14 @@ cdef class SocketDriver:
         # Whoever wants to read asks the descriptor by hand. With nobody to wake, the peer's sending
         # takes a quarter less.
         if self.reading and not self.unwatched:
-            self.engine.loop.remove_reader(self.fd)
             self.unwatched = True
+            self.engine.loop.remove_reader(self.fd)
         return 0
 
     cdef int watch(self, object callback) except -1:
-        return self.want_read(callback) if self.unwatched else 0
+        if self.unwatched and not self.engine.loop.is_closed():
+            self.want_read(callback)
+        return 0
 
     cdef int want_write(self, object callback) except -1:
         if not self.writer:
@@ -163,7 +165,7 @@ cdef class SocketDriver:
         try:
             self.release()
         finally:
-            self.reading = self.writing = False
+            self.reading = self.unwatched = self.writing = False
             self.fd = -1
             if fd >= 0:
                 c_close(fd)
@@ -174,6 +176,7 @@ cdef class SocketDriver:
         if self.fd >= 0:
             c_close(self.fd)
             self.fd = -1
+            self.unwatched = False
 
 
 def abandon_descriptors():

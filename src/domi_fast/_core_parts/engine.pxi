@@ -2,8 +2,8 @@
 #
 # A *batch* is what one wake-up of the loop does: enter(), frames are dispatched, leave() flushes
 # every session that was written to. Outside a batch the first write of a loop turn goes out at
-# once and the rest together at the turn's end (a *burst*). So does, within one, the first write of
-# the handler upon whose frame nothing follows.
+# once and the rest together at the turn's end (a *burst*). So does, within one, what the handler
+# upon whose frame nothing follows sends first to whom nothing waits for.
 #
 # A loop that polls (`busy_poll`) comes round without blocking for as long as there was traffic a
 # short while ago: each time the loop looks at every descriptor, and the engine at that of the
@@ -93,6 +93,7 @@ cdef class Engine:
             return False
         if now > self.turn_end:
             return True
+        self.parsed = NULL      # what runs now is no handler of the last frame
         if self.ready:
             self.run_ready()
         self.flush_dirty()
@@ -179,7 +180,7 @@ cdef class Engine:
                 session.dirty = False
                 if session.queue.queued or session.driver is None:
                     session.flush()
-                self.flushed += 1
+                    self.flushed += 1
                 session = following
         except BaseException:
             # A handler of the node's own frames raised what ends the loop: keep the rest.
@@ -282,10 +283,10 @@ cdef class Engine:
         cdef Session before = self.latest
         if session is before:
             return 0
-        self.latest = session
-        self.polls_alone = 0
         if before is not None and before.driver is not None:
             before.driver.watch(before.on_readable)
+        self.latest = session
+        self.polls_alone = 0
         return 0
 
     cdef int poll_on(self, Session session) except -1:
@@ -319,7 +320,9 @@ cdef class Engine:
             session.driver.unwatch()
         for looks in range(LOOKS_A_TURN):
             session.read_batch()
-            if self.turn_due:
+            if (self.turn_due or session.state == SESSION_CLOSED
+                    or (session.continuing and not session.holding)
+                    or (self.stirred and self.now - now > LONG_TURN)):
                 break
             self.vain += 1
             if self.vain == LOOKS_TO_YIELD:

@@ -140,6 +140,7 @@ cdef int fail_requests(Router router, Session session, bint whole, bint unsent) 
         if asked and (request.waiting is not None or not unsent):
             request.settle(REQUEST_FAILED, errors.PeerLost(
                 error, channel=request.channel, peer=session.peer), False)
-        elif request.origin is session and not unsent:
+        elif not unsent and request.origin is not None and (
+                request.origin is session or (whole and main_of(request.origin) is session)):
             request.settle(REQUEST_CANCELLED, None, False)
     return 0

@@ -534,7 +534,7 @@ cdef class Session:
         cdef size_t length
         # To send to many takes longer than a turn: then there is as much time for what comes next,
         # which is for the same many, and goes out together.
-        cdef uint64_t turns = 1 + self.engine.flushed // SENDS_A_TURN
+        cdef uint64_t turns = min(<uint64_t>TURNS_MOST, 1 + self.engine.flushed // SENDS_A_TURN)
         cdef uint64_t until = monotonic_ns() + turns * TURN
         if self.continuing or self.holding:
             return 0
@@ -720,6 +720,7 @@ cdef class Session:
                         return 0
                     if self.state == SESSION_CLOSED:
                         break
+                    self.engine.parsed = <PyObject*>reader
                     # Slow handlers: look at the clock after each; quick ones: not so often.
                     if before:
                         stride = (1 if now - before > 20000
