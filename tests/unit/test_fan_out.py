@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import socket
+import statistics
 import struct
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from domi_fast import Context, Node, PeerLost
+from domi_fast import Context, Node, PeerLost, connect
 from domi_fast.limiter import RateLimit
 from tests import reference
 from tests.strangers import Stranger, extended
@@ -271,3 +274,28 @@ async def test_a_publish_to_one_that_is_dropped_is_not_sent(registry_url: str) -
             pass
         assert node.publish(FEED, b"x", to=7) == 0
         assert node.publish_many(FEED, [b"x"] * 10, to=7) == 0
+
+
+async def test_what_is_published_to_many_guests_goes_out_together(registry_url: str) -> None:
+    """Sending to 200 takes as long as six turns of 70 us, and there is as much time for what comes
+    next and is for the same many."""
+    async with Node("publisher", registry=registry_url) as node, contextlib.AsyncExitStack() as s:
+        for _ in range(200):
+            guest = await s.enter_async_context(await connect(f"tcp://127.0.0.1:{node.port}"))
+            guest.subscribe(FEED, lambda ctx: None)
+        [first, *_] = sessions = node._router.sessions()
+        await until(lambda: all(FEED in session.subscribed for session in sessions))
+        delivered: list[tuple[int, int]] = []
+        node.subscribe(FEED, lambda ctx: delivered.append((first.queued, time.perf_counter_ns())))
+        for _ in range(1000):
+            node.publish(FEED, b"sixteen bytes!!!")
+        await until(lambda: len(delivered) == 1000)
+        # What waits grows until it goes out.
+        spans = []
+        began = delivered[0][1]
+        for (queued, then), (following, now) in itertools.pairwise(delivered):
+            if following <= queued:
+                spans.append(then - began)
+                began = now
+        assert len(spans) > 3
+        assert statistics.median(spans[1:]) > 250_000
