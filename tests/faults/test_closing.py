@@ -293,6 +293,50 @@ def test_a_loop_that_is_closed_with_guests_connected(kind: str) -> None:
     assert (done.returncode, done.stdout) == (0, "intact\n"), done.stderr
 
 
+POLLED = """
+import asyncio, socket, struct, sys, warnings
+import uvloop
+from domi_fast import LibraryChannel, Node, encode_frame
+from domi_fast._core import engine_of
+
+async def main():
+    warnings.simplefilter("ignore", RuntimeWarning)     # of processors that are too few
+    node = Node("a", registry="memory://polled", busy_poll=1.0)
+    await node.start()
+    peer = socket.create_connection(("127.0.0.1", node.port))
+    name = encode_frame(LibraryChannel.NODE_NAME, struct.pack("<H", 700))
+    peer.sendall(struct.pack("<I", 2299) + name)
+    await node.wait_peers(1, timeout=5)
+    node.subscribe(50, lambda ctx: None)
+    while engine_of(loop).polls < 200:
+        peer.sendall(encode_frame(50, b""))
+        await asyncio.sleep(0.001)
+    return node, peer, node._router.session(700)
+
+loop = uvloop.new_event_loop() if sys.argv[1] == "uvloop" else asyncio.new_event_loop()
+node, peer, session = loop.run_until_complete(main())
+assert not loop.remove_reader(session.descriptor)
+loop.close()
+node._router.stop("for the test")
+assert session.closed
+print("ended")
+"""
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+def test_a_loop_that_is_closed_while_it_polls(kind: str) -> None:
+    """Whoever ends the node afterwards has no loop that could watch what was asked by hand."""
+    done = subprocess.run(
+        [sys.executable, "-c", POLLED, kind],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr
+
+
 # ----------------------------------------------------------------------------- what was sent before
 
 
