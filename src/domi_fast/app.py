@@ -18,8 +18,6 @@ from collections.abc import Awaitable, Callable
 from types import FrameType
 from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
-import uvloop
-
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -417,6 +415,8 @@ def _last_words(why: str) -> None:
 def run(*components: Component, timeout: float = 8.0) -> None:
     """Run the components on uvloop until SIGINT or SIGTERM; :class:`Master` in one line.
 
+    On asyncio's own loop where uvloop cannot be imported.
+
     :param timeout: seconds for the orderly stop.
     :raises TypeError: there are no components, or one is none.
     :raises RuntimeError: a loop runs in this thread already; await ``Master().wait()`` there.
@@ -432,4 +432,9 @@ def run(*components: Component, timeout: float = 8.0) -> None:
         pass
     else:
         raise RuntimeError("run() was called inside a running loop: await Master().wait() there")
-    uvloop.run(master.wait())
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(master.wait())
+    else:
+        uvloop.run(master.wait())

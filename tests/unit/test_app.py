@@ -537,6 +537,38 @@ def test_run(number: signal.Signals) -> None:
         assert process.errors() == ""
 
 
+WITHOUT_UVLOOP = """
+import sys
+sys.modules["uvloop"] = None        # what makes its import fail
+import asyncio, os, signal
+from domi_fast import Node, run
+
+class Asker:
+    async def start(self):
+        await asking.wait_subscribed(50, timeout=5)
+        print(type(asyncio.get_running_loop()).__module__, await asking.request(50, b"right"))
+        os.kill(os.getpid(), signal.SIGTERM)
+    async def close(self):
+        print("closed")
+
+answering, asking = (Node(name, registry="memory://without") for name in ("server", "client"))
+answering.subscribe(50, lambda context: context.reply(context.data))
+run(answering, asking, Asker())
+"""
+
+
+def test_run_without_uvloop() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_UVLOOP],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["asyncio.unix_events b'right'", "closed"]
+
+
 def test_run_a_node(sqlite_url: str) -> None:
     with child("node", sqlite_url) as process:
         process.until("ready")
