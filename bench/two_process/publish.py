@@ -45,13 +45,14 @@ class Counting:
         def arrived(context: Context) -> None:
             each[number] += 1
             self._left -= 1
+            self._wrong += context.data != self._content
             if self._left <= 0:
-                self._all_here(context.data)
+                self._all_here()
 
         return arrived
 
-    def _all_here(self, data: bytes) -> None:
-        self._wrong += data != self._content or set(self._each) != {self._wanted}
+    def _all_here(self) -> None:
+        self._wrong += set(self._each) != {self._wanted}
         word = b"wrong" if self._wrong or self._left else b"right"
         self._node.notify(ALL_HERE, word)
 
