@@ -249,6 +249,21 @@ async def test_watched_channels_end_when_the_node_closes(registry_url: str) -> N
 
 # ----------------------------------------------------------------------- the loop before its guests
 
+
+def assert_says(word: str, program: str, kind: str) -> None:
+    """The program ends well, with that word alone; freed memory is made to show in it."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, kind],
+        check=False,
+        env={**os.environ, "PYTHONMALLOC": "debug"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, f"{word}\n"), done.stderr
+
+
 FORSAKEN = """
 import asyncio, gc, sys, weakref
 import uvloop
@@ -281,16 +296,7 @@ print("intact")
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
 def test_a_loop_that_is_closed_with_guests_connected(kind: str) -> None:
     """No timer of a freed session is left in the wheel; freed memory is made to show here."""
-    done = subprocess.run(
-        [sys.executable, "-c", FORSAKEN, kind],
-        check=False,
-        env={**os.environ, "PYTHONMALLOC": "debug"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stdout) == (0, "intact\n"), done.stderr
+    assert_says("intact", FORSAKEN, kind)
 
 
 POLLED = """
@@ -326,15 +332,7 @@ print("ended")
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
 def test_a_loop_that_is_closed_while_it_polls(kind: str) -> None:
     """Whoever ends the node afterwards has no loop that could watch what was asked by hand."""
-    done = subprocess.run(
-        [sys.executable, "-c", POLLED, kind],
-        check=False,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr
+    assert_says("ended", POLLED, kind)
 
 
 # ----------------------------------------------------------------------------- what was sent before
