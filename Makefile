@@ -280,7 +280,7 @@ check-sdist: sdist ## Install the source distribution as a user would, and impor
 define CHECK_INSTALLED
 import importlib.metadata, pathlib, domi_fast, domi_fast._core
 here = pathlib.Path(domi_fast.__file__).parent
-for name in ("py.typed", "_core.pyi", "_core.pxd"):
+for name in ("py.typed", "_core.pyi", "_core.pxd", "_serial.pxd"):
     assert (here / name).is_file(), name + " is missing from the installation"
 assert not list(here.rglob("*.pyx")), "the sources of the core were installed"
 print("domi_fast", importlib.metadata.version("domi-fast"), "installs and imports from its sdist")

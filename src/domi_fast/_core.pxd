@@ -4,7 +4,7 @@
 One thread rule covers everything below: all of it belongs to the thread that runs the event loop
 (the *loop thread*), and is touched with the GIL held. The exceptions are said where they stand:
 `Context`'s answering methods, which post to the loop thread from any other, and what a serial
-thread has (the last two sections).
+thread has. Serial mode has a map of its own, which this one includes: `_serial.pxd`.
 
 The parts, each built on those above it in this list (a timer that fires, and a flush, reach back
 down to what they are for):
@@ -229,12 +229,12 @@ cdef class Borrowed:
 
 # ----------------------------------------------------------------------------------------- engine
 
-cdef class Turn:
+cdef class Ticker:
     # What has something to run before the present batch ends.
     cdef int tick(self) except -1
 
 
-cdef class Taker(Turn):
+cdef class Taker(Ticker):
     # What stands in a router's table in place of a handler, and has frames wait for their turn.
     cdef int accept(self, Session session, RawFrame* frame) except -1
 
@@ -254,13 +254,13 @@ cdef class Engine:
         uint64_t timer_ns       # when that handle fires; 2**64-1 when there is none
         uint64_t now            # nanoseconds, monotonic: when the bytes or the timers that are
                                 # being served came
-        uint64_t turn_end       # when the turn of the session that is served is over
-        uint64_t slice_end      # the same of a slice of that turn, which is so many nanoseconds
+        uint64_t quantum_end    # when the session that is served has had its quantum
+        uint64_t slice_end      # the same of a slice of that, which is so many nanoseconds
         uint64_t slice_length   # long
         object ending           # a deque of sessions whose handshakes took too long
         object ender            # the loop's handle that ends some of them, or None
-        PyObject* served        # the session whose turn was the last: not owned, only compared
-        int turns               # that it has had in a row besides, up to TURNS_ALONE
+        PyObject* served        # the session that had the last: not owned, only compared
+        int quanta              # that it has had in a row besides, up to QUANTA_ALONE
         int depth               # > 0 while frames are dispatched: no nested dispatch
         PyObject* parsed        # borrowed: the FrameReader whose window parse() is in, or NULL
         bint burst              # a flush is scheduled for this turn of the loop
@@ -275,13 +275,13 @@ cdef class Engine:
         bint polling            # the loop is to call poll()
         bint turn_due           # what a message has started waits for the loop's next turn
         readonly uint64_t polls  # turns of the loop in which it polled
-        list ready              # of Turns: what is to run before the batch ends
+        list ready              # of Tickers: what is to run before the batch ends
         unsigned long thread    # the loop thread
         readonly bint closed
         int users               # routers that share this engine
 
     cdef uint64_t refresh(self) noexcept
-    cdef void begin_turn(self, Session session) noexcept
+    cdef void begin_quantum(self, Session session) noexcept
     cdef bint slice_is_over(self, uint64_t now) except -1
     cdef int enter(self) except -1
     cdef int leave(self) except -1
@@ -296,7 +296,7 @@ cdef class Engine:
     cdef int mark_dirty(self, Session session) except -1
     cdef void queue_flush(self, Session session) noexcept
     cdef int arm(self) except -1
-    cdef int end_in_turn(self, Session session) except -1
+    cdef int end_later(self, Session session) except -1
     cdef uint64_t schedule(self, TimerNode* node, uint64_t delay_ns) except 0
     cdef int abandon(self) except -1
     cdef int check_thread(self) except -1
@@ -383,7 +383,7 @@ cdef class Session:
         bint continuing         # a call_soon continuation of reading is under way; or `holding`
         bint holding            # nothing is read or parsed until go_on_reading()
         size_t unparsed         # bytes of the open window that hold_reading() has hidden
-        bint sliced             # the reader's tail holds whole frames: the time was up
+        bint cut_short          # the reader's tail holds whole frames: the time was up
         int broken              # errno of a failed send, until the stream has been read to its end
         uint64_t beat_due       # nanoseconds: when the next heartbeat goes out
         bint asked              # a heartbeat went out, and none was answered since
@@ -798,229 +798,4 @@ cdef class TaskCompletion:
         Context context
 
 
-# ----------------------------------------------------------------------------------------- serial
-
-cdef struct Parcel:
-    # What every record of a scheduler's ring begins with.
-    PyObject* origin            # strong: the whole context; of an Arrival, the session
-    PyObject* intake            # strong: the SerialChannel that took it
-
-
-cdef struct Reference:
-    # A record of kind RING_REFERENCE.
-    Parcel parcel
-    uint64_t size               # bytes of its message, which the ring counts as owned
-
-
-cdef struct Arrival:
-    # A record of kind RING_FRAME; the data and the extend of its frame follow.
-    Parcel parcel
-    uint64_t time               # nanoseconds, monotonic: when the frame came
-    uint32_t size
-    uint16_t channel
-    uint16_t extend_size
-
-
-cdef class JoinContext:
-    cdef:
-        readonly tuple channels
-        readonly tuple requests
-
-
-cdef class SerialGroup:
-    cdef:
-        tuple channels          # ints, in the order given
-        object handler
-        list queues             # a deque of contexts a channel; None for what is no join
-        Py_ssize_t max_pending
-        Py_ssize_t missing      # queues that are empty
-        list batch              # contexts until the next tick, and behind them those that nobody
-                                # has, for what comes; None for what takes no lists
-        Py_ssize_t waiting      # how many the former are
-        bint asked              # one of them is a request
-        bint listed             # stands in the scheduler's batches
-
-    cdef int join(self, Router router, int place, Context context) except -1
-    cdef int add(self, Context context) except -1
-    cdef list take_batch(self)
-    cdef int give_back(self, list contexts) except -1
-
-
-cdef class SerialChannel(Taker):
-    # For a channel of serial mode, which has no turn of its own.
-    cdef:
-        Scheduler scheduler
-        SerialGroup group       # None once it was unsubscribed
-        object handler          # of a group that takes each message by itself; None for others
-        int channel
-        int place               # of the channel in the group
-
-    cdef int put_frame(self, Session session, RawFrame* frame) except -1
-    cdef bint has_put(self, Session session, RawFrame* frame) except -1
-    cdef bint has_put_context(self, Context context, size_t size) except -1
-    cdef int run(self, Context context) except -1
-
-
-cdef class Scheduler(Turn):
-    # The loop thread puts into the ring; the rest is the serial thread's. Where the two differ, the
-    # loop thread changes groups, intakes and the wheel too: with the GIL held, and only where a
-    # handler could have done the same. The GIL changes hands where Python code runs, which may be a
-    # finalizer, wherever the collector does (before 3.12: at any allocation).
-    cdef:
-        Router router
-        Engine engine           # None before the start
-        Ring* ring              # owned (ring_new)
-        uint64_t ring_bytes     # its capacity
-        dict intakes            # channel -> SerialChannel
-        uint64_t most           # bytes of data and extend that are copied into the ring
-        readonly TimeWheel wheel
-        list groups
-        int state               # SERIAL_*
-        uint64_t drain_ns
-        uint64_t timer_ns
-        uint64_t spin_ns
-        str name
-        uint64_t now            # nanoseconds: when the last tick began with the timers
-        Py_ssize_t max_pending
-        bint spins              # polls, or has its engine poll
-        readonly uint64_t polls  # looks of a thread that polls
-        Context spare           # what the next message is shown in, once nobody has it; or None
-        list batches            # groups whose `batch` has something
-        object emptied          # a future of stop_taking(), until there is nothing left; or None
-        bint ready              # stands in the engine's list
-        bint ticking
-        bint spilled            # what comes waits beside the ring: written by the loop thread
-        bint at_once            # who brings a message runs it, if nothing waits before it: not
-                                # while the loop is to call resume()
-        bint called             # a handler, since the clock was looked at
-        bint begun              # a handler has run in this batch before the tick at its end
-        list early              # (timer, nanoseconds) that were set before the start, from which
-                                # on their time runs
-        uint64_t moment         # of moment_passed()
-
-    cdef int check_caller(self) except -1
-    cdef int on_loop(self, object function, tuple arguments) except -1
-    cdef int arm(self) except -1
-    cdef int abandon(self, list contexts) except -1
-    cdef int overflow(self, SerialChannel intake, Session session, RawFrame* frame) except -1
-    cdef int drain_spill(self, uint64_t until) except -1
-    cdef int check_new(self, str verb) except -1
-    cdef int check_not_closed(self) except -1
-    cdef int add_group(self, tuple channels, object handler, bint all_of_them,
-                       bint batch) except -1
-    cdef bint is_leaving(self, int number) except -1
-    cdef int remove_group(self, SerialGroup group) except -1
-    cdef int open(self) except -1
-    cdef int close(self) except -1
-    cdef int take_no_more(self) except -1
-    cdef int end(self) except -1
-    cdef int check_timers(self) except -1
-    cdef Timer begun_timer(self, Timer timer, double delay)
-    cdef int awaken(self) except -1
-    cdef bint has_work(self) noexcept
-    cdef int run_tick(self, uint64_t until) except -1
-    cdef int run_batches(self, uint64_t until) except -1
-    cdef int run_batch(self, SerialGroup group) except -1
-    cdef bint fire_timers(self, uint64_t now) except -1
-    cdef int drain(self, uint64_t until) except -1
-    cdef int run_arrival(self, uint8_t* payload, uint32_t size, int kind) except -1
-    cdef int refuse(self, Session session, RawFrame* frame) except -1
-    cdef bint drop_record(self) noexcept
-
-
-cdef class LoopScheduler(Scheduler):
-    cdef:
-        int timer_fd            # owned: the kernel's timer; -1 unless it runs
-        uint64_t armed          # nanoseconds: when it expires; NEVER when it does not
-        bint resuming           # the loop is to call resume()
-        uint64_t until          # nanoseconds: the end of the ring's turn in the present batch
-
-    cdef int take_now(self, SerialChannel intake, Session session, RawFrame* frame) except -1
-    cdef int take_turn(self) except -1
-    cdef int resume_soon(self) except -1
-    cdef int after_tick(self) except -1
-
-
-# --------------------------------------------------------------------------------- serial, threaded
-
-cdef struct Departure:
-    # A record of an Outbound's ring, of kind RING_FRAME; data of `size` bytes follows. The other
-    # kind, RING_REFERENCE, is a strong reference to a tuple (function, arguments).
-    PyObject* context           # strong: the message that this answers; or NULL
-    PyObject* whole             # strong: the bytes object that is the data; or NULL. Its bytes are
-                                # counted as owned
-    uint32_t size
-    int to                      # machine id; -1 when it is for any subscriber
-    uint16_t channel
-    uint16_t reply
-    uint8_t verb                # VERB_*
-    uint8_t quiet               # `on_error` publishes it, and hears of no refusal
-
-
-cdef class Outbound(Verbs):
-    # The serial thread puts into the ring, the loop thread takes out of it.
-    cdef:
-        ThreadScheduler scheduler
-        Router router
-        Engine engine           # None before the start
-        Ring* ring              # owned (ring_new)
-        uint64_t most           # bytes of data that are copied into the ring
-        bint telling            # `on_error` runs, on the serial thread
-        object late             # a deque of (function, arguments): calls for which the ring had no
-                                # room, and behind which nothing goes into the ring
-        int wake_fd             # owned: an eventfd by which the loop thread is woken; or -1
-
-    cdef bint is_here(self) except -1
-    cdef bint check_node(self) except -1
-    cdef int check_route(self, int channel, object to, bint keyless) except -1
-    cdef int check_size(self, int channel, size_t size) except -1
-    cdef uint8_t* claim(self, uint32_t size, size_t owned) except? NULL
-    cdef uint8_t* try_to_claim(self, uint32_t size, size_t owned) except? NULL
-    cdef object full(self, int channel)
-    cdef bint put_call(self, object function, tuple arguments) except -1
-    cdef int ask_loop(self, int channel, object function, tuple arguments) except -1
-    cdef int put(self, uint8_t verb, int channel, int reply, object to, object data,
-                 Context context) except -1
-    cdef int wake(self) except -1
-    cdef int on_loop(self, object function, tuple arguments) except -1
-    cdef int open(self, Engine engine) except -1
-    cdef int close(self) except -1
-    cdef bint is_empty(self) except -1
-    cdef int rest(self) except -1
-    cdef int drain(self) except -1
-    cdef int depart(self, uint8_t* payload, uint32_t size, int kind) except -1
-    cdef bint drop_record(self) noexcept
-
-
-cdef class ThreadScheduler(Scheduler):
-    cdef:
-        Outbound outbound
-        object thread           # None before the start
-        object posts            # a deque of (function, arguments), appended to by any thread
-        int wake_fd             # owned: an eventfd by which the serial thread is woken; or -1
-        uint64_t traffic        # nanoseconds: when there was something to run the last time
-        bint was_left           # nobody waits for its end: what it holds goes with it
-        object spill            # a deque of (SerialChannel, Context): what came while the ring was
-                                # full, one message of each session that is held
-        list held               # sessions that read no more until there is room: the loop's
-        Timer patience          # looks whether the thread keeps going, while any is held; or None
-        int looks               # in vain, since it was last seen to keep going; then it had taken
-        uint64_t seen_gets      # so many records out, and
-        uint64_t seen_cpu       # computed for so many nanoseconds
-        int cpu_clock           # the clock of what it computes, or -1 before it has begun
-        bint asked              # the loop is to call make_way()
-        uint64_t slow_until     # records taken out before a session is held again
-        bint has_ended          # the thread has called its last handler
-
-    cdef bint is_here(self) noexcept
-    cdef int wake(self) except -1
-    cdef int stop_reporting(self) except -1
-    cdef int raised(self, object error) except -1
-    cdef int hold(self, Session session) except -1
-    cdef int see_pace(self) except -1
-    cdef int ask_for_way(self) except -1
-    cdef int release(self) except -1
-    cdef bint has_room(self) noexcept
-    cdef int run_posts(self) except -1
-    cdef int wait(self) except -1
-    cdef bint spin(self, uint64_t due) except -1
+include "_serial.pxd"

@@ -22,7 +22,7 @@ from domi_fast.channels import USER_FIRST, USER_LAST, LibraryChannel
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "domi_fast"
 PARTS = sorted((PACKAGE / "_core_parts").glob("*.pxi"))
-CORE = [PACKAGE / "_core.pyx", PACKAGE / "_core.pxd", *PARTS]
+CORE = [PACKAGE / "_core.pyx", *sorted(PACKAGE.glob("*.pxd")), *PARTS]
 # Above the storey of Node and Client. What is not there yet is subject to the rules from its first
 # day. The gateway is the floor that two wings stand on.
 WINGS = {"stateful", "discovery", "worker", "actor", "registry", "gateway", "admin"}

@@ -5,6 +5,9 @@
 # once and the rest together at the turn's end (a *burst*). So does, within one, what the handler
 # upon whose frame nothing follows sends first to whom nothing waits for.
 #
+# Sessions are served by turns, each for a *quantum*, which is cut into *slices* that grow: what was
+# written goes out at the end of each, so that the peer has something to do meanwhile.
+#
 # A loop that polls (`busy_poll`) comes round without blocking for as long as there was traffic a
 # short while ago: each time the loop looks at every descriptor, and the engine at that of the
 # latest session by hand. One that has been the latest for a while is looked at by hand only.
@@ -15,12 +18,12 @@
 cdef dict engines = {}              # loop -> engine, while a router uses it
 
 
-cdef class Turn:
+cdef class Ticker:
     cdef int tick(self) except -1:
         raise NotImplementedError
 
 
-cdef class Taker(Turn):
+cdef class Taker(Ticker):
     cdef int accept(self, Session session, RawFrame* frame) except -1:
         raise NotImplementedError
 
@@ -73,32 +76,32 @@ cdef class Engine:
                 "loop.call_soon_threadsafe(...); a Context may be answered from any thread")
         return 0
 
-    cdef void begin_turn(self, Session session) noexcept:
-        # One that has had several turns in a row is likely to be alone. Its turns are longer, for a
-        # turn of the loop costs system calls.
+    cdef void begin_quantum(self, Session session) noexcept:
+        # One that has had several in a row is likely to be alone. Its are longer, for a turn of the
+        # loop costs system calls.
         if self.served is not <PyObject*>session:
             self.served = <PyObject*>session
-            self.turns = 0
-        elif self.turns < TURNS_ALONE:
-            self.turns += 1
-        self.turn_end = self.now + (LONG_TURN if self.turns == TURNS_ALONE else TURN)
+            self.quanta = 0
+        elif self.quanta < QUANTA_ALONE:
+            self.quanta += 1
+        self.quantum_end = self.now + (LONG_QUANTUM if self.quanta == QUANTA_ALONE else QUANTUM)
         self.slice_length = FIRST_SLICE
         self.slice_end = self.now + FIRST_SLICE
 
     cdef bint slice_is_over(self, uint64_t now) except -1:
-        # Whether the session that is served has had its turn. Each slice ends as a batch does: what
-        # it wrote goes out. The first are short, so that a peer that waits has something to do
-        # soon, and both work at the same time; the last are long, for sending costs system calls.
+        # Whether the session that is served has had its quantum. Each slice ends as a batch does.
+        # The first are short, so that a peer that waits has something to do soon; the last are
+        # long, for sending costs system calls.
         if now <= self.slice_end:
             return False
-        if now > self.turn_end:
+        if now > self.quantum_end:
             return True
         self.parsed = NULL      # what runs now is no handler of the last frame
         if self.ready:
             self.run_ready()
         self.flush_dirty()
         self.slice_length *= SLICE_GROWTH
-        self.slice_end = min(self.turn_end, monotonic_ns() + self.slice_length)
+        self.slice_end = min(self.quantum_end, monotonic_ns() + self.slice_length)
         return False
 
     cdef int enter(self) except -1:
@@ -121,12 +124,12 @@ cdef class Engine:
     cdef int run_ready(self) except -1:
         # Each has its tick. What ends the loop leaves the others for the next batch.
         cdef list ready = self.ready
-        cdef Turn turn
+        cdef Ticker ticker
         self.ready = []
         try:
             while ready:
-                turn = ready.pop(0)
-                turn.tick()
+                ticker = ready.pop(0)
+                ticker.tick()
         finally:
             self.ready += ready
             if ready:
@@ -234,7 +237,7 @@ cdef class Engine:
             finally:
                 self.arm()
 
-    cdef int end_in_turn(self, Session session) except -1:
+    cdef int end_later(self, Session session) except -1:
         # Its handshake took too long. Those that have begun together end together: some at a time.
         self.ending.append(session)
         if self.ender is None:
@@ -322,7 +325,7 @@ cdef class Engine:
             session.read_batch()
             if (self.turn_due or session.state == SESSION_CLOSED
                     or (session.continuing and not session.holding)
-                    or (self.stirred and self.now - now > LONG_TURN)):
+                    or (self.stirred and self.now - now > LONG_QUANTUM)):
                 break
             self.vain += 1
             if self.vain == LOOKS_TO_YIELD:

@@ -91,7 +91,7 @@ cdef int beat(Session session) except -1:
     if session.state == SESSION_CLOSED:
         return 0
     if session.state != SESSION_UP:
-        return session.engine.end_in_turn(session)
+        return session.engine.end_later(session)
     if session.holding:
         hear_unread(session, now)
     if now - session.last_heard >= patience(session):

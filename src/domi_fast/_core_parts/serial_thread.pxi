@@ -351,7 +351,7 @@ cdef class Outbound(Verbs):
 
     cdef int drain(self) except -1:
         # One turn of sending, in a batch.
-        cdef uint64_t until = self.engine.refresh() + TURN
+        cdef uint64_t until = self.engine.refresh() + QUANTUM
         cdef uint32_t size
         cdef int kind
         cdef int left = CLOCK_EVERY

@@ -1,4 +1,4 @@
-# One connection: handshake, reading in slices, flushing.
+# One connection: handshake, reading by quanta, flushing.
 #
 # Invariants: every wake-up ends in EAGAIN, the end of the stream, an error, or a call_soon
 # continuation (libuv stops polling after an error, so a reader that stops early would never hear
@@ -532,10 +532,10 @@ cdef class Session:
         # The node's frames to itself take the same way as all others, without a socket.
         cdef RawFrame frame
         cdef size_t length
-        # To send to many takes longer than a turn: then there is as much time for what comes next,
-        # which is for the same many, and goes out together.
-        cdef uint64_t turns = min(<uint64_t>TURNS_MOST, 1 + self.engine.flushed // SENDS_A_TURN)
-        cdef uint64_t until = monotonic_ns() + turns * TURN
+        # To send to many takes longer than a quantum: then there is as much time for what comes
+        # next, which is for the same many, and goes out together.
+        cdef uint64_t quanta = 1 + self.engine.flushed // SENDS_A_QUANTUM
+        cdef uint64_t until = monotonic_ns() + min(<uint64_t>QUANTA_MOST, quanta) * QUANTUM
         if self.continuing or self.holding:
             return 0
         self.continuing = True
@@ -638,20 +638,20 @@ cdef class Session:
         return 0
 
     cdef int read_some(self) except -1:
-        # One turn of reading, in a batch.
+        # One quantum of reading, in a batch.
         cdef uint64_t messages
-        cdef bint begun = self.sliced
+        cdef bint begun = self.cut_short
         cdef uint8_t* where
         cdef size_t size
         cdef Py_ssize_t n
         cdef bint finished = False
         try:
-            if self.sliced:
+            if self.cut_short:
                 self.engine.refresh()
-                self.engine.begin_turn(self)
+                self.engine.begin_quantum(self)
                 self.reader.open_tail()
                 self.parse()
-            while not self.sliced and self.state != SESSION_CLOSED:
+            while not self.cut_short and self.state != SESSION_CLOSED:
                 self.reader.room(self.engine.buffer, RECEIVE_BUFFER, &where, &size)
                 n = self.driver.recv(where, size)
                 if n <= 0:
@@ -668,7 +668,7 @@ cdef class Session:
                 self.last_heard = self.engine.refresh()
                 if not begun:
                     begun = True
-                    self.engine.begin_turn(self)
+                    self.engine.begin_quantum(self)
                 self.bytes_in += n
                 self.reader.received(self.engine.buffer, n)
                 messages = self.frames_in - self.beats_in
@@ -689,13 +689,13 @@ cdef class Session:
         return 0
 
     cdef int parse(self) except -1:
-        # Deliver the whole frames of the open window, until the session's turn is over.
+        # Deliver the whole frames of the open window, until the session has had its quantum.
         cdef RawFrame frame, whole
         cdef FrameReader reader = self.reader
         cdef Router router = self.router
         cdef uint64_t before = 0, now
         cdef int left = CLOCK_EVERY, stride = CLOCK_EVERY
-        self.sliced = True
+        self.cut_short = True
         self.engine.parsed = <PyObject*>reader
         try:
             while reader.next(&frame):
@@ -727,7 +727,7 @@ cdef class Session:
                                   else CLOCK_EVERY if now - before > 2000 else 2 * CLOCK_EVERY)
                     before = now
                     left = stride
-            self.sliced = self.holding
+            self.cut_short = self.holding
         finally:
             self.engine.parsed = NULL
             if self.state == SESSION_CLOSED:
