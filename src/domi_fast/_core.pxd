@@ -271,9 +271,9 @@ cdef class Engine:
         int polls_alone         # turns since it has been, up to POLLS_ALONE
         uint64_t traffic        # nanoseconds: when that was,
         bint stirred            # unless there was some since poll() looked at the clock
-        int vain                # looks at it in a row that found nothing, since a yield
+        readonly uint64_t vain  # looks at it since then
         bint polling            # the loop is to call poll()
-        bint turn_due           # what a message has started waits for the loop's next turn
+        bint turn_due           # what a message has started may wait for the loop's next turn
         readonly uint64_t polls  # turns of the loop in which it polled
         list ready              # of Tickers: what is to run before the batch ends
         unsigned long thread    # the loop thread

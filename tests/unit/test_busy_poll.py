@@ -125,6 +125,59 @@ async def test_tasks_and_timers_are_on_time_meanwhile(registry_url: str) -> None
         assert statistics.median(tasks) < 0.001
 
 
+async def test_the_last_handler_of_a_batch_sends_at_once(registry_url: str) -> None:
+    """If nothing waits for the peer, what comes back may be under way while the handler ends."""
+    async with polling(registry_url, "a", busy_poll=0.5) as (a,):
+        queued: list[int] = []
+
+        def handler(ctx: Context) -> None:
+            for _ in range(2):
+                a.notify(51, b"answer", to=700)
+                queued.append(session(a, 700).queued)
+
+        a.subscribe(50, handler)
+        raw = await RawPeer.plain(a, 700)  # with which it begins to poll
+        frame = len(encode_frame(51, b"answer"))
+        try:
+            for count, expected in (
+                (1, [0, frame]),
+                (2, [frame, 2 * frame, 3 * frame, 4 * frame]),
+            ):
+                queued.clear()
+                await raw.send(encode_frame(50, b"ask") * count)
+                for _ in range(2 * count):
+                    assert (await raw.frame_on(51)).data == b"answer"
+                assert queued == expected
+        finally:
+            raw.close()
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+async def test_what_a_handler_leaves_to_the_loop_does_not_wait_for_the_next_message(
+    registry_url: str, by_hand: bool
+) -> None:
+    """A handler that sends nothing may have made work for others: the loop has its turn first."""
+    got: list[int] = []
+    looks: list[int] = []
+    loop = asyncio.get_running_loop()
+    engine = engine_of(loop)
+    async with polling(registry_url, "a", busy_poll=0.5) as (a,), AsyncExitStack() as stack:
+        if by_hand:
+            peer = await stack.enter_async_context(asked_by_hand(a, got))
+        else:
+            peer = await RawPeer.plain(a, 700)
+            stack.callback(peer.close)
+
+        def handler(ctx: Context) -> None:
+            loop.call_soon(lambda: looks.append(engine.vain))
+
+        a.subscribe(51, handler)
+        for number in range(20):
+            await peer.send(encode_frame(51, b""))
+            await until(lambda expected=number + 1: len(looks) == expected)
+        assert looks == [0] * 20
+
+
 async def test_all_sessions_are_served(registry_url: str) -> None:
     """Not only that which had the last traffic."""
     async with polling(registry_url, "a", "b", "c", "d", busy_poll=0.2) as (a, *others):

@@ -2,15 +2,16 @@
 #
 # A *batch* is what one wake-up of the loop does: enter(), frames are dispatched, leave() flushes
 # every session that was written to. Outside a batch the first write of a loop turn goes out at
-# once and the rest together at the turn's end (a *burst*). So does, within one, what the handler
-# upon whose frame nothing follows sends first to whom nothing waits for.
+# once and the rest together at the turn's end (a *burst*).
 #
 # Sessions are served by turns, each for a *quantum*, which is cut into *slices* that grow: what was
 # written goes out at the end of each, so that the peer has something to do meanwhile.
 #
 # A loop that polls (`busy_poll`) comes round without blocking for as long as there was traffic a
 # short while ago: each time the loop looks at every descriptor, and the engine at that of the
-# latest session by hand. One that has been the latest for a while is looked at by hand only.
+# latest session by hand. One that has been the latest for a while is looked at by hand only. While
+# it polls, what a handler upon whose frame nothing follows sends first goes out at once. A message
+# upon which nothing was sent may have made work for the loop, which has its turn before the next.
 #
 # Invariants: no dispatch inside a dispatch (depth); the receive buffer is used by one session at a
 # time and never across an await. Owned by the loop thread.
@@ -150,14 +151,15 @@ cdef class Engine:
                 self.end_soon()
                 if session.role != ROLE_LOOPBACK:
                     session.flush()
-            elif (self.handles_the_last() and session.state == SESSION_UP
+            elif (self.polling and self.handles_the_last() and session.state == SESSION_UP
                     and session.role != ROLE_LOOPBACK):
                 session.flush()
         return 0
 
     cdef bint handles_the_last(self) noexcept:
-        # Whether nothing follows upon the frame whose handler runs. What that sends first need not
-        # wait for its end.
+        # Whether nothing follows upon the frame whose handler runs. While the loop polls, what that
+        # sends first does not wait for its end. A peer on the same processor would take that away
+        # from the handler, and whoever sleeps takes longer to wake than the handler does.
         cdef PyObject* parsed = self.parsed
         return parsed is not NULL and (
             (<FrameReader>parsed).position == (<FrameReader>parsed).end)
@@ -315,25 +317,26 @@ cdef class Engine:
             self.look_at(None)
             return
         self.polling = True
-        self.call_soon(self.poll)
-        self.turn_due = False
+        self.polls += 1
         if self.polls_alone < POLLS_ALONE:
             self.polls_alone += 1
         else:
             session.driver.unwatch()
-        for looks in range(LOOKS_A_TURN):
-            session.read_batch()
-            if (self.turn_due or session.state == SESSION_CLOSED
-                    or (session.continuing and not session.holding)
-                    or (self.stirred and self.now - now > LONG_QUANTUM)):
-                break
-            self.vain += 1
-            if self.vain == LOOKS_TO_YIELD:
-                # Who is to send may be waiting for this processor.
-                self.vain = 0
-                with nogil:
-                    sched_yield()
-        self.polls += 1
+        try:
+            for looks in range(0 if self.turn_due else LOOKS_A_TURN):
+                session.read_batch()
+                if (self.turn_due or session.state == SESSION_CLOSED
+                        or (session.continuing and not session.holding)
+                        or (self.stirred and self.now - now > LONG_QUANTUM)):
+                    break
+                self.vain += 1
+                if self.vain % LOOKS_TO_YIELD == 0:
+                    # Who is to send may be waiting for this processor.
+                    with nogil:
+                        sched_yield()
+        finally:
+            self.turn_due = False
+            self.call_soon(self.poll)       # behind all that the messages have made ready
 
     def acquire(self):
         """A router begins to use it."""

@@ -639,7 +639,7 @@ cdef class Session:
 
     cdef int read_some(self) except -1:
         # One quantum of reading, in a batch.
-        cdef uint64_t messages
+        cdef uint64_t messages, sent
         cdef bint begun = self.cut_short
         cdef uint8_t* where
         cdef size_t size
@@ -672,9 +672,12 @@ cdef class Session:
                 self.bytes_in += n
                 self.reader.received(self.engine.buffer, n)
                 messages = self.frames_in - self.beats_in
+                sent = self.frames_out
                 self.parse()
                 if self.engine.busy_ns and self.frames_in - self.beats_in != messages:
                     self.engine.poll_on(self)
+                    if self.frames_out == sent:
+                        self.engine.turn_due = True
                 if <size_t>n < size:
                     # Probably all there was: answers go out before the kernel is asked again.
                     self.engine.flush_dirty()
