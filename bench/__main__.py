@@ -21,8 +21,10 @@ from bench.child import OUT, ROOT, BenchError
 from bench.figures import Figure
 from bench.machine import machine, processor_time
 from bench.page import write_docs
+from bench.peers.peer import PEERS
 from bench.settings import Settings, Skip, choose_cpus
 from bench.suite import BENCHMARKS, Benchmark
+from bench.targets import TARGETS
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 SCALING = ROOT / "docs" / "scaling.md"
@@ -32,8 +34,9 @@ examples:
   python -m bench                               everything, some twelve minutes
   python -m bench --only call-reply --rounds 15
   python -m bench --only round-trip --only flood
-  python -m bench --check                       exit code 1 also for a target that was missed,
-                                                what was skipped, and more than 15 minutes
+  python -m bench --check                       exit code 1 also for a target that was missed or
+                                                not measured, what was skipped, and more than
+                                                15 minutes
   python -m bench --smoke                       only that the benchmarks run; seconds
   python -m bench --write-docs                  everything, into docs/ and README.md
   python -m bench --write-docs --from bench/out/latest.json
@@ -64,7 +67,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="fail when a target was missed, something skipped, or 15 minutes exceeded",
+        help="fail when a target was missed or not measured, something skipped, or 15 minutes"
+        " exceeded",
     )
     parser.add_argument(
         "--write-docs",
@@ -135,6 +139,7 @@ def measure(benchmarks: Sequence[Benchmark], settings: Settings) -> report.Repor
             found.broken[each.name] = traceback.format_exc()
         for figure in figures:
             figure.level = each.level
+            figure.target = TARGETS.get(figure.name)
         found.figures += figures
         taken = round(time.monotonic() - began_one, 1)
         found.circumstances["seconds_of_each"][each.name] = taken
@@ -167,10 +172,29 @@ def refuse_part(parser: argparse.ArgumentParser, found: report.Report, source: P
     run = found.circumstances
     if run["smoke"]:
         parser.error(f"--write-docs: {source} is of a smoke test, whose figures mean nothing")
-    measured = run.get("benchmarks", ())
-    lacking = [each.name for each in BENCHMARKS if each.name not in measured]
-    if lacking:
+    if lacking := lacking_in(found):
         parser.error(f"--write-docs wants a whole run; {source} does not have {', '.join(lacking)}")
+
+
+def lacking_in(found: report.Report) -> list[str]:
+    """The benchmarks that were not run."""
+    measured = found.circumstances.get("benchmarks", ())
+    return [each.name for each in BENCHMARKS if each.name not in measured]
+
+
+def complaints_of(found: report.Report) -> list[str]:
+    """What keeps the run from being one in which all was measured, in time, and met."""
+    beside = {name.rpartition("-vs-")[2] for name in TARGETS}
+    needed = {peer.title for peer in PEERS if peer.name in beside}
+    said = [
+        f"left out: {title}, {reason}"
+        for title, reason in found.left_out.items()
+        if title in needed
+    ]
+    if not lacking_in(found):
+        measured = {figure.name for figure in found.figures}
+        said += [f"target not measured: {name}" for name in TARGETS if name not in measured]
+    return found.complaints + said
 
 
 def main() -> int:
@@ -200,7 +224,7 @@ def main() -> int:
         summary.write_readme(found, README)
         for path in [README, SCALING, *write_docs(found, PAGE)]:
             print(f"wrote {os.path.relpath(path)}")
-    complaints = found.complaints if given.check and not smoke else []
+    complaints = complaints_of(found) if given.check and not smoke else []
     for complaint in complaints:
         print(complaint, file=sys.stderr)
     return int(bool(complaints))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.figures import Figure, Target
+from bench.figures import Figure
 from bench.settings import Settings, in_turn
 from bench.two_process.processes import Worker
 
 __all__ = ["guards", "slow_node"]
-
-GUARD_COST = 20e-9
 
 
 def slow_node(settings: Settings) -> list[Figure]:
@@ -22,7 +20,6 @@ def slow_node(settings: Settings) -> list[Figure]:
         by="p99",
         anchor="round_robin",
         anchor_is_ours=True,
-        target=Target("ratio", 1 / 3, at_most=True),
     )
     count = settings.few(4_000)
 
@@ -50,7 +47,6 @@ def guards(settings: Settings) -> list[Figure]:
             f"{guard}-cost",
             f"what {what} to a notify",
             "s",
-            target=Target("value", GUARD_COST, at_most=True),
             detail={"count": count, "ns_with": [], "ns_without": []},
         )
         for guard, what in (

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench.child import BenchError
-from bench.figures import Figure, Target
+from bench.figures import Figure
 from bench.peers.send_loop import SendLoop
 from bench.settings import Settings, Skip, in_turn
 from bench.two_process.channels import ALL_HERE, FEED
@@ -41,7 +41,6 @@ def fan_out(settings: Settings) -> list[Figure]:
             f"publish of 16 B to {sessions:,} sessions, sends",
             "/s",
             anchor="C loop of send",
-            target=Target("ratio", 0.8, at_most=False),
         ),
         STREAM: Figure(
             "fan-out-deliveries",

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.child import BenchError
-from bench.figures import Figure, Target
+from bench.figures import Figure
 from bench.processor import stay
 from bench.settings import Settings, Skip, in_turn
 from bench.two_process.processes import Worker, cluster, start
 
-FLAT = Target("ratio", 1.2, at_most=True)
 WORK = {
     "trip": "Awaited request, 1 core",
     "call": "Processor time of a call and its reply, both ends",
@@ -71,7 +70,7 @@ def grown(
     cost: Callable[[int], Mapping[str, float]],
     rounds: int,
     *,
-    judged: Sequence[int],
+    judged: Mapping[int, int],
     of: str,
     unit: str = "s",
 ) -> list[Figure]:
@@ -79,6 +78,7 @@ def grown(
     the smallest.
 
     :param titles: of what is measured, by the names that ``cost(size)`` uses.
+    :param judged: the sizes, by those of a whole run, which give the figures their names.
     :param of: what the sizes are numbers of.
     """
     taken = {work: {size: list[float]() for size in sizes} for work in titles}
@@ -99,17 +99,16 @@ def grown(
         }
         figures += [
             Figure(
-                f"{name}-{work}-{size}",
+                f"{name}-{work}-{whole}",
                 f"{title}, {size:,} {of}",
                 unit,
                 values=taken[work][size],
                 anchor=f"{sizes[0]:,}",
                 anchor_is_ours=True,
                 anchor_values=taken[work][sizes[0]],
-                target=FLAT,
                 detail={"curve": curve},
             )
-            for size in judged
+            for whole, size in judged.items()
         ]
     return figures
 
@@ -153,13 +152,11 @@ def nodes(settings: Settings) -> list[Figure]:
             sizes,
             cost,
             settings.rounds,
-            judged=sizes[1:],
+            judged=dict(zip((20, 200), sizes[1:], strict=True)),
             of="nodes in the cluster",
         )
     for figure in figures:
         figure.detail["seconds_to_stand"] = stood
-        if "-join-" in figure.name:
-            figure.target = None  # it has as many more to connect with
     return figures
 
 
@@ -217,7 +214,7 @@ def peers(settings: Settings) -> list[Figure]:
             sizes,
             lambda size: pairs[size].costs(settings),
             settings.rounds,
-            judged=sizes[-1:],
+            judged={1023: sizes[-1]},
             of="peers of each node",
         )
         idle = idle_shares({size: pair.server for size, pair in pairs.items()}, window)
@@ -271,7 +268,7 @@ def subscriptions(settings: Settings) -> list[Figure]:
         sizes,
         cost,
         settings.rounds,
-        judged=sizes[-1:],
+        judged={60_000: sizes[-1]},
         of="channels subscribed",
         unit="B",
     )

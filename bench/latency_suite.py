@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from bench.child import ROOT, BenchError
-from bench.figures import Figure, Target
+from bench.figures import Figure
 from bench.peers import c_echo
 from bench.settings import Settings, in_turn
 from bench.two_process.processes import (
@@ -83,7 +83,6 @@ def round_trip_one_core(settings: Settings) -> list[Figure]:
         "Awaited request, 2 processes, 1 core",
         "s",
         anchor="C epoll echo",
-        target=Target("ratio", 1.3, at_most=True),
     )
     return round_trips(figure, settings, (settings.cpus[0], settings.cpus[0]))
 
@@ -101,7 +100,6 @@ def round_trip_unix(settings: Settings) -> list[Figure]:
         "Awaited request, UNIX socket, 1 core",
         "s",
         anchor="C epoll echo, UNIX",
-        target=Target("ratio", 1.5, at_most=True),
     )
     return round_trips(figure, settings, (settings.cpus[0], settings.cpus[0]), unix=True)
 
@@ -197,7 +195,6 @@ def busy(settings: Settings) -> list[Figure]:
         "Awaited request, both ends polling, 2 cores",
         "s",
         anchor="C polling echo",
-        target=Target("ratio", 1.3, at_most=True),
     )
     cpus = settings.pair()
     return [
@@ -213,7 +210,6 @@ def busy_unix(settings: Settings) -> list[Figure]:
         "Awaited request, both ends polling, UNIX socket, 2 cores",
         "s",
         anchor="C polling echo, UNIX",
-        target=Target("ratio", 1.5, at_most=True),
     )
     polling = "--busy-poll", BUSY_POLL
     return round_trips(figure, settings, settings.pair(), *polling, unix=True, busy=True)
@@ -259,11 +255,9 @@ def lateness(settings: Settings, cpus: tuple[int, int]) -> list[Figure]:
         for kind, title in KINDS.items()
         for of, title_of in LATENESSES.items()
     }
-    for (_, of), figure in figures.items():
+    for figure in figures.values():
         figure.anchor = "without polling"
         figure.anchor_is_ours = True
-        if of == "phase":
-            figure.target = Target("value", 1e-3, at_most=True)
     phases = settings.few(20)
     shares, waits = [], []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from bench.figures import Figure, Target
+from bench.figures import Figure
 from bench.settings import Settings, in_turn
 from bench.two_process.processes import cluster, start, start_pair
 
@@ -25,7 +25,6 @@ def half_load(settings: Settings) -> list[Figure]:
         "p99 of an awaited round trip at 50 % load",
         "s",
         by="p99",
-        target=Target("tail", 3.0, at_most=True),
     )
     load = Figure(
         "half-load-arrivals",

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from bench.child import BenchError
-from bench.figures import Figure, Target
+from bench.figures import Figure
 from bench.latency_suite import time_to_answer
 from bench.peers.peer import Peer, named
 from bench.processor import stay
@@ -38,13 +38,6 @@ DELIVERIES = {OURS: 500_000, "pyzmq": 150_000, "nats": 20_000}
 # Ray has daemons that are never quite idle: it is measured apart, and they are ended then.
 BY_TURNS = named("uvloop", "pyzmq", "pyzmq-asyncio", "nats", "grpc", "aiohttp")
 ALONE = named("ray")
-
-TARGETS = {
-    ("call-reply", "pyzmq"): Target("ratio", 10.0, at_most=False),
-    ("requests-256", "nats"): Target("ratio", 12.0, at_most=False),
-    ("requests-256", "grpc"): Target("ratio", 100.0, at_most=False),
-    ("notify-16B", "pyzmq"): Target("ratio", 6.0, at_most=False),
-}
 
 __all__ = ["ALONE", "BY_TURNS", "first_answers", "idle_connections", "messages", "publish", "ray"]
 
@@ -82,7 +75,6 @@ def figure_of(name: str, title: str, unit: str, peer: Peer) -> Figure:
         f"{title}, beside {peer.title}",
         unit,
         anchor=peer.title,
-        target=TARGETS.get((name, peer.name)),
     )
 
 

@@ -63,7 +63,7 @@ class Report:
 
     @property
     def complaints(self) -> list[str]:
-        """What keeps the run from being one in which all was measured, in time, and met."""
+        """Targets that were missed, benchmarks that were skipped, and that it took too long."""
         run = self.circumstances
         found = [f"target missed: {figure.title}" for figure in self.missed]
         found += [f"not measured: {name}, {reason}" for name, reason in self.skipped.items()]

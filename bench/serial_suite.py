@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from bench.figures import Figure, Target
+from bench.figures import Figure
 from bench.settings import Settings, in_turn
 from bench.two_process.processes import cluster, start, start_pair
 
@@ -24,7 +24,6 @@ def call_reply(settings: Settings) -> list[Figure]:
             "/s",
             anchor="at the node",
             anchor_is_ours=True,
-            target=Target("value", 4e6, at_most=False),
         ),
         "list_calls": Figure(
             "serial-lists",
@@ -32,7 +31,6 @@ def call_reply(settings: Settings) -> list[Figure]:
             "/s",
             anchor="at the node",
             anchor_is_ours=True,
-            target=Target("value", 7e6, at_most=False),
         ),
     }
     count = settings.few(3_000_000)
@@ -76,7 +74,6 @@ def thread(settings: Settings) -> list[Figure]:
             by="p99",
             anchor="that is idle",
             anchor_is_ours=True,
-            target=Target("ratio", 1.2, at_most=True),
         ),
         COMPUTING: Figure(
             "serial-thread-computing",

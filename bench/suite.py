@@ -29,7 +29,7 @@ from bench import (
     trouble_suite,
 )
 from bench.child import ROOT, BenchError
-from bench.figures import Figure, Target
+from bench.figures import Figure
 from bench.peers import c_echo, raw_stream
 from bench.peers.peer import Peer
 from bench.settings import Settings, Skip, in_turn
@@ -83,7 +83,6 @@ def call_reply(settings: Settings) -> list[Figure]:
         "call + reply, handlers in Python, 4,096 under way",
         "/s",
         anchor="C epoll echo, 4,096 frames",
-        target=Target("value", 6e6, at_most=False),
     )
     return rates(figure, settings, 3_000_000, 4096, "calls", window=4096)
 
@@ -94,7 +93,6 @@ def call_reply_lists(settings: Settings) -> list[Figure]:
         "call_many + reply_many, handlers of lists, 4,096 under way",
         "/s",
         anchor="C epoll echo, 4,096 frames",
-        target=Target("value", 9e6, at_most=False),
     )
     return rates(figure, settings, 3_000_000, 4096, "list_calls", window=4096)
 
@@ -105,7 +103,6 @@ def requests_256(settings: Settings) -> list[Figure]:
         "Awaited requests, 256 in flight",
         "/s",
         anchor="C epoll echo, 256 frames",
-        target=Target("value", 9e5, at_most=False),
     )
     return rates(figure, settings, 600_000, 256, "requests", in_flight=256)
 
@@ -122,7 +119,6 @@ def notify(settings: Settings) -> list[Figure]:
         figures[size] = figure
         if unit == "B/s":
             figure.anchor = f"C send and recv of {name}"
-    figures[MIB].target = Target("ratio", 0.95, at_most=False)
     for number in range(settings.rounds):
 
         def anchor() -> None:
@@ -173,7 +169,6 @@ def idle_session(settings: Settings) -> list[Figure]:
         "idle-session",
         "Resident memory of an idle session",
         "B",
-        target=Target("value", 4 * KIB, at_most=True),
     )
     cpus = (settings.cpus * 2)[:2]
     count = 100 if settings.smoke else 1000
@@ -207,7 +202,6 @@ def flood(settings: Settings) -> list[Figure]:
         by="p99",
         anchor="without the flood",
         anchor_is_ours=True,
-        target=Target("ratio", 3.0, at_most=True),
     )
     cpus = settings.pair()
     seconds = 0.1 if settings.smoke else 1.5
@@ -271,7 +265,6 @@ def dispatch(settings: Settings) -> list[Figure]:
         "frames from a socket to a handler that does nothing",
         "/s",
         anchor="C loop of vectorcalls",
-        target=Target("ratio", 0.7, at_most=False),
     )
     for _ in range(settings.rounds):
         with Worker("bench.one_process.dispatch", "--cpu", settings.cpus[0]) as node:
@@ -287,7 +280,7 @@ MICRO = {
     "test_ring_put_get": ("RingBuffer: put 64 B and get them", "SimpleQueue"),
     "test_ring_drain": ("RingBuffer: drain many of 64 B", "SimpleQueue"),
     "test_wheel_schedule_cancel": ("TimeWheel: set a timer and cancel it", "uvloop call_later"),
-    "test_dispatch": ("notify to a handler of the same node", "Python function"),
+    "test_local_notify": ("notify to a handler of the same node", "Python function"),
     "test_local_request": ("Awaited request to the same node", "future and call_soon"),
     "test_round_robin": ("choose among 10: round_robin", "random.choice"),
     "test_weighted_round_robin": ("choose among 10: weighted_round_robin", "random.choice"),
@@ -300,7 +293,6 @@ MICRO_ANCHORS = dict.fromkeys(
     ("test_round_robin", "test_weighted_round_robin", "test_least_connections", "test_peak_ewma"),
     "test_choosing_anchor",
 )
-MICRO_TARGETS = {"test_wheel_schedule_cancel": Target("ratio", 8.0, at_most=False)}
 
 
 def micro(settings: Settings) -> list[Figure]:
@@ -334,7 +326,6 @@ def micro(settings: Settings) -> list[Figure]:
             values=found[name],
             anchor=anchor,
             anchor_values=found[MICRO_ANCHORS.get(name, f"{name}_anchor")],
-            target=MICRO_TARGETS.get(name),
         )
         for name, (title, anchor) in MICRO.items()
     ]

@@ -10,14 +10,13 @@ import statistics
 from functools import partial
 
 from bench.child import BenchError
-from bench.figures import Figure, Target
+from bench.figures import Figure
 from bench.processor import below_everybody
 from bench.settings import Settings, Skip, in_turn
 from bench.two_process.processes import Worker, cluster, start
 
 STRANGERS = 10_000
 POLICIES = ("raise", "drop_oldest", "drop_newest", "disconnect")
-TWICE = Target("ratio", 2.0, at_most=True)
 
 __all__ = ["crowd", "stopped"]
 
@@ -36,7 +35,6 @@ def crowd(settings: Settings) -> list[Figure]:
             by="p99",
             anchor="without them",
             anchor_is_ours=True,
-            target=TWICE,
         )
         for who in ("nodes", "guests")
     }
@@ -105,7 +103,6 @@ def stopped_with(policy: str, settings: Settings) -> list[Figure]:
             by="p99",
             anchor="while it is not",
             anchor_is_ours=True,
-            target=TWICE,
             detail={"per_s": [], "anchor_per_s": [], "missed": []},
         )
         for load in ("full", "half")

@@ -19,7 +19,7 @@ def node(loop: Any) -> Iterator[Node]:
     loop.run_until_complete(node.close())
 
 
-def test_dispatch(measure: Any, items: int, loop: Any, node: Node) -> None:
+def test_local_notify(measure: Any, items: int, loop: Any, node: Node) -> None:
     """From ``notify`` to a handler that does nothing."""
     seen = 0
     done = asyncio.Event()
@@ -45,7 +45,7 @@ def test_dispatch(measure: Any, items: int, loop: Any, node: Node) -> None:
     assert node.counters()["frames_in"] - before == items + 1
 
 
-def test_dispatch_anchor(measure: Any, items: int) -> None:
+def test_local_notify_anchor(measure: Any, items: int) -> None:
     """A Python function that is called through another one."""
 
     def handler(data: bytes) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.growth_suite import FLAT, SPARE_FILES, grown, shares
+from bench.growth_suite import SPARE_FILES, grown, shares
 from bench.processor import stay
 from bench.settings import Skip
 
@@ -24,23 +24,23 @@ def test_each_judged_size_stands_beside_the_smallest_with_the_whole_curve() -> N
     figures = grown(
         "growth",
         {"trip": "A round trip", "call": "A call"},
-        (2, 20, 200),
+        (2, 4, 8),
         cost,
         2,
-        judged=(20, 200),
+        judged={20: 4, 200: 8},
         of="nodes",
     )
     # The other way round in the second round, so that none always has the warmer machine.
-    assert asked == [2, 20, 200, 200, 20, 2]
+    assert asked == [2, 4, 8, 8, 4, 2]
+    # They are named after the sizes of a whole run.
     names = [figure.name for figure in figures]
     assert names == [f"growth-{work}-{size}" for work in ("trip", "call") for size in (20, 200)]
+    assert figures[1].title == "A round trip, 8 nodes"
     ratios = [figure.ratios for figure in figures]
-    assert ratios == [pytest.approx([10, 10]), pytest.approx([100, 100]), [1, 1], [1, 1]]
-    assert [figure.is_met for figure in figures] == [False, False, True, True]
-    assert all(figure.target == FLAT for figure in figures)
+    assert ratios == [pytest.approx([2, 2]), pytest.approx([4, 4]), [1, 1], [1, 1]]
     curve = figures[1].detail["curve"]
-    assert curve["x"] == [2, 20, 200]
-    assert curve["y"] == pytest.approx([2e-6, 2e-5, 2e-4])
+    assert curve["x"] == [2, 4, 8]
+    assert curve["y"] == pytest.approx([2e-6, 4e-6, 8e-6])
     assert curve["x_title"] == "nodes"
     assert curve["y_title"] == "A round trip, s"
 
@@ -48,7 +48,7 @@ def test_each_judged_size_stands_beside_the_smallest_with_the_whole_curve() -> N
 def test_a_point_of_the_curve_is_the_median_over_the_rounds() -> None:
     costs = iter([1.0, 10.0, 20.0, 3.0, 2.0, 70.0])
     (figure,) = grown(
-        "growth", {"x": "X"}, (1, 2), lambda _: {"x": next(costs)}, 3, judged=[2], of="of"
+        "growth", {"x": "X"}, (1, 2), lambda _: {"x": next(costs)}, 3, judged={2: 2}, of="of"
     )
     # Rounds of (1, 10), then by turns (3, 20), then (2, 70).
     assert figure.anchor_values == [1.0, 3.0, 2.0]

@@ -481,11 +481,16 @@ def test_without_matplotlib_nothing_is_measured_for_the_docs(
 @pytest.mark.parametrize(
     ("figures", "skipped", "circumstances", "said"),
     [
+        ([], {}, {}, [f"target not measured: {FASTER.name}"]),
+        ([], {}, {"benchmarks": ["flood"]}, []),
+        ([FLOODED], {}, {"benchmarks": ["flood"]}, [f"target missed: {FLOODED.title}"]),
+        ([], {}, {"smoke": True}, []),
         ([FASTER], {}, {}, []),
         ([FASTER], {}, {"seconds": 901.0, "rounds": 15}, []),
         ([FASTER], {}, {"seconds": 901.0}, ["too slow: 901 s, 900 s at most"]),
         ([FASTER], {"stopped": "no root"}, {}, ["not measured: stopped, no root"]),
         ([FASTER, SLOWER], {}, {}, [f"target missed: {SLOWER.title}"]),
+        ([FASTER, FLOODED], {}, {}, [f"target missed: {FLOODED.title}"]),
         (
             [replace(FASTER, values=[], anchor_values=[])],
             {},
@@ -508,9 +513,26 @@ def test_a_run_that_is_checked_says_why_it_fails(
     found.skipped.update(skipped)
     source = tmp_path / "run.json"
     report.save(found, source)
+    monkeypatch.setattr(command, "TARGETS", {FASTER.name: FASTER.target})
     assert call(monkeypatch, "--from", source) == 0
     assert call(monkeypatch, "--check", "--from", source) == int(bool(said))
     assert capsys.readouterr().err.splitlines() == said
+
+
+def test_a_peer_with_a_target_that_was_left_out_fails_a_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run([FASTER])
+    found.left_out = {"pyzmq": "it is not there", "aiohttp": "it is not there, either"}
+    source = tmp_path / "run.json"
+    report.save(found, source)
+    targets = {FASTER.name: FASTER.target, "calls-vs-pyzmq": SLOWER.target}
+    monkeypatch.setattr(command, "TARGETS", targets)
+    assert call(monkeypatch, "--check", "--from", source) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "left out: pyzmq, it is not there",
+        "target not measured: calls-vs-pyzmq",
+    ]
 
 
 @pytest.mark.picture
