@@ -118,8 +118,13 @@ class Figure:
 
     @property
     def other_wins(self) -> bool:
-        """By the median of the ratios."""
-        return self.is_compared and self.is_lost_at(statistics.median(self.ratios))
+        """In every round."""
+        return self.is_compared and all(map(self.is_lost_at, self.ratios))
+
+    @property
+    def is_undecided(self) -> bool:
+        """The other wins in some rounds, and not in all."""
+        return self.is_compared and len(set(map(self.is_lost_at, self.ratios))) == 2
 
     def is_lost_at(self, ratio: float) -> bool:
         """Whether that is the worse side of 1."""

@@ -1,4 +1,4 @@
-"""What a run says in sentences, made from its figures alone: where others win, how noisy it was."""
+"""What a run says in sentences, made from its figures alone: who wins, how noisy it was."""
 
 from __future__ import annotations
 
@@ -16,29 +16,42 @@ COMPARED = {
     "B/s": "the rate of",
 }
 
-__all__ = ["COMPARED", "noise", "where_others_win"]
+__all__ = ["COMPARED", "noise", "undecided", "where_others_win"]
 
 
 def where_others_win(figures: Sequence[Figure]) -> list[str]:
-    """Lines of Markdown: each figure that is on the losing side, by its median or by a tail."""
+    """Lines of Markdown: each figure that is on the losing side in every round, or by a tail."""
     compared = [figure for figure in figures if figure.is_compared]
     if not compared:
         return ["Nothing that others have made was measured in this run."]
     lost = [figure for figure in compared if figure.other_wins]
     said = (
-        f"{len(compared)} figures stand beside the work of others. On the losing side, by the "
-        f"median of the rounds' ratios: {len(lost)}{':' if lost else '.'}"
+        f"{len(compared)} figures stand beside the work of others. On the losing side, in every "
+        f"round: {len(lost)}{':' if lost else '.'}"
     )
-    lines = [said, "", *[f"- {figure.work}: {_loss(figure)}" for figure in lost]]
+    lines = [said, "", *map(_compared, lost)]
     tails = [f"- {f.work}: {said}" for f in compared if not f.other_wins and (said := _tail(f))]
     if tails:
-        lines += ["", "And these win by the median, and lose among the slowest:", "", *tails]
+        lines += ["", "And these do not, but are slower among the slowest:", "", *tails]
     return lines
 
 
-def _loss(figure: Figure) -> str:
-    said = f"{figure.ratio()} {COMPARED[figure.unit]} {figure.anchor}"
-    return said + ("." if all(map(figure.is_lost_at, figure.ratios)) else ", not in every round.")
+def undecided(figures: Sequence[Figure]) -> list[str]:
+    """Lines of Markdown: each figure whose rounds are on both sides of the other's."""
+    found = [figure for figure in figures if figure.is_undecided]
+    worse = sum(figure.is_lost_at(statistics.median(figure.ratios)) for figure in found)
+    said = "Figures that are better than the other's in some rounds, and not in others: "
+    if not found:
+        return [f"{said}0."]
+    return [
+        f"{said}{len(found)}, of which {worse} are worse by the median:",
+        "",
+        *map(_compared, found),
+    ]
+
+
+def _compared(figure: Figure) -> str:
+    return f"- {figure.work}: {figure.ratio()} {COMPARED[figure.unit]} {figure.anchor}."
 
 
 def _tail(figure: Figure) -> str:

@@ -215,6 +215,7 @@ def work_rows(figures: Sequence[Figure]) -> list[Row]:
             kind = OURS_OTHERWISE if figure.anchor_is_ours else OTHER
             note = write(statistics.median(figure.ratios), "×")
             note += ", the other wins" if figure.other_wins else ""
+            note += ", not decided" if figure.is_undecided else ""
             marks = _marks(figure.anchor_columns)
             rows.append(Row(figure.anchor, kind, marks, note, figure.other_wins))
     return rows

@@ -16,7 +16,7 @@ import pytest
 from bench import __main__ as command
 from bench import report, scaling, summary
 from bench.figures import Figure, Target
-from bench.findings import noise, where_others_win
+from bench.findings import noise, undecided, where_others_win
 from bench.page import END, START, write_docs
 from bench.plots import FARTHEST, MET, MISSED, OURS, UNJUDGED, Panels, Plot, Rows, plots_of
 from bench.report import Report
@@ -46,6 +46,9 @@ SLOWER = Figure(
     anchor_values=[3e6, 3e6, 3e6],
     target=Target("value", 3e6, at_most=False),
     level=SEVERAL,
+)
+LOST = replace(
+    SLOWER, name="calls-vs-nats", anchor="nats-py", anchor_values=[5e6, 5e6, 5e6], target=None
 )
 FLOODED = Figure(
     "flood",
@@ -177,7 +180,7 @@ def test_the_page_is_written_between_its_markers(page: Path) -> None:
     assert [path.name for path in written[1:]] == list(shown.values())
     headings = re.findall(r"^#{3,} (.+)$", text, re.MULTILINE)
     assert headings == [
-        *("Where others win", "How noisy it was", "All figures"),
+        *("Where others win", "What the run does not decide", "How noisy it was", "All figures"),
         *(SEVERAL, ONE, SINGLE),
     ]
     for figure in FIGURES:
@@ -260,10 +263,10 @@ def test_of_few_measurements_there_is_no_p999() -> None:
 
 @pytest.mark.picture
 def test_the_pictures_say_what_they_show(page: Path) -> None:
-    write_docs(run(FIGURES), page)
+    write_docs(run([*FIGURES, LOST]), page)
     texts = {path.name: text_of(path) for path in (page.parent / "benchmarks").iterdir()}
     assert set(texts) == PICTURES
-    for plot in plots_of(FIGURES):
+    for plot in plots_of([*FIGURES, LOST]):
         assert plot.title in texts[f"{plot.name}.svg"]
     for figure in (FASTER, SLOWER, FLOODED, COSTS_NOTHING):
         assert figure.title in texts["targets.svg"]
@@ -275,7 +278,8 @@ def test_the_pictures_say_what_they_show(page: Path) -> None:
     ):
         assert figure.title in texts[picture]
         assert figure.anchor in texts[picture]
-    assert "0.67×, the other wins" in texts["peers-rates.svg"]
+    assert "0.67×, not decided" in texts["peers-rates.svg"]
+    assert "0.40×, the other wins" in texts["peers-rates.svg"]
     assert "the other wins" not in texts["anchors-latency.svg"]
     assert "Time of a message" in texts["growth.svg"]
 
@@ -414,20 +418,38 @@ def test_figures_of_several_sizes_may_have_one_curve() -> None:
 
 
 def test_who_wins_is_named() -> None:
-    lines = where_others_win(FIGURES)
-    assert lines[0].startswith("4 figures stand beside the work of others. ")
-    assert lines[0].endswith(" ratios: 1:")
+    lines = where_others_win([*FIGURES, LOST])
+    assert lines[0].startswith("5 figures stand beside the work of others. ")
+    assert lines[0].endswith(" in every round: 1:")
     listed = [line for line in lines if line.startswith("- ")]
     assert listed == [
-        f"- {SLOWER.title}: 0.67× (0.33–1.33) the rate of pyzmq, not in every round.",
+        f"- {LOST.title}: 0.40× (0.20–0.80) the rate of nats-py.",
         f"- {FASTER.title}: p99 30.0 µs, C epoll echo 20.0 µs.",
     ]
     won = where_others_win([LARGE, MEMORY])
-    assert won[0].endswith(" ratios: 0.")
+    assert won[0].endswith(" in every round: 0.")
     assert not any(line.startswith("- ") for line in won)
     assert where_others_win([FLOODED]) == [
         "Nothing that others have made was measured in this run."
     ]
+
+
+def test_what_differs_from_round_to_round_is_won_by_nobody() -> None:
+    better = replace(SLOWER, values=[2e6, 4e6, 8e6])
+    ours = replace(SLOWER, anchor_is_ours=True)
+    first, *listed = undecided([*FIGURES, LOST, better, ours])
+    assert first.endswith(" and not in others: 2, of which 1 are worse by the median:")
+    assert listed == [
+        "",
+        f"- {SLOWER.title}: 0.67× (0.33–1.33) the rate of pyzmq.",
+        f"- {SLOWER.title}: 1.33× (0.67–2.67) the rate of pyzmq.",
+    ]
+    for figure in (SLOWER, better):
+        assert not any(figure.title in line for line in where_others_win([figure]))
+    # As good as the other in a round is not worse.
+    assert min(LARGE.ratios) == 1.0
+    (line,) = undecided([LOST, LARGE, MEMORY, FLOODED])
+    assert line.endswith(": 0.")
 
 
 def test_the_widest_spreads_are_named() -> None:
