@@ -48,7 +48,7 @@ PEERS = (
         "uvloop Protocol",
         "uvloop_protocol",
         "uvloop",
-        frozenset({"round_trips", "requests", "connections", "first_answer"}),
+        frozenset({"round_trips", "requests", "calls", "notifies", "connections", "first_answer"}),
     ),
     Peer(
         "pyzmq",

@@ -1,15 +1,19 @@
-"""An echo by a plain asyncio ``Protocol`` on uvloop: as little as Python can do with a socket.
+"""Plain asyncio Protocols on uvloop, an echo and a sink: as little as Python can do with a socket.
 
-It has no messages: whoever asks knows that all are of one size, and that answers keep their order.
+They have no messages: both ends know that all are of one size, and that answers keep their order.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import os
 import time
 from collections import deque
-from typing import Any, cast
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar, cast
 
 from bench.peers import loads, program
 from bench.two_process.channels import PING_DATA
@@ -18,6 +22,7 @@ from bench.two_process.memory import memory
 
 FRAME = b"\x0c\0\0\0\0\0\x32\0ping"
 SIZE = len(PING_DATA)
+HIGH_WATER = 256 * 1024  # bytes that who sends one way has ahead of the kernel
 
 __all__ = ["EchoClient", "EchoServer"]
 
@@ -84,56 +89,226 @@ class Asker(asyncio.Protocol):
         return future
 
 
-async def connect(address: str) -> Asker:
-    host, _, port = address.rpartition(":")
+class Messages(asyncio.Protocol):
+    """Cuts what comes into messages of one size."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._pieces: list[bytes] = []
+        self._length = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def cut(self, data: bytes) -> list[bytes]:
+        """Those that are whole with this."""
+        size = self.size
+        self._pieces.append(data)
+        self._length += len(data)
+        if self._length < size:
+            return []
+        joined = b"".join(self._pieces)
+        whole = self._length - self._length % size
+        self._pieces = [joined[whole:]] if whole < self._length else []
+        self._length -= whole
+        return [joined[start : start + size] for start in range(0, whole, size)]
+
+
+class Caller(Messages):
+    """Messages that come back, ``window`` under way; what has come together is sent together."""
+
+    def __init__(self, window: int, seconds: float) -> None:
+        super().__init__(SIZE)
+        self.received = self.wrong = 0
+        self.done = asyncio.get_running_loop().create_future()
+        self._sent = window
+        self._seconds = seconds
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.began = time.perf_counter()
+        self.transport.write(PING_DATA * self._sent)
+
+    def data_received(self, data: bytes) -> None:
+        messages = self.cut(data)
+        for message in messages:
+            self.wrong += message != PING_DATA
+        self.received += len(messages)
+        if time.perf_counter() - self.began < self._seconds:
+            self._sent += len(messages)
+            self.transport.write(PING_DATA * len(messages))
+        elif self.received == self._sent:
+            self.done.set_result(None)
+
+
+class Sink(Messages):
+    """Counts messages, whose size comes first and is acknowledged; at their end it says so."""
+
+    def __init__(self) -> None:
+        super().__init__(SIZE)
+        self._tally = loads.Tally()
+        self._is_told = False
+
+    def data_received(self, data: bytes) -> None:
+        messages = self.cut(data)
+        if not self._is_told and messages:
+            self._is_told = True
+            self.size = int.from_bytes(messages.pop(), "little")
+            self.transport.write(b"!")
+        for message in messages:
+            self._tally.add(message)
+
+    def eof_received(self) -> None:
+        self.transport.write(self._tally.told())
+
+
+class Sender(asyncio.Protocol):
+    """Sends one way, as fast as there is room; small messages are written together."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._begun = loop.create_future()
+        self._told = loop.create_future()
+        self._said = b""
+        self._room = asyncio.Event()
+        self._room.set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(HIGH_WATER)
+
+    def pause_writing(self) -> None:
+        self._room.clear()
+
+    def resume_writing(self) -> None:
+        self._room.set()
+
+    def data_received(self, data: bytes) -> None:
+        if self._begun.done():
+            self._said += data
+        else:
+            self._begun.set_result(None)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._told.set_result(self._said)
+
+    async def send(self, data: bytes, seconds: float) -> tuple[int, float]:
+        """How many, and until when they had come."""
+        write = self._transport.write
+        write(len(data).to_bytes(SIZE, "little"))
+        await asyncio.wait_for(self._begun, loads.PATIENCE)
+        clock = time.perf_counter
+        batch = loads.batch_of(len(data))
+        count = 0
+        began = clock()
+        while clock() - began < seconds:
+            write(b"".join([data] * batch))
+            count += batch
+            await self._room.wait()
+        self._transport.write_eof()
+        arrived = await asyncio.wait_for(self._told, loads.PATIENCE)
+        taken = clock() - began
+        loads.check_arrival(arrived, data, count)
+        return count, taken
+
+
+Kind = TypeVar("Kind", bound=asyncio.Protocol)
+
+
+@asynccontextmanager
+async def connected(address: str, to: str, protocol: Callable[[], Kind]) -> AsyncIterator[Kind]:
+    """To the ``echo`` or to the ``sink``, until the block ends."""
+    port = json.loads(address)[to]
     loop = asyncio.get_running_loop()
-    _, asker = await loop.create_connection(Asker, host, int(port))
-    return asker
-
-
-async def round_trips(address: str, seconds: float) -> dict[str, Any]:
-    host, _, port = address.rpartition(":")
-
-    async def some(seconds: float) -> list[int]:
-        transport, client = await asyncio.get_running_loop().create_connection(
-            lambda: EchoClient(1_000_000_000, seconds), host, int(port)
-        )
-        await asyncio.wait_for(client.done, loads.PATIENCE)
+    transport, client = await loop.create_connection(protocol, "127.0.0.1", port)
+    try:
+        yield client
+    finally:
         transport.close()
+
+
+class Client:
+    """Its works, each on connections of its own."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    async def round_trips(self, seconds: float) -> dict[str, Any]:
+        await self._trips(seconds * loads.WARM_UP)
+        return percentiles(await self._trips(seconds))
+
+    async def _trips(self, seconds: float) -> list[int]:
+        async with connected(
+            self._address, "echo", lambda: EchoClient(1_000_000_000, seconds)
+        ) as client:
+            await asyncio.wait_for(client.done, loads.PATIENCE)
         return client.taken
 
-    await some(seconds * loads.WARM_UP)
-    return percentiles(await some(seconds))
+    async def calls(self, window: int, seconds: float) -> dict[str, Any]:
+        await self._calls(window, seconds * loads.WARM_UP)
+        rate = await self._calls(window, seconds)
+        async with connected(self._address, "echo", Asker) as asker:
+            answers = await asyncio.gather(*map(asker.ask, loads.SENT))
+        check(answers == loads.SENT, "answers were mixed up")
+        return {"rate": rate}
+
+    async def _calls(self, window: int, seconds: float) -> float:
+        async with connected(self._address, "echo", lambda: Caller(window, seconds)) as caller:
+            await asyncio.wait_for(caller.done, loads.PATIENCE)
+            taken = time.perf_counter() - caller.began
+        check(caller.wrong == 0, f"{caller.wrong} of {caller.received} answers were wrong")
+        return caller.received / taken
+
+    async def notifies(self, size: int, seconds: float) -> dict[str, Any]:
+        """From the first message until the receiver says that it has had the last."""
+        data = os.urandom(size)
+        await self._one_way(data, seconds * loads.WARM_UP)
+        count, taken = await self._one_way(data, seconds)
+        return loads.streamed(size, count, taken)
+
+    async def _one_way(self, data: bytes, seconds: float) -> tuple[int, float]:
+        async with connected(self._address, "sink", Sender) as sender:
+            return await sender.send(data, seconds)
 
 
 async def server(given: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
-    listening = await loop.create_server(EchoServer, "127.0.0.1", 0, backlog=1024)
-    port = listening.sockets[0].getsockname()[1]
-    await serve({"memory": memory}, address=f"127.0.0.1:{port}")
+    protocols = {"echo": EchoServer, "sink": Sink}
+    listening = {
+        name: await loop.create_server(protocol, "127.0.0.1", 0, backlog=1024)
+        for name, protocol in protocols.items()
+    }
+    ports = {name: each.sockets[0].getsockname()[1] for name, each in listening.items()}
+    await serve({"memory": memory}, address=json.dumps(ports))
 
 
 async def client(given: argparse.Namespace) -> None:
-    asker = await connect(given.address)
-
-    async def trips(seconds: float) -> dict[str, Any]:
-        return await round_trips(given.address, seconds)
-
-    await serve({**loads.asking(asker.ask), "round_trips": trips})
+    work = Client(given.address)
+    async with connected(given.address, "echo", Asker) as asker:
+        await serve(
+            {
+                **loads.asking(asker.ask),
+                "round_trips": work.round_trips,
+                "calls": work.calls,
+                "notifies": work.notifies,
+            }
+        )
 
 
 async def connections(given: argparse.Namespace) -> None:
     """Opens as many as it is told to, and leaves them idle once each has had an answer."""
     opened: list[Asker] = []
+    async with AsyncExitStack() as stack:
 
-    async def open_more(count: int) -> dict[str, Any]:
-        for _ in range(count):
-            asker = await connect(given.address)
-            check(await asker.ask(PING_DATA) == PING_DATA, "a wrong answer")
-            opened.append(asker)
-        return {"open": len(opened)}
+        async def open_more(count: int) -> dict[str, Any]:
+            for _ in range(count):
+                of = connected(given.address, "echo", Asker)
+                asker = await stack.enter_async_context(of)
+                check(await asker.ask(PING_DATA) == PING_DATA, "a wrong answer")
+                opened.append(asker)
+            return {"open": len(opened)}
 
-    await serve({"open": open_more})
+        await serve({"open": open_more})
 
 
 if __name__ == "__main__":

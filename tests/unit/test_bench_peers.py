@@ -17,7 +17,7 @@ from bench.__main__ import measure
 from bench.child import BenchError
 from bench.figures import Figure
 from bench.latency_suite import time_to_answer
-from bench.peers import install, loads
+from bench.peers import install, loads, uvloop_protocol
 from bench.peers.peer import PEERS, Peer, named, nats_server, versions
 from bench.settings import Settings, Skip, choose_cpus
 from bench.suite import BENCHMARKS, Benchmark
@@ -185,6 +185,16 @@ def test_a_program_gets_its_first_answer(name: str) -> None:
         address = server.ready["address"]
         command = module_command("bench.peers.first_answers", name, address)
         assert time_to_answer(command, CPUS[1]) > 0
+
+
+@pytest.mark.parametrize("size", [1, 4, 30, 1000])
+@pytest.mark.parametrize("piece", [1, 3, 4, 64, 1000])
+def test_messages_are_cut_out_of_whatever_pieces_come(size: int, piece: int) -> None:
+    sent = [os.urandom(size) for _ in range(20)]
+    stream = b"".join(sent) + b"not a whole one"[: size - 1]
+    cutting = uvloop_protocol.Messages(size)
+    pieces = [stream[start : start + piece] for start in range(0, len(stream), piece)]
+    assert [message for each in pieces for message in cutting.cut(each)] == sent
 
 
 # ----------------------------------------------------------------------------- what is not let pass
