@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.findings import noise, undecided, where_others_win
+from bench.matrix import matrix
 from bench.plots import Plot, plots_of
 from bench.report import COLUMNS, Report, by_level, replace_between, rows
 
@@ -29,6 +30,8 @@ def write_docs(report: Report, page: Path) -> list[Path]:
     load, stolen = circumstances["load_before"], circumstances.get("stolen")
     lines += ["", "### Where others win", "", *where_others_win(report.figures)]
     lines += ["", "### What the run does not decide", "", *undecided(report.figures)]
+    if beside := matrix(report):
+        lines += ["", "### Peer by peer", "", *beside]
     lines += ["", "### How noisy it was", "", *noise(report.figures, load=load, stolen=stolen)]
     lines += ["", "### All figures", *tables(report)]
     replace_between(page, START, END, lines)

@@ -39,7 +39,16 @@ DELIVERIES = {OURS: 500_000, "pyzmq": 150_000, "nats": 20_000}
 BY_TURNS = named("uvloop", "pyzmq", "pyzmq-asyncio", "nats", "grpc", "aiohttp")
 ALONE = named("ray")
 
-__all__ = ["ALONE", "BY_TURNS", "first_answers", "idle_connections", "messages", "publish", "ray"]
+__all__ = [
+    "ALONE",
+    "BY_TURNS",
+    "DONE_BY",
+    "first_answers",
+    "idle_connections",
+    "messages",
+    "publish",
+    "ray",
+]
 
 
 @dataclass(frozen=True)
@@ -130,6 +139,15 @@ WORKS = (
         )
     ),
 )
+
+SUBSCRIBERS = (1, 10, 100, 1000)
+# All works, by the commands or roles that do them.
+DONE_BY = {
+    **{work.name: work.do for work in WORKS},
+    **{f"publish-{number}": "publish" for number in SUBSCRIBERS},
+    "idle-connection": "connections",
+    "first-answer": "first_answer",
+}
 
 
 # -------------------------------------------------------------------------------------- who is here
@@ -277,7 +295,7 @@ def publish(settings: Settings) -> list[Figure]:
     """One publisher, and subscribers in one other process, which stay over the rounds."""
     cpus = settings.pair()
     peers = here(BY_TURNS, "publish")
-    numbers = (1, 3) if settings.smoke else (1, 10, 100, 1000)
+    numbers = (1, 3) if settings.smoke else SUBSCRIBERS
     attempts = Attempts()
     return attempts.rest(
         each for number in numbers for each in publish_to(number, peers, settings, cpus, attempts)

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 
 __all__ = ["PEERS", "Peer", "named", "nats_server", "versions"]
@@ -19,8 +19,8 @@ class Peer:
 
     :ivar module: its program in this folder: a server and a client that talk as workers do.
     :ivar package: what has to be installed for it.
-    :ivar does: the commands and roles that it has; what it cannot do, or does as another peer here
-        does it better, it has not.
+    :ivar does: the commands and roles that it has.
+    :ivar does_not: the others, with the reason: it cannot, or another peer here does it better.
     :ivar broker: it needs a ``nats-server`` too.
     :ivar stays: its start is so slow that its processes are kept over the rounds.
     """
@@ -30,6 +30,7 @@ class Peer:
     module: str
     package: str
     does: frozenset[str]
+    does_not: dict[str, str] = field(compare=False)
     broker: bool = False
     stays: bool = False
 
@@ -42,6 +43,8 @@ class Peer:
         return ""
 
 
+NO_PUBLISH = "no publish of its own"
+
 PEERS = (
     Peer(
         "uvloop",
@@ -49,6 +52,7 @@ PEERS = (
         "uvloop_protocol",
         "uvloop",
         frozenset({"round_trips", "requests", "calls", "notifies", "connections", "first_answer"}),
+        {"publish": NO_PUBLISH},
     ),
     Peer(
         "pyzmq",
@@ -56,6 +60,7 @@ PEERS = (
         "pyzmq_blocking",
         "pyzmq",
         frozenset({"round_trips", "calls", "notifies", "publish"}),
+        dict.fromkeys(("requests", "connections", "first_answer"), "see zmq.asyncio"),
     ),
     Peer(
         "pyzmq-asyncio",
@@ -63,6 +68,7 @@ PEERS = (
         "pyzmq_asyncio",
         "pyzmq",
         frozenset({"round_trips", "requests", "connections", "first_answer"}),
+        dict.fromkeys(("calls", "notifies", "publish"), "see pyzmq, which is faster"),
     ),
     Peer(
         "nats",
@@ -75,6 +81,7 @@ PEERS = (
                 *("publish", "connections", "first_answer"),
             }
         ),
+        {},
         broker=True,
     ),
     Peer(
@@ -83,6 +90,7 @@ PEERS = (
         "grpc_aio",
         "grpcio",
         frozenset({"round_trips", "requests", "calls", "notifies", "connections", "first_answer"}),
+        {"publish": NO_PUBLISH},
     ),
     Peer(
         "aiohttp",
@@ -90,6 +98,7 @@ PEERS = (
         "aiohttp_http",
         "aiohttp",
         frozenset({"round_trips", "requests", "calls", "notifies", "connections", "first_answer"}),
+        {"publish": NO_PUBLISH},
     ),
     Peer(
         "ray",
@@ -97,6 +106,7 @@ PEERS = (
         "ray_actor",
         "ray",
         frozenset({"round_trips", "requests", "calls", "notifies", "first_answer"}),
+        {"publish": NO_PUBLISH, "connections": "no connection but a process's"},
         stays=True,
     ),
 )
