@@ -10,8 +10,8 @@ from bench.peers_suite import DONE_BY
 from bench.report import Report
 
 SAID = (
-    "What ours is to each, by the median of the rounds' ratios: of a rate so many times it, of a time"
-    " or a size such a part. In heavy type where the other wins in every round."
+    "What ours is to each, by the median of the ratios: of a rate so many times it, of a "
+    "time or a size such a part. In heavy type where the other wins in every round."
 )
 
 __all__ = ["matrix"]

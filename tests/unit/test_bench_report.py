@@ -192,6 +192,9 @@ def test_the_page_is_written_between_its_markers(page: Path) -> None:
 @pytest.mark.picture
 def test_a_second_run_leaves_nothing_of_the_first(page: Path) -> None:
     write_docs(run(FIGURES), page)
+    assert "### Peer by peer" not in page.read_text()
+    write_docs(run([replace(MEMORY, name="idle-connection-vs-grpc")]), page)
+    assert "\n### Peer by peer\n" in page.read_text()
     write_docs(run([FASTER, FLOODED]), page)
     folder = page.parent / "benchmarks"
     assert {path.name for path in folder.iterdir()} == {"targets.svg", "anchors-latency.svg"}
