@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -222,6 +223,15 @@ async def test_so_do_answers_that_are_mixed_up() -> None:
             await measuring
     with pytest.raises(RuntimeError, match="mixed up"):
         await loads.calls(always_alike, lambda: always_alike(b""), 8, 0.01)
+
+
+async def test_so_does_a_wrong_answer_to_the_last_call() -> None:
+    async def wrong(data: bytes = b"") -> bytes:
+        await asyncio.sleep(0)
+        return b"pong"
+
+    with pytest.raises(RuntimeError, match="the last answer was b'pong'"):
+        await loads.calls(wrong, wrong, 8, 0.01)
 
 
 async def test_so_does_a_message_that_is_lost() -> None:
