@@ -220,6 +220,8 @@ def main() -> int:
             print("not written into the docs: a benchmark broke", file=sys.stderr)
         return 1
     if given.write_docs:
+        if found.unquiet:
+            print(found.unquiet, file=sys.stderr)
         scaling.write_docs(found, SCALING)
         summary.write_readme(found, README)
         for path in [README, SCALING, *write_docs(found, PAGE)]:

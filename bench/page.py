@@ -26,6 +26,8 @@ def write_docs(report: Report, page: Path) -> list[Path]:
     lines = [f"- {line}" for line in report.heading()]
     for plot in plots:
         lines += ["", f"![{plot.alt}]({folder.name}/{plot.name}.svg)"]
+    if report.unquiet:
+        lines.insert(0, f"**Beware: {report.unquiet}.**\n")
     circumstances = report.circumstances
     load, stolen = circumstances["load_before"], circumstances.get("stolen")
     lines += ["", "### Where others win", "", *where_others_win(report.figures)]

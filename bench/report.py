@@ -25,6 +25,7 @@ COLUMNS = (
 
 ROUNDS = 7  # of each benchmark, unless it is told otherwise
 MOST_SECONDS = 900.0  # that a run of no more rounds may take
+MOST_LOAD = 0.3  # the load average before a run on a machine that is quiet
 
 __all__ = [
     "COLUMNS",
@@ -70,6 +71,17 @@ class Report:
         if run["seconds"] > MOST_SECONDS and run["rounds"] <= ROUNDS:
             found.append(f"too slow: {run['seconds']:.0f} s, {MOST_SECONDS:.0f} s at most")
         return found
+
+    @property
+    def unquiet(self) -> str:
+        """That something else may have run beside it, if so."""
+        load = self.circumstances["load_before"]
+        if load <= MOST_LOAD:
+            return ""
+        return (
+            f"the machine was not quiet: load {load:.2f} before the run; "
+            f"the figures want {MOST_LOAD} at most"
+        )
 
     def heading(self) -> list[str]:
         """Where the figures come from: a line for the machine, the versions, the run."""

@@ -589,6 +589,30 @@ def test_a_stored_run_is_drawn_without_measuring(
 
 
 @pytest.mark.picture
+@pytest.mark.parametrize(("load", "is_quiet"), [(0.3, True), (0.31, False)])
+def test_a_machine_that_was_not_quiet_is_told_and_is_on_the_page(
+    load: float,
+    is_quiet: bool,
+    tmp_path: Path,
+    page: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = "the machine was not quiet: load 0.31 before the run; the figures want 0.3 at most"
+    source = tmp_path / "run.json"
+    report.save(run([FASTER], load_before=load), source)
+    monkeypatch.setattr(command, "PAGE", page)
+    for name, of in (("SCALING", scaling), ("README", summary)):
+        other = tmp_path / f"{name}.md"
+        other.write_text(f"{of.START}\n{of.END}\n")
+        monkeypatch.setattr(command, name, other)
+    assert call(monkeypatch, "--write-docs", "--from", source) == 0
+    assert capsys.readouterr().err.splitlines() == ([] if is_quiet else [said])
+    beware = f"{START}\n\n**Beware: {said}.**\n\n- it, "
+    assert (beware in page.read_text()) is not is_quiet
+
+
+@pytest.mark.picture
 @pytest.mark.parametrize(
     ("circumstances", "told"),
     [
