@@ -280,6 +280,7 @@ MICRO = {
     "test_ring_put_get": ("RingBuffer: put 64 B and get them", "SimpleQueue"),
     "test_ring_drain": ("RingBuffer: drain many of 64 B", "SimpleQueue"),
     "test_wheel_schedule_cancel": ("TimeWheel: set a timer and cancel it", "uvloop call_later"),
+    "test_serial_schedule_cancel": ("Serial: set a timer and cancel it", "uvloop call_later"),
     "test_local_notify": ("notify to a handler of the same node", "Python function"),
     "test_local_request": ("Awaited request to the same node", "future and call_soon"),
     "test_round_robin": ("choose among 10: round_robin", "random.choice"),
@@ -288,11 +289,6 @@ MICRO = {
     "test_peak_ewma": ("choose among 10: peak_ewma", "random.choice"),
     "test_breaker": ("notify_many to a given peer that has a circuit breaker", "without one"),
 }
-# What several of them have for an anchor.
-MICRO_ANCHORS = dict.fromkeys(
-    ("test_round_robin", "test_weighted_round_robin", "test_least_connections", "test_peak_ewma"),
-    "test_choosing_anchor",
-)
 
 
 def micro(settings: Settings) -> list[Figure]:
@@ -315,7 +311,10 @@ def micro(settings: Settings) -> list[Figure]:
             raise BenchError(f"pytest ended with code {done.returncode}:\n{done.stdout[-4000:]}")
         read = json.loads(report.read_text())["benchmarks"]
     found = {
-        entry["name"]: [entry["extra_info"]["items"] / taken for taken in entry["stats"]["data"]]
+        entry["name"]: [
+            [entry["extra_info"]["items"] / taken for taken in rounds]
+            for rounds in (entry["stats"]["data"], entry["extra_info"]["anchor"])
+        ]
         for entry in read
     }
     return [
@@ -323,9 +322,9 @@ def micro(settings: Settings) -> list[Figure]:
             name.removeprefix("test_").replace("_", "-"),
             title,
             "/s",
-            values=found[name],
+            values=found[name][0],
             anchor=anchor,
-            anchor_values=found[MICRO_ANCHORS.get(name, f"{name}_anchor")],
+            anchor_values=found[name][1],
         )
         for name, (title, anchor) in MICRO.items()
     ]

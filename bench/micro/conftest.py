@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,17 +26,29 @@ def pytest_configure() -> None:
 
 @pytest.fixture
 def measure(benchmark: Any) -> Measure:
-    """``measure(work, items)``: time ``work()``, which does something ``items`` times.
+    """``measure(work, anchor, items)``: time ``work()``, which does something ``items`` times, and
+    ``anchor()``, which does the same without the library, right before it in each round.
 
-    ``prepare()`` goes before each and is not timed.
+    ``prepare()`` goes before both and is not timed.
     """
 
     def times(
-        work: Callable[[], object], items: int, prepare: Callable[[], None] | None = None
+        work: Callable[[], object],
+        anchor: Callable[[], object],
+        items: int,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
-        benchmark.extra_info["items"] = items
+        taken = []
+
+        def anchors_turn() -> None:
+            prepare()
+            began = time.perf_counter()
+            anchor()
+            taken.append(time.perf_counter() - began)
+
         warm_up = 1 if SMOKE else 3
-        benchmark.pedantic(work, setup=prepare, rounds=ROUNDS, warmup_rounds=warm_up)
+        benchmark.pedantic(work, setup=anchors_turn, rounds=ROUNDS, warmup_rounds=warm_up)
+        benchmark.extra_info.update(items=items, anchor=taken[-ROUNDS:])
 
     return times
 

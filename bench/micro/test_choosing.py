@@ -32,13 +32,18 @@ def candidates() -> list[Candidate]:
 
 
 def choose(measure: Any, items: int, policy: Policy) -> None:
+    """Beside one of a list, at random, as Python's own library does it."""
     some = candidates()
 
     def work() -> None:
         for _ in range(items):
             policy.choose(some, None)
 
-    measure(work, items)
+    def anchor() -> None:
+        for _ in range(items):
+            random.choice(some)
+
+    measure(work, anchor, items)
     chosen = {policy.choose(some, None).id for _ in range(100)}
     assert chosen <= set(range(CANDIDATES))
 
@@ -57,17 +62,6 @@ def test_least_connections(measure: Any, items: int) -> None:
 
 def test_peak_ewma(measure: Any, items: int) -> None:
     choose(measure, items, PeakEwma())
-
-
-def test_choosing_anchor(measure: Any, items: int) -> None:
-    """One of a list, at random, as Python's own library does it."""
-    some = candidates()
-
-    def work() -> None:
-        for _ in range(items):
-            random.choice(some)
-
-    measure(work, items)
 
 
 @pytest.fixture
@@ -90,21 +84,18 @@ def pair(loop: Any) -> Iterator[Any]:
         loop.run_until_complete(node.close())
 
 
-def send(measure: Any, items: int, loop: Any, client: Node, server: int) -> None:
+def test_breaker(measure: Any, items: int, loop: Any, pair: Any) -> None:
+    """Beside the same without one."""
     messages = [DATA] * AT_A_TIME
 
-    async def sending() -> None:
+    async def sending(client: Node, server: int) -> None:
         for _ in range(items // AT_A_TIME):
             client.notify_many(SINK, messages, to=server)
             await client.drained(server)
 
-    measure(lambda: loop.run_until_complete(sending()), items)
-
-
-def test_breaker(measure: Any, items: int, loop: Any, pair: Any) -> None:
-    send(measure, items, loop, *pair())
-
-
-def test_breaker_anchor(measure: Any, items: int, loop: Any, pair: Any) -> None:
-    """The same without one."""
-    send(measure, items, loop, *pair(breaker=None))
+    with_one, without = pair(), pair(breaker=None)
+    measure(
+        lambda: loop.run_until_complete(sending(*with_one)),
+        lambda: loop.run_until_complete(sending(*without)),
+        items,
+    )

@@ -20,7 +20,9 @@ def node(loop: Any) -> Iterator[Node]:
 
 
 def test_local_notify(measure: Any, items: int, loop: Any, node: Node) -> None:
-    """From ``notify`` to a handler that does nothing."""
+    """From ``notify`` to a handler that does nothing, beside a Python function that is called
+    through another one.
+    """
     seen = 0
     done = asyncio.Event()
 
@@ -39,29 +41,24 @@ def test_local_notify(measure: Any, items: int, loop: Any, node: Node) -> None:
         node.notify(51, b"")
         await done.wait()
 
-    measure(lambda: loop.run_until_complete(notifies()), items)
-    before = node.counters()["frames_in"]
-    loop.run_until_complete(notifies())
-    assert node.counters()["frames_in"] - before == items + 1
-
-
-def test_local_notify_anchor(measure: Any, items: int) -> None:
-    """A Python function that is called through another one."""
-
     def handler(data: bytes) -> None:
         pass
 
     def notify(data: bytes) -> None:
         handler(data)
 
-    def work() -> None:
+    def anchor() -> None:
         for _ in range(items):
             notify(b"sixteen bytes!!!")
 
-    measure(work, items)
+    measure(lambda: loop.run_until_complete(notifies()), anchor, items)
+    before = node.counters()["frames_in"]
+    loop.run_until_complete(notifies())
+    assert node.counters()["frames_in"] - before == items + 1
 
 
 def test_local_request(measure: Any, items: int, loop: Any, node: Node) -> None:
+    """Beside a future that the loop's next turn fulfils: the least that waiting costs."""
     node.subscribe(50, lambda context: context.reply(b"pong"))
     wrong = 0
 
@@ -70,14 +67,6 @@ def test_local_request(measure: Any, items: int, loop: Any, node: Node) -> None:
         for _ in range(items):
             wrong += await node.request(50, b"ping") != b"pong"
 
-    measure(lambda: loop.run_until_complete(requests()), items)
-    assert wrong == 0
-
-
-def test_local_request_anchor(measure: Any, items: int, loop: Any) -> None:
-    """A future that the loop's next turn fulfils: the least that waiting costs."""
-    wrong = 0
-
     async def futures() -> None:
         nonlocal wrong
         for _ in range(items):
@@ -85,5 +74,9 @@ def test_local_request_anchor(measure: Any, items: int, loop: Any) -> None:
             loop.call_soon(future.set_result, b"pong")
             wrong += await future != b"pong"
 
-    measure(lambda: loop.run_until_complete(futures()), items)
+    measure(
+        lambda: loop.run_until_complete(requests()),
+        lambda: loop.run_until_complete(futures()),
+        items,
+    )
     assert wrong == 0
