@@ -161,6 +161,7 @@ cdef class TimeWheel:
         bint advancing
 
     cdef int put_off(self, Timer timer, uint64_t when_ns) except -1
+    cdef Timer once(self, double when, object callback)
     cdef Timer start(self, uint64_t when_ns, object callback, uint16_t kind)
     cdef uint64_t ticks_at(self, uint64_t when_ns) noexcept
     cdef void add(self, TimerNode* node, uint64_t expiry) noexcept

@@ -424,7 +424,7 @@ cdef class Router:
         """Call ``callback()`` on the loop in ``delay`` seconds, by the wheel; a :class:`Timer`."""
         self.require_engine()
         cdef TimeWheel wheel = self.engine.wheel
-        timer = wheel.call_at(<double>monotonic_ns() * 1e-9 + min(max(0.0, delay), 1e9), callback)
+        timer = wheel.once(<double>monotonic_ns() * 1e-9 + min(max(0.0, delay), 1e9), callback)
         self.engine.arm()
         return timer
 

@@ -589,7 +589,7 @@ cdef class Scheduler:
         if not delay <= 1e9:
             raise ValueError(f"delay {delay} s: up to 1e9 s is allowed")
         return self.begun_timer(
-            self.wheel.call_at(<double>now * 1e-9 + max(0.0, delay), callback), max(0.0, delay))
+            self.wheel.once(<double>now * 1e-9 + max(0.0, delay), callback), max(0.0, delay))
 
     def every(self, double period, callback):
         """Call ``callback()`` in its turn, each ``period`` seconds, as :meth:`TimeWheel.every`.

@@ -109,6 +109,9 @@ cdef class TimeWheel:
 
         :raises ValueError: ``when`` is more than 1e10 seconds, or 2**48 ticks after the start.
         """
+        return self.once(when, callback)
+
+    cdef Timer once(self, double when, object callback):
         check_callback(callback)
         return self.start(wheel_time(self, when), callback, TIMER_ONCE)
 
@@ -160,7 +163,7 @@ cdef class TimeWheel:
 
     def call_later(self, double delay, callback):
         """:meth:`call_at`, ``delay`` seconds after the time of the last :meth:`advance`."""
-        return self.call_at(<double>self.last * 1e-9 + delay, callback)
+        return self.once(<double>self.last * 1e-9 + delay, callback)
 
     def clear(self):
         """Drop every pending timer without calling it."""
