@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +108,30 @@ def requests_256(settings: Settings) -> list[Figure]:
     return rates(figure, settings, 600_000, 256, "requests", in_flight=256)
 
 
+# Into what the receivers in C take each message: memory of its own, or always the same.
+RAW_STREAMS = {"anchor_allocated": False, "anchor_fixed": True}
+
+
+def raw_streams(number: int, settings: Settings, figures: dict[int, Figure]) -> None:
+    """Both of them; the anchor is the faster one, as who allocates may be held up by that.
+
+    :param figures: by the size of a message, of which those that have such an anchor are measured.
+    """
+    anchored = {size: figure for size, figure in figures.items() if figure.anchor}
+
+    def receive(into: str) -> None:
+        for size, figure in anchored.items():
+            stream = settings.few(512 * MIB)
+            measured = raw_stream.measure(*settings.pair(), stream, size, fixed=RAW_STREAMS[into])
+            figure.detail[into].append(measured["bytes_per_s"])
+
+    in_turn(number, *[partial(receive, into) for into in RAW_STREAMS])
+    for figure in anchored.values():
+        figure.anchor_values.append(max(figure.detail[into][-1] for into in RAW_STREAMS))
+
+
 def notify(settings: Settings) -> list[Figure]:
     cpus = settings.pair()
-    stream = 512 * MIB
     sizes = ((16, "16 B", 3_000_000), (KIB, "1 KiB", 500_000), (64 * KIB, "64 KiB", 10_000))
     figures: dict[int, Figure] = {}
     for size, name, count in (*sizes, (MIB, "1 MiB", 600)):
@@ -119,13 +141,8 @@ def notify(settings: Settings) -> list[Figure]:
         figures[size] = figure
         if unit == "B/s":
             figure.anchor = f"C send and recv of {name}"
+            figure.detail |= {into: [] for into in RAW_STREAMS}
     for number in range(settings.rounds):
-
-        def anchor() -> None:
-            for size, figure in figures.items():
-                if figure.anchor:
-                    measured = raw_stream.measure(*cpus, settings.few(stream), size)
-                    figure.anchor_values.append(measured["bytes_per_s"])
 
         def ours() -> None:
             with cluster() as (stack, folder):
@@ -134,7 +151,7 @@ def notify(settings: Settings) -> list[Figure]:
                     measured = client.ask("notifies", size=size, count=figure.detail["count"])
                     figure.values.append(measured["rate" if figure.unit == "/s" else "bytes_per_s"])
 
-        in_turn(number, anchor, ours)
+        in_turn(number, partial(raw_streams, number, settings, figures), ours)
     return list(figures.values())
 
 

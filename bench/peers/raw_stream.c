@@ -2,9 +2,10 @@
  * and nothing else. Both block.
  *
  * Each message is received into a block that was allocated for it, as a bytes object is, and the block
- * of the message before is freed then, as a handler's that keeps the last one.
+ * of the message before is freed then, as a handler's that keeps the last one; with --fixed, all into
+ * one block.
  *
- *   raw_stream --receiver --size N [--block N] [--cpu N]
+ *   raw_stream --receiver --size N [--block N] [--fixed] [--cpu N]
  *   raw_stream --sender --port N --size N [--block N] [--cpu N]
  *
  * The receiver takes a free TCP port on the loopback address, and prints {"port": N}. It takes --size
@@ -17,7 +18,7 @@
 enum { TIMEOUT_S = 60 };
 
 static struct {
-    bool receiver, sender;
+    bool receiver, sender, fixed;
     int port, cpu;
     long size, block;
 } options = {.cpu = -1, .block = 1 << 20};
@@ -41,11 +42,10 @@ static void receive_block(int fd, char *block, size_t size) {
 static void receive_all(int fd) {
     char *last = NULL;
     for (long left = options.size; left > 0; left -= options.block) {
-        size_t size = (size_t)(left < options.block ? left : options.block);
-        char *block = malloc(size);
+        char *block = options.fixed && last ? last : malloc((size_t)options.block);
         if (!block) die("malloc");
-        receive_block(fd, block, size);
-        free(last);
+        receive_block(fd, block, (size_t)(left < options.block ? left : options.block));
+        if (block != last) free(last);
         last = block;
     }
     free(last);
@@ -95,11 +95,12 @@ static void run_sender(void) {
 }
 
 static void usage(FILE *out) {
-    fputs("raw_stream --receiver --size N [--block N] [--cpu N]\n"
+    fputs("raw_stream --receiver --size N [--block N] [--fixed] [--cpu N]\n"
           "raw_stream --sender --port N --size N [--block N] [--cpu N]\n\n"
           "  --port N   of the receiver, on the loopback address\n"
           "  --size N   bytes to send\n"
           "  --block N  bytes of each message: 1 MiB unless it is told\n"
+          "  --fixed    receive all of them into the same memory\n"
           "  --cpu N    stay on this CPU\n",
           out);
 }
@@ -109,7 +110,8 @@ int main(int argc, char **argv) {
         {"receiver", no_argument, 0, 'r'},   {"sender", no_argument, 0, 's'},
         {"port", required_argument, 0, 'p'}, {"size", required_argument, 0, 'n'},
         {"block", required_argument, 0, 'b'}, {"cpu", required_argument, 0, 'a'},
-        {"help", no_argument, 0, 'h'},       {0, 0, 0, 0},
+        {"fixed", no_argument, 0, 'f'},      {"help", no_argument, 0, 'h'},
+        {0, 0, 0, 0},
     };
     for (int option; (option = getopt_long(argc, argv, "", known, NULL)) != -1;) {
         switch (option) {
@@ -118,6 +120,7 @@ int main(int argc, char **argv) {
         case 'p': options.port = (int)number(optarg, "port", 1, 65535); break;
         case 'n': options.size = number(optarg, "size", 1, 1L << 40); break;
         case 'b': options.block = number(optarg, "block", 1, 1L << 30); break;
+        case 'f': options.fixed = true; break;
         case 'a': options.cpu = (int)number(optarg, "cpu", 0, CPU_SETSIZE - 1); break;
         case 'h': usage(stdout); return 0;
         default: usage(stderr); return 2;

@@ -19,16 +19,23 @@ BLOCK = 1 << 20
 
 
 def measure(
-    cpu_server: int | None, cpu_client: int | None, size: int, block: int = BLOCK
+    cpu_server: int | None,
+    cpu_client: int | None,
+    size: int,
+    block: int = BLOCK,
+    *,
+    fixed: bool = False,
 ) -> dict[str, Any]:
     """Sends ``size`` bytes over TCP on the loopback address, from one process to another, in
     messages of ``block`` bytes.
 
     :param cpu_server: the CPU that the receiver is pinned to, or None; ``cpu_client`` the sender's.
+    :param fixed: whether all are received into the same memory, and not each into its own.
     :returns: ``bytes_per_s``, until the receiver has said that it has everything.
     """
     how_much = ["--size", str(size), "--block", str(block)]
-    with Program("raw_stream", "--receiver", *how_much, *cpu(cpu_server)) as receiver:
+    receiving = ["--receiver", *["--fixed"][:fixed], *how_much, *cpu(cpu_server)]
+    with Program("raw_stream", *receiving) as receiver:
         where = ["--port", str(receiver.answer()["port"])]
         with Program("raw_stream", "--sender", *where, *how_much, *cpu(cpu_client)) as sender:
             return sender.answer()
@@ -42,8 +49,10 @@ def main() -> None:
     parser.add_argument("--cpu-client", type=int, metavar="N", help="pin the sender to this CPU")
     parser.add_argument("--size", type=int, default=512 << 20, help="bytes to send")
     parser.add_argument("--block", type=int, default=BLOCK, help="bytes of each message")
+    parser.add_argument("--fixed", action="store_true", help="receive into the same memory")
     given = parser.parse_args()
-    print(json.dumps(measure(given.cpu_server, given.cpu_client, given.size, given.block)))
+    cpus = given.cpu_server, given.cpu_client
+    print(json.dumps(measure(*cpus, given.size, given.block, fixed=given.fixed)))
 
 
 if __name__ == "__main__":

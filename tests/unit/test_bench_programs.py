@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from bench import suite
 from bench.child import BenchError
-from bench.peers import c_echo
+from bench.figures import Figure
+from bench.peers import c_echo, raw_stream
 from bench.peers.c_program import HERE, Program, build
-from bench.peers.raw_stream import measure
+from bench.settings import Settings
 
 PROGRAMS = sorted(path.stem for path in HERE.glob("*.c") if path.stem != "vectorcalls")
 
@@ -69,7 +71,27 @@ def test_an_echo_that_polls_has_one_frame_under_way() -> None:
 
 @pytest.mark.parametrize("block", [1 << 16, 1 << 20])
 @pytest.mark.parametrize("more", [-1, 0, 1])
-def test_a_stream_need_not_be_whole_blocks(block: int, more: int) -> None:
-    found = measure(None, None, block + more, block)
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_stream_need_not_be_whole_blocks(block: int, more: int, fixed: bool) -> None:
+    found = raw_stream.measure(None, None, block + more, block, fixed=fixed)
     assert (found["size"], found["block"]) == (block + more, block)
     assert found["bytes_per_s"] > 0
+
+
+def test_the_anchor_of_one_way_is_the_faster_receiver(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = iter([1.0, 2.0, 4.0, 3.0])
+    asked = []
+
+    def give(*_how_much: int, fixed: bool) -> dict[str, float]:
+        asked.append(fixed)
+        return {"bytes_per_s": next(rates)}
+
+    monkeypatch.setattr(raw_stream, "measure", give)
+    detail: dict[str, list[float]] = {into: [] for into in suite.RAW_STREAMS}
+    large = Figure("notify-1MiB", "", "B/s", anchor="C", detail=detail)
+    figures = {16: Figure("notify-16B", "", "/s"), 1 << 20: large}
+    for number in range(2):
+        suite.raw_streams(number, Settings(2, smoke=True, cpus=(0, 1)), figures)
+    assert asked == [False, True, True, False]
+    assert detail == {"anchor_allocated": [1.0, 3.0], "anchor_fixed": [2.0, 4.0]}
+    assert large.anchor_values == [2.0, 4.0]
