@@ -4,11 +4,10 @@
  *   send_loop --sockets N --frame HEX [--cpu N]
  *
  * It takes a free TCP port on the loopback address, prints {"port": N}, and {"accepted": N} once so
- * many have connected. Each line "ROUNDS FRAMES" of its input has it send the frame FRAMES times to
- * each of them, in turn, and wait for a byte "." on the first socket, which says that all have come;
- * and so on, ROUNDS times after some to warm up. It prints the result on one line: the median over the
- * rounds of the time that the sends have taken alone, and of that until all have come. It ends with
- * its input.
+ * many have connected. Each line "WARM_UP ROUNDS FRAMES" of its input has it send the frame FRAMES
+ * times to each of them, in turn, and wait for a byte "." on the first socket, which says that all have
+ * come; and so on, ROUNDS times after WARM_UP times. It prints the result on one line: of each round the
+ * time that the sends have taken alone, and that until all have come. It ends with its input.
  */
 #include "sockets.h"
 #include <getopt.h>
@@ -58,9 +57,15 @@ static void hear_that_all_have_come(void) {
     if (word != '.') fail("the receivers say that not all was right");
 }
 
-static void measure(long rounds, long frames) {
+static void print_times(const char *name, const uint64_t *times, long count) {
+    printf("\"%s\": [", name);
+    for (long i = 0; i < count; i++) printf("%s%" PRIu64, i ? ", " : "", times[i]);
+    printf("]");
+}
+
+static void measure(long warm_up, long rounds, long frames) {
     uint64_t *sending = room_for(rounds), *taken = room_for(rounds);
-    for (long round = -(rounds / 10 + 1); round < rounds; round++) {
+    for (long round = -warm_up; round < rounds; round++) {
         uint64_t began = now_ns();
         for (long i = 0; i < frames; i++) {
             for (int each = 0; each < options.sockets; each++) send_frame(sockets[each]);
@@ -71,12 +76,11 @@ static void measure(long rounds, long frames) {
         sending[round] = sent - began;
         taken[round] = now_ns() - began;
     }
-    qsort(sending, (size_t)rounds, sizeof *sending, by_size);
-    qsort(taken, (size_t)rounds, sizeof *taken, by_size);
-    printf("{\"sockets\": %d, \"rounds\": %ld, \"frames\": %ld, \"sending_ns\": %" PRIu64
-           ", \"taken_ns\": %" PRIu64 "}\n",
-           options.sockets, rounds, frames, percentile(sending, rounds, 0.5),
-           percentile(taken, rounds, 0.5));
+    printf("{");
+    print_times("sending_ns", sending, rounds);
+    printf(", ");
+    print_times("taken_ns", taken, rounds);
+    printf("}\n");
     fflush(stdout);
     free(sending);
     free(taken);
@@ -121,9 +125,10 @@ int main(int argc, char **argv) {
     }
     pin(options.cpu);
     accept_all();
-    for (long rounds, frames; scanf("%ld %ld", &rounds, &frames) == 2;) {
-        if (rounds < 1 || frames < 1) fail("ROUNDS FRAMES: both are at least 1");
-        measure(rounds, frames);
+    for (long warm_up, rounds, frames; scanf("%ld %ld %ld", &warm_up, &rounds, &frames) == 3;) {
+        if (warm_up < 0 || rounds < 1 || frames < 1)
+            fail("WARM_UP ROUNDS FRAMES: at least 0, 1 and 1");
+        measure(warm_up, rounds, frames);
     }
     return 0;
 }

@@ -36,11 +36,11 @@ class SendLoop(Program):
         if accepted != self._sockets:
             raise RuntimeError(f"{accepted} of {self._sockets} receivers have connected")
 
-    def measure(self, rounds: int, frames: int) -> dict[str, Any]:
+    def measure(self, warm_up: int, rounds: int, frames: int) -> dict[str, Any]:
         """Sends so many frames to each, and waits until they say that all have come.
 
-        :returns: ``sending_ns``, of the sends alone, and ``taken_ns``, until all had come: each the
-            median over the rounds.
+        :returns: ``sending_ns``, of the sends alone, and ``taken_ns``, until all had come, of each
+            round.
         """
-        self.say(f"{rounds} {frames}")
+        self.say(f"{warm_up} {rounds} {frames}")
         return self.answer()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import statistics
 import time
 from typing import Any
 
@@ -35,23 +34,23 @@ class Publisher:
         await self.node.wait_subscribed(FEED, count, timeout=WAIT)
         return {}
 
-    async def measure(self, data: str, rounds: int, frames: int) -> dict[str, Any]:
+    async def measure(self, data: str, warm_up: int, rounds: int, frames: int) -> dict[str, Any]:
         """Publish so often in each round, and wait until all have come.
 
         :param data: of each message, in hex.
-        :returns: the median over the rounds of the time until the kernel has everything, the turn
-            of the loop that it ends with included, and of that until all have come.
+        :returns: of each round the time until the kernel has everything, the turn of the loop that
+            it ends with included, and that until all have come.
         """
         content = bytes.fromhex(data)
         sending, taken = [], []
-        for number in range(-(rounds // 10 + 1), rounds):
+        for number in range(-warm_up, rounds):
             sent, arrived = await self._round(content, frames)
             if number >= 0:
                 sending.append(sent)
                 taken.append(arrived)
         return {
-            "sending_ns": statistics.median_low(sending),
-            "taken_ns": statistics.median_low(taken),
+            "sending_ns": sending,
+            "taken_ns": taken,
             "subscribers": len(self.node.subscribers(FEED)),
         }
 

@@ -1,4 +1,6 @@
-"""The receivers of the benchmark of fan-out: every byte is checked, and every frame counted."""
+"""The benchmark of fan-out: its receivers check every byte and count every frame, and who sends has
+many turns.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from bench.fan_out_suite import STREAM, by_turns
+from bench.settings import Settings
 from bench.two_process.receivers import Counted
 
 FRAME = b"0123456789"
@@ -91,3 +95,27 @@ def test_a_connection_that_ends_is_said_at_once(pairs: Pairs) -> None:
 
     asyncio.run(end())
     assert pairs.word() == b"wrong"
+
+
+def test_the_node_and_the_loop_have_many_turns_in_a_round() -> None:
+    had: list[tuple[str, int]] = []
+
+    def measure(who: str, frames: int) -> dict[str, list[int]]:
+        had.append((who, frames))
+        return {"sending_ns": [len(had)], "taken_ns": [-len(had)]}
+
+    times = by_turns(0, Settings(1, smoke=False, cpus=(0, 1)), measure)
+    single = [who for who, frames in had if frames == 1]
+    assert single == ["anchor", "ours", "ours", "anchor"] * 5
+    assert [who for who, frames in had if frames == STREAM] == single[:6]
+    # The sender of many has just sent one.
+    assert all(had[at - 1] == (who, 1) for at, (who, n) in enumerate(had) if n == STREAM)
+    assert {key: len(of["sending_ns"]) for key, of in times.items()} == {
+        ("ours", 1): 10,
+        ("ours", STREAM): 3,
+        ("anchor", 1): 10,
+        ("anchor", STREAM): 3,
+    }
+    for (who, frames), of in times.items():
+        assert of["taken_ns"] == [-at for at in of["sending_ns"]]
+        assert {had[at - 1] for at in of["sending_ns"]} == {(who, frames)}
