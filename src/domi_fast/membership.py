@@ -17,7 +17,6 @@ import random
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from ._core import printable
@@ -52,7 +51,8 @@ def nodes_prefix(cluster: str) -> str:
 def _machine_key() -> str:
     """What two processes of one machine have in common, and others have not."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
+            return file.read().strip()
     except OSError:
         return ""
 

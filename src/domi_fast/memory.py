@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from pathlib import Path
 
-_PROC = Path("/proc")
-_CGROUPS = Path("/sys/fs/cgroup")
+_PROC = "/proc"
+_CGROUPS = "/sys/fs/cgroup"
 
 
-def used_share(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
+def used_share(proc: str = _PROC, cgroups: str = _CGROUPS) -> float:
     """What the machine uses of its memory, or a cgroup of ours of its limit: the larger share.
 
     The page cache that the kernel can take back at once is free memory. Blocks, for some tens of
@@ -22,9 +22,14 @@ def used_share(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
     return min(1.0, max(0.0, *shares))
 
 
-def _of_machine(proc: Path) -> float:
+def _read(*path: str) -> str:
+    with open(os.path.join(*path), encoding="utf-8") as file:
+        return file.read()
+
+
+def _of_machine(proc: str) -> float:
     sizes = {}
-    for line in (proc / "meminfo").read_text().splitlines():
+    for line in _read(proc, "meminfo").splitlines():
         name, _, rest = line.partition(":")
         if name in {"MemTotal", "MemAvailable"}:
             sizes[name] = int(rest.split()[0])
@@ -33,10 +38,10 @@ def _of_machine(proc: Path) -> float:
     return 1.0 - sizes["MemAvailable"] / sizes["MemTotal"]
 
 
-def _of_cgroups(proc: Path, cgroups: Path) -> Iterator[float]:
+def _of_cgroups(proc: str, cgroups: str) -> Iterator[float]:
     """Of each cgroup that we are in and that has a limit: a limit of a parent binds us, too."""
     try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
+        lines = _read(proc, "self", "cgroup").splitlines()
     except OSError:
         return
     for line in lines:
@@ -46,22 +51,22 @@ def _of_cgroups(proc: Path, cgroups: Path) -> Iterator[float]:
             root = cgroups
         elif "memory" in controllers.split(","):
             names = ("memory.usage_in_bytes", "memory.limit_in_bytes", "total_inactive_file")
-            root = cgroups / "memory"
+            root = os.path.join(cgroups, "memory")
         else:
             continue
-        folder = root / path.lstrip("/")
+        inner = [part for part in path.split("/") if part]
         # In a container the path may be the host's: then the root is what we see of it.
-        for each in (folder, *folder.parents) if folder.is_dir() else (root,):
-            yield from _of_cgroup(each, *names)
-            if each == root:
-                break
+        if not os.path.isdir(os.path.join(root, *inner)):
+            inner = []
+        for depth in range(len(inner) + 1):
+            yield from _of_cgroup(os.path.join(root, *inner[:depth]), *names)
 
 
-def _of_cgroup(folder: Path, current: str, limit: str, cache: str) -> Iterator[float]:
+def _of_cgroup(folder: str, current: str, limit: str, cache: str) -> Iterator[float]:
     try:
-        most = int((folder / limit).read_text())  # "max" where there is none
-        used = int((folder / current).read_text())
-        for line in (folder / "memory.stat").read_text().splitlines():
+        most = int(_read(folder, limit))  # "max" where there is none
+        used = int(_read(folder, current))
+        for line in _read(folder, "memory.stat").splitlines():
             if line.startswith(f"{cache} "):
                 used -= int(line.split()[1])
     except (OSError, ValueError):

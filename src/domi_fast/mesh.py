@@ -145,10 +145,11 @@ class Mesh:
         snapshot = await self._members.join(self._port, http)
         self._spawn(self._members.follow(snapshot))
         self._spawn(self._members.keep())
-        self._spawn(self._watch_memory())
         expected = set(self._members.view) - {self.id}
         for machine in expected:
             self._dialling.want(machine)
+        # After the dials, which take their time meanwhile.
+        self._spawn(self._watch_memory())
         try:
             await self.conditions.wait_for(
                 lambda: all(m in self._peers or m not in self._members.view for m in expected),

@@ -122,9 +122,14 @@ def _abandon_listeners() -> None:
 os.register_at_fork(after_in_child=_abandon_listeners)
 
 
+def _names(host: str) -> list[str | bytes]:
+    """What the resolver is asked for: text only where the codec of other alphabets is needed."""
+    return [name.encode() if name.isascii() else name for name in LOOPBACK.get(host, (host,))]
+
+
 def listen_tcp(host: str, port: int) -> socket.socket:
     """A listening TCP socket. Raises OSError."""
-    name = LOOPBACK.get(host, (host,))[0]
+    name = _names(host)[0]
     info = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, kind, protocol, _, address = info[0]
     sock = socket.socket(family, kind, protocol)
@@ -181,7 +186,7 @@ async def dial(host: str, port: int, unix_path: str | None) -> int:
     loop = asyncio.get_running_loop()
     found = [
         each
-        for name in LOOPBACK.get(host, (host,))
+        for name in _names(host)
         for each in await loop.getaddrinfo(name, port, type=socket.SOCK_STREAM)
     ]
     for family, _, _, _, address in found[:-1]:
@@ -192,10 +197,9 @@ async def dial(host: str, port: int, unix_path: str | None) -> int:
 
 
 async def _dial(family: int, address: str | tuple[Any, ...], peer: str) -> int:
-    loop = asyncio.get_running_loop()
     sock = tune(socket.socket(family, socket.SOCK_STREAM), peer)
     try:
-        await loop.sock_connect(sock, address)
+        await _connect(sock, address)
         if family != socket.AF_UNIX and sock.getsockname() == sock.getpeername():
             # The kernel may connect a dialler of an ephemeral port to itself.
             raise ConnectionRefusedError(errno.ECONNREFUSED, "nobody listens")
@@ -203,3 +207,19 @@ async def _dial(family: int, address: str | tuple[Any, ...], peer: str) -> int:
     except BaseException:
         sock.close()
         raise
+
+
+async def _connect(sock: socket.socket, address: str | tuple[Any, ...]) -> None:
+    """As ``loop.sock_connect``, of which uvloop's asks a resolver, in a thread, once more."""
+    error = sock.connect_ex(address)
+    if error == errno.EINPROGRESS:
+        loop = asyncio.get_running_loop()
+        writable = asyncio.Event()
+        loop.add_writer(sock.fileno(), writable.set)
+        try:
+            await writable.wait()
+        finally:
+            loop.remove_writer(sock.fileno())
+        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error:
+        raise OSError(error, os.strerror(error))

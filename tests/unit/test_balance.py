@@ -711,12 +711,12 @@ async def test_key_and_policy_from_a_serial_thread(registry_url: str) -> None:
 # ------------------------------------------------------------------------------------------ memory
 
 
-def files(folder: Path, contents: dict[str, str]) -> Path:
+def files(folder: Path, contents: dict[str, str]) -> str:
     for name, text in contents.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return folder
+    return str(folder)
 
 
 MEMINFO = {"meminfo": "MemTotal: 1000 kB\nMemFree: 100 kB\nMemAvailable: 750 kB\n"}
@@ -724,10 +724,10 @@ MEMINFO = {"meminfo": "MemTotal: 1000 kB\nMemFree: 100 kB\nMemAvailable: 750 kB\
 
 def test_memory_of_the_machine(tmp_path: Path) -> None:
     proc = files(tmp_path / "proc", MEMINFO)
-    assert used_share(proc, tmp_path / "none") == pytest.approx(0.25)
+    assert used_share(proc, str(tmp_path / "none")) == pytest.approx(0.25)
     assert 0.0 < used_share() <= 1.0
     with pytest.raises(OSError, match="meminfo"):
-        used_share(files(tmp_path / "odd", {"meminfo": "MemTotal: 1000 kB\n"}), tmp_path)
+        used_share(files(tmp_path / "odd", {"meminfo": "MemTotal: 1000 kB\n"}), str(tmp_path))
 
 
 def test_memory_of_a_cgroup_of_version_2(tmp_path: Path) -> None:
@@ -745,7 +745,7 @@ def test_memory_of_a_cgroup_of_version_2(tmp_path: Path) -> None:
         },
     )
     assert used_share(proc, cgroups) == pytest.approx(0.6)
-    (cgroups / "a/b/memory.max").write_text("125")
+    files(tmp_path / "cgroup", {"a/b/memory.max": "125"})
     assert used_share(proc, cgroups) == pytest.approx(0.8)
 
 
@@ -761,5 +761,5 @@ def test_memory_of_a_cgroup_of_version_1(tmp_path: Path) -> None:
         },
     )
     assert used_share(proc, cgroups) == pytest.approx(0.7)
-    (cgroups / "memory/memory.limit_in_bytes").write_text(str((1 << 63) - 4096))
+    files(tmp_path / "cgroup", {"memory/memory.limit_in_bytes": str((1 << 63) - 4096)})
     assert used_share(proc, cgroups) == pytest.approx(0.25)

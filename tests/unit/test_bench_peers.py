@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -196,6 +197,13 @@ def test_messages_are_cut_out_of_whatever_pieces_come(size: int, piece: int) -> 
     cutting = uvloop_protocol.Messages(size)
     pieces = [stream[start : start + piece] for start in range(0, len(stream), piece)]
     assert [message for each in pieces for message in cutting.cut(each)] == sent
+
+
+def test_what_such_a_program_imports_is_kept_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of the peers is, which were installed."""
+    program = "import sys; print('wrong' if sys.dont_write_bytecode else 'right')"
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    assert time_to_answer([sys.executable, "-c", program], CPUS[1]) > 0
 
 
 # ----------------------------------------------------------------------------- what is not let pass

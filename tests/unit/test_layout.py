@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from importlib import machinery
@@ -148,6 +149,30 @@ def test_importing_the_package_imports_packaging_alone() -> None:
         if not name.startswith("_cython_") and name != "cython_runtime"
     }
     assert found == {"domi_fast", "packaging"}
+
+
+def test_a_start_imports_nothing_that_is_needed_sometimes_only() -> None:
+    """A node that joins by a file that is there, and is asked by its address."""
+    program = (
+        "import asyncio, json, sqlite3, sys\n"
+        "before = set(sys.modules)\n"
+        "from domi_fast import Node\n"
+        "async def main():\n"
+        "    async with Node('node', registry=sys.argv[1]):\n"
+        "        async with Node('other', registry=sys.argv[1]):\n"
+        "            print(json.dumps(list(set(sys.modules) - before)))\n"
+        "asyncio.run(main())\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite://{folder}/registry.db"
+        run_alone(
+            "import sys; from domi_fast.registry.sqlite_file import StoreFile\n"
+            "StoreFile(sys.argv[1]).close(); print('0')",
+            f"{folder}/registry.db",
+        )
+        loaded = set(run_alone(program, url))
+    assert "domi_fast.registry.sqlite" in loaded
+    assert not loaded & {"ctypes", "encodings.idna", "pathlib", "tempfile", "uuid"}
 
 
 def run_alone(program: str, *arguments: str) -> Any:

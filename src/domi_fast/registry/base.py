@@ -12,6 +12,7 @@ place in a queue. A cancelled write may or may not have been done.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
@@ -23,6 +24,7 @@ Cursor: TypeAlias = Hashable
 
 MAX_KEY = 400
 """The longest key, in bytes of UTF-8: Consul takes 512 and a root path wants room in front."""
+_NO_TEXT = re.compile("[\x00-\x1f\x7f\ud800-\udfff\U0010fffe\U0010ffff]")
 
 
 class CompareFailed(RegistryError):
@@ -97,7 +99,7 @@ def check_prefix(prefix: str) -> None:
     """As :func:`check_key` for the beginning of a key, which may be empty or end anywhere."""
     if not isinstance(prefix, str):
         raise RegistryError(f"a key must be a str, not {type(prefix).__name__}")
-    if any(c < " " or c == "\x7f" or "\ud800" <= c <= "\udfff" or c > "\U0010fffd" for c in prefix):
+    if _NO_TEXT.search(prefix):
         raise RegistryError(f"the key {prefix!r} has characters that are no text")
     if len(prefix.encode()) > MAX_KEY:
         raise RegistryError(

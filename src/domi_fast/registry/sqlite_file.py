@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import sqlite3
-import tempfile
 from contextlib import suppress
 from typing import Final
 from urllib.parse import quote
@@ -25,7 +23,14 @@ _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _connections: dict[int, sqlite3.Connection] = {}
 
 
+def _before_fork() -> None:
+    # Loaded here, since most processes never fork, and a child of threads is no place to import.
+    import ctypes  # noqa: F401
+
+
 def _after_fork_in_child() -> None:
+    import ctypes
+
     # The parent's thread may be in the middle of a transaction. Closing the child's copy of the
     # connection would undo it in the memory that both share, so it must outlive the interpreter.
     for db in _connections.values():
@@ -33,7 +38,7 @@ def _after_fork_in_child() -> None:
     _connections.clear()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
 
 
 class StoreFile:
@@ -94,7 +99,7 @@ def _refuse_stub(path: str) -> None:
 
 def _read_boot_id() -> str:
     try:
-        with open(_BOOT_ID, encoding="ascii") as file:
+        with open(_BOOT_ID, encoding="utf-8") as file:
             return file.read().strip()
     except OSError as exc:
         raise RegistryError(f"a SQLite registry needs Linux and its /proc: {exc}") from exc
@@ -104,6 +109,8 @@ def _make(path: str) -> None:
     """Make the empty file, for this user alone, if there is none."""
     if os.path.lexists(path):
         return
+    import tempfile  # which loads the compressors, for the one process that makes the file
+
     try:
         directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as exc:

@@ -21,13 +21,13 @@ time namespaces do not share it and must not share a registry.
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
-from uuid import uuid4
 
 from ..errors import RegistryError
 from .base import (
@@ -120,7 +120,7 @@ class Store:
                         self._db.execute(statement)
                     self._db.execute(
                         "INSERT INTO meta VALUES (1, ?, ?, ?, ?, 0, 0)",
-                        (uuid4().hex, boot_id, first_revision, first_revision),
+                        (secrets.token_hex(16), boot_id, first_revision, first_revision),
                     )
                 self._load()
                 (before,) = self._db.one("SELECT boot_id FROM meta")
