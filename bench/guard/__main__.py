@@ -30,7 +30,8 @@ examples:
 exit codes:
   0  no path has grown by more than 5 %
   1  one has
-  2  nothing could be counted, for instance because valgrind is not installed
+  2  nothing could be counted, for instance because valgrind is not installed, or a stored figure
+     was changed without its reason
   3  not compared: there are no figures for this compiler, Python and processor
 
 paths:
@@ -159,7 +160,11 @@ def main(words: list[str] | None = None) -> int:
     if reason == "":
         parser.error("--store: say why the figures change")
     here = stored.environment(measure.core_file())
-    figures = stored.read(stored.FILE)
+    try:
+        figures = stored.read(stored.FILE, edited=reason is not None)
+    except stored.Edited as error:
+        print(f"bench.guard: {error}", file=sys.stderr)
+        return FAILED
     mine = figures.get(here, {})
     compared = []
     try:
@@ -173,8 +178,11 @@ def main(words: list[str] | None = None) -> int:
     show(compared)
     if reason is not None:
         figures[here] = stored.updated(mine, compared, reason, every=bool(given.only))
-        stored.write(figures, stored.FILE)
         changed = [name for name, figure in figures[here].items() if figure != mine.get(name)]
+        same = [name for name in changed if name in mine and mine[name].reason == reason]
+        if same:
+            parser.error(f"--store: that is the reason of the old figure of {', '.join(same)}")
+        stored.write(figures, stored.FILE)
         print(f"stored: {', '.join(changed) or 'nothing, all are within the tolerance'}")
         return 0
     for line in advice(compared, here, list(figures)):

@@ -2,10 +2,14 @@
 
 The figures are those of one environment, and of another they say nothing: another compiler, or
 other headers of Python, make other instructions of the same source.
+
+Each figure has a seal over itself and its reason: one that was changed by hand, and would keep the
+reason of another, is not read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import re
@@ -31,6 +35,7 @@ __all__ = [
     "SHRANK",
     "TOLERANCE",
     "Comparison",
+    "Edited",
     "Figure",
     "environment",
     "read",
@@ -52,6 +57,14 @@ class Figure:
     calls: float
     cython: str
     reason: str
+
+    @property
+    def seal(self) -> str:
+        return hashlib.blake2b(json.dumps(asdict(self)).encode(), digest_size=8).hexdigest()
+
+
+class Edited(Exception):
+    """A figure or a reason is not what was stored."""
 
 
 Figures = dict[str, Figure]  # by the name of the path
@@ -109,18 +122,30 @@ def cython() -> str:
         return "unknown"
 
 
-def read(path: Path) -> dict[str, Figures]:
-    """The figures of each environment."""
+def read(path: Path, *, edited: bool = False) -> dict[str, Figures]:
+    """The figures of each environment. Raises Edited.
+
+    :param edited: leave out what was edited, to be stored anew, instead of raising.
+    """
     document = json.loads(path.read_text(encoding="utf-8"))
-    return {
-        place: {name: Figure(**figure) for name, figure in figures.items()}
-        for place, figures in document.items()
-    }
+    found: dict[str, Figures] = {place: {} for place in document}
+    for place, figures in document.items():
+        for name, entry in figures.items():
+            seal = entry.pop("seal", None)
+            figure = Figure(**entry)
+            if figure.seal == seal:
+                found[place][name] = figure
+            elif not edited:
+                raise Edited(
+                    f"{path.name}: {name} was not stored as it stands there. A figure changes "
+                    f'together with its reason: python -m bench.guard --only {name} --store "..."'
+                )
+    return found
 
 
 def write(stored: Mapping[str, Figures], path: Path) -> None:
     document = {
-        place: {name: asdict(figure) for name, figure in figures.items()}
+        place: {name: {**asdict(figure), "seal": figure.seal} for name, figure in figures.items()}
         for place, figures in stored.items()
     }
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -208,6 +208,44 @@ def test_a_figure_is_not_stored_without_a_reason(
     assert file.read_text() == before
 
 
+def test_a_figure_that_changes_has_another_reason(
+    counts: dict[str, Count], file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = file.read_text()
+    counts["request"] = Count(1200.0, 20.0, 0.0)
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--store", FIGURE.reason])
+    assert ended.value.code == 2
+    assert "the old figure of request" in capsys.readouterr().err
+    assert file.read_text() == before
+
+
+@pytest.mark.usefixtures("counts")
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [
+        ('"instructions": 1000.0', '"instructions": 1200.0'),
+        ('"calls": 20.0', '"calls": 21.0'),
+        ('"cython": "3.1"', '"cython": "3.2"'),
+        ('"reason": "as it was first"', '"reason": "as it is now"'),
+        (f',\n   "seal": "{FIGURE.seal}"', ""),
+    ],
+)
+def test_a_figure_is_not_changed_by_hand(
+    file: Path, capsys: pytest.CaptureFixture[str], was: str, now: str
+) -> None:
+    """And is stored again with a reason."""
+    text = file.read_text()
+    assert text.count(was) == len(PATHS)
+    file.write_text(text.replace(was, now, 1))
+    with pytest.raises(stored.Edited, match=f"{next(iter(PATHS))} was not stored"):
+        stored.read(file)
+    assert command.main([]) == command.FAILED
+    assert "--store" in capsys.readouterr().err
+    assert command.main(["--store", "measured anew"]) == 0
+    assert stored.read(file)[HERE][next(iter(PATHS))].reason == "measured anew"
+
+
 def test_the_stored_figures() -> None:
     """Of every path, in each environment, and with a reason."""
     found = stored.read(stored.FILE)
