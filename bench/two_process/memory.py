@@ -12,7 +12,7 @@ from typing import Any
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
-__all__ = ["memory", "resident"]
+__all__ = ["memory", "resident", "trim"]
 
 
 def resident(process: int | str = "self") -> int:
