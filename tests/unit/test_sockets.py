@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import re
@@ -11,7 +12,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from domi_fast import (
     TimeWheel,
     _core,
     connect,
+    transport,
 )
 from domi_fast._core import engine_of
 from domi_fast.registry import open_registry
@@ -400,3 +402,39 @@ async def test_a_node_whose_lease_is_over_opens_no_session(registry_url: str) ->
             raw.close()
             await late.close()
             await registry.close()
+
+
+# ---------------------------------------------------------------------------------------- dialling
+
+
+async def test_a_dial_waits_for_who_takes_no_more_at_the_moment() -> None:
+    """And one that is given up leaves no descriptor."""
+    with socket.socket() as listener, ExitStack() as stack:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        port = listener.getsockname()[1]
+        while True:
+            other = stack.enter_context(socket.socket())
+            other.setblocking(False)
+            if other.connect_ex(("127.0.0.1", port)) == errno.EINPROGRESS:
+                break
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(transport.dial("127.0.0.1", port, None), 0.05)
+        assert len(os.listdir("/proc/self/fd")) == before
+        dialling = asyncio.ensure_future(transport.dial("127.0.0.1", port, None))
+        await asyncio.sleep(0.05)
+        assert not dialling.done()
+        listener.setblocking(False)
+        while not dialling.done():
+            with suppress(BlockingIOError):
+                stack.enter_context(listener.accept()[0])
+            await asyncio.sleep(0.01)
+        os.close(await dialling)
+
+
+async def test_a_dial_that_is_refused_says_so() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(ConnectionRefusedError):
+            await transport.dial("127.0.0.1", taken.getsockname()[1], None)
