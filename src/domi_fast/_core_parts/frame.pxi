@@ -70,28 +70,36 @@ def encode_frame(channel, data, extend=b""):
     :param extend: bytes-like, at most 65,535 bytes.
     :raises FrameError: the channel or a size does not fit the header.
     """
-    cdef const uint8_t[::1] body = memoryview(data).cast("B") if len(data) else None
-    cdef const uint8_t[::1] tail = memoryview(extend).cast("B") if len(extend) else None
-    cdef size_t size = 0 if body is None else <size_t>body.shape[0]
-    cdef size_t extend_size = 0 if tail is None else <size_t>tail.shape[0]
+    cdef Py_buffer body, tail
     if not 0 <= channel < MAX_CHANNELS:
         raise errors.FrameError(f"channel {channel}: a channel is 0-65535")
-    if extend_size > 0xFFFF:
+    get_view(data, &body)
+    try:
+        get_view(extend, &tail)
+        try:
+            return frame_of(channel, &body, &tail)
+        finally:
+            PyBuffer_Release(&tail)
+    finally:
+        PyBuffer_Release(&body)
+
+
+cdef bytes frame_of(uint16_t channel, Py_buffer* data, Py_buffer* extend):
+    cdef size_t length
+    if extend.len > 0xFFFF:
         raise errors.FrameError(
-            f"an extend of {extend_size} bytes: the header has room for 65535", channel=channel,
+            f"an extend of {extend.len} bytes: the header has room for 65535", channel=channel,
             limit=0xFFFF)
-    if size > <size_t>0xFFFFFFFF - HEADER - extend_size:
+    if <size_t>data.len > <size_t>0xFFFFFFFF - HEADER - <size_t>extend.len:
         raise errors.FrameError(
-            f"a frame of {size} bytes: the header has room for 4294967295", channel=channel,
+            f"a frame of {data.len} bytes: the header has room for 4294967295", channel=channel,
             limit=0xFFFFFFFF)
-    cdef bytes out = PyBytes_FromStringAndSize(NULL, HEADER + size + extend_size)
+    length = HEADER + <size_t>data.len + <size_t>extend.len
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>length)
     cdef uint8_t* p = <uint8_t*>PyBytes_AS_STRING(out)
-    write_header(p, <uint32_t>(HEADER + size + extend_size), <uint16_t>extend_size,
-                 <uint16_t>channel)
-    if size:
-        copy(p + HEADER, &body[0], size)
-    if extend_size:
-        copy(p + HEADER + size, &tail[0], extend_size)
+    write_header(p, <uint32_t>length, <uint16_t>extend.len, channel)
+    copy(p + HEADER, data.buf, <size_t>data.len)
+    copy(p + HEADER + data.len, extend.buf, <size_t>extend.len)
     return out
 
 
