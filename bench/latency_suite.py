@@ -30,7 +30,6 @@ __all__ = [
     "busy",
     "busy_unix",
     "first_answer",
-    "round_trip_asyncio",
     "round_trip_one_core",
     "round_trip_two_cores",
     "round_trip_unix",
@@ -44,7 +43,6 @@ def trips_between(
     with cluster() as (stack, folder):
         client = start_pair(stack, folder, cpus, *more, unix=unix)
         measured = client.ask("round_trips", warm_up=warm_up, count=count)
-        measured["loop"] = client.ready["loop"]
     if measured["address"].startswith("unix:") != unix:
         raise BenchError(f"the session went over {measured['address']}")
     return measured
@@ -130,40 +128,6 @@ def time_to_answer(command: list[str], cpu: int) -> float:
     if line.strip() != "right":
         raise BenchError(f"{command[-1]} printed {line!r}")
     return taken
-
-
-def round_trip_asyncio(settings: Settings) -> list[Figure]:
-    """Both ends on asyncio's own selector loop, beside both on uvloop."""
-    first, second = settings.pair()
-    return [
-        on_asyncio("1 core", (first, first), settings.few(10_000), settings.rounds),
-        # A core that has to be woken makes a round trip several times as long.
-        on_asyncio("2 cores", (first, second), settings.few(3_000), settings.rounds),
-    ]
-
-
-def on_asyncio(cores: str, cpus: tuple[int, int], count: int, rounds: int) -> Figure:
-    figure = Figure(
-        f"round-trip-asyncio-{cores.replace(' ', '-')}",
-        f"Awaited request on asyncio's own loop, 2 processes, {cores}",
-        "s",
-        anchor="on uvloop",
-        anchor_is_ours=True,
-    )
-
-    def measured_on(loop: str) -> dict[str, Any]:
-        measured = trips_between(cpus, count // 4, count, "--loop", loop)
-        if measured["loop"] != loop:
-            raise BenchError(f"the client ran on {measured['loop']}, not on {loop}")
-        return measured
-
-    for number in range(rounds):
-        in_turn(
-            number,
-            lambda: figure.add_anchor_percentiles(measured_on("uvloop")),
-            lambda: figure.add_percentiles(measured_on("asyncio")),
-        )
-    return figure
 
 
 def first_answer(settings: Settings) -> list[Figure]:

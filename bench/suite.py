@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import (
+    asyncio_suite,
     balance_suite,
     fan_out_suite,
     growth_suite,
@@ -382,8 +383,8 @@ BENCHMARKS = [
     ),
     Benchmark(
         "round-trip-asyncio",
-        "awaited request on asyncio's own loop, one core and two",
-        latency_suite.round_trip_asyncio,
+        "round trips and rates on asyncio's own loop",
+        asyncio_suite.own_loop,
     ),
     Benchmark("busy", "awaited request, both ends polling, two cores", latency_suite.busy),
     Benchmark(
