@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,13 @@ WORK = {
 WAIT = 300.0
 SPARE_FILES = 600  # of a process: registries, loops, its own
 HEARTBEAT = 5.0  # seconds between two of a node, by default
+WINDOWS = 5  # of the time in which a node is idle
 STEP = 1000  # subscriptions whose memory is weighed
 
-__all__ = ["grown", "nodes", "peers", "shares", "subscriptions"]
+# Of a round: a value, or percentiles of round trips in nanoseconds.
+Cost = float | dict[str, Any]
+
+__all__ = ["Cost", "grown", "idle_shares", "nodes", "peers", "shares", "subscriptions"]
 
 
 @dataclass
@@ -50,8 +54,8 @@ class Pair:
         for worker in (self.server, self.client):
             worker.ask("peers", timeout=WAIT, count=self.peers)
 
-    def costs(self, settings: Settings) -> dict[str, float]:
-        """Seconds that a message takes, for each of WORK."""
+    def costs(self, settings: Settings) -> dict[str, Cost]:
+        """Seconds that a message takes, or their percentiles, for each of WORK."""
         self.settle()
         count = settings.few(10_000)
         trips = self.client.ask("round_trips", warm_up=max(1, count // 5), count=count)
@@ -60,14 +64,14 @@ class Pair:
         after = self.server.ask("counters")
         served = after["frames_in"] - before["frames_in"]
         server = (after["cpu_s"] - before["cpu_s"]) / served
-        return {"trip": trips["p50_ns"] * 1e-9, "call": calls["cpu_ns"] * 1e-9 + server}
+        return {"trip": trips, "call": calls["cpu_ns"] * 1e-9 + server}
 
 
 def grown(
     name: str,
     titles: Mapping[str, str],
     sizes: Sequence[int],
-    cost: Callable[[int], Mapping[str, float]],
+    cost: Callable[[int], Mapping[str, Cost]],
     rounds: int,
     *,
     judged: Mapping[int, int],
@@ -78,34 +82,41 @@ def grown(
     the smallest.
 
     :param titles: of what is measured, by the names that ``cost(size)`` uses.
+    :param cost: of a round, either a value or, of round trips, their percentiles.
     :param judged: the sizes, by those of a whole run, which give the figures their names.
     :param of: what the sizes are numbers of.
     """
-    taken = {work: {size: list[float]() for size in sizes} for work in titles}
+    rounds_of = {work: {size: Figure("", "", unit) for size in sizes} for work in titles}
 
     def add(size: int) -> None:
-        for work, value in cost(size).items():
-            taken[work][size].append(value)
+        for work, found in cost(size).items():
+            measured = rounds_of[work][size]
+            if isinstance(found, dict):
+                measured.add_percentiles(found)
+            else:
+                measured.values.append(found)
 
     for number in range(rounds):
         in_turn(number, *[partial(add, size) for size in sizes])
     figures = []
     for work, title in titles.items():
+        smallest = rounds_of[work][sizes[0]]
         curve = {
             "x": list(sizes),
-            "y": [statistics.median(taken[work][size]) for size in sizes],
+            "y": [statistics.median(rounds_of[work][size].values) for size in sizes],
             "x_title": of,
             "y_title": f"{title}, {unit}",
         }
         figures += [
-            Figure(
-                f"{name}-{work}-{whole}",
-                f"{title}, {size:,} {of}",
-                unit,
-                values=taken[work][size],
+            replace(
+                rounds_of[work][size],
+                name=f"{name}-{work}-{whole}",
+                title=f"{title}, {size:,} {of}",
                 anchor=f"{sizes[0]:,}",
                 anchor_is_ours=True,
-                anchor_values=taken[work][sizes[0]],
+                anchor_values=smallest.values,
+                anchor_p99=smallest.p99,
+                anchor_p999=smallest.p999,
                 detail={"curve": curve},
             )
             for whole, size in judged.items()
@@ -140,7 +151,7 @@ def nodes(settings: Settings) -> list[Figure]:
             joiners[size] = start(inner, "joiner", folder, cpus[0])
         stood = time.monotonic() - began
 
-        def cost(size: int) -> dict[str, float]:
+        def cost(size: int) -> dict[str, Cost]:
             found = pairs[size].costs(settings)
             joined = joiners[size].ask("join", peers=size)
             return {**found, "join": joined["taken_ns"] * 1e-9}
@@ -224,20 +235,27 @@ def peers(settings: Settings) -> list[Figure]:
     for figure in figures:
         figure.detail |= {
             "bytes_a_peer": weights[sizes[-1]],
-            "share_of_a_core_when_idle": idle[sizes[-1]],
-            "share_of_a_core_when_idle_with_one": idle[sizes[0]],
+            "share_of_a_core_when_idle": statistics.mean(idle[sizes[-1]]),
+            "share_of_a_core_when_idle_with_one": statistics.mean(idle[sizes[0]]),
+            "shares_of_a_core_when_idle": idle[sizes[-1]],
         }
     return figures
 
 
-def idle_shares(servers: Mapping[int, Worker], seconds: float) -> dict[int, float]:
-    """The share of a core that each takes while nobody asks anything of it."""
-    before = {size: server.ask("counters")["cpu_s"] for size, server in servers.items()}
-    time.sleep(seconds)  # is what is measured
-    return {
-        size: (server.ask("counters")["cpu_s"] - before[size]) / seconds
-        for size, server in servers.items()
-    }
+def idle_shares(servers: Mapping[int, Worker], seconds: float) -> dict[int, list[float]]:
+    """The share of a core that each takes while nobody asks anything of it, in each of the parts of
+    that time. The whole of it has a heartbeat of each peer; a part may have more of them than
+    another.
+    """
+    shares_of: dict[int, list[float]] = {size: [] for size in servers}
+    for _ in range(WINDOWS):
+        began = time.perf_counter()
+        before = {size: server.ask("counters")["cpu_s"] for size, server in servers.items()}
+        time.sleep(seconds / WINDOWS)  # is what is measured
+        for size, server in servers.items():
+            had = server.ask("counters")["cpu_s"] - before[size]
+            shares_of[size].append(had / (time.perf_counter() - began))
+    return shares_of
 
 
 # ---------------------------------------------------------------------------------- subscriptions

@@ -68,7 +68,12 @@ def idle(report: Report) -> str:
     with_one = measured.detail["share_of_a_core_when_idle_with_one"]
     count = size(measured)
     share = with_one + max(0.0, with_many - with_one) * (OTHERS - 1) / (count - 1)
-    return f"{share:.1%} of a core (measured with {count:,}: {with_many:.1%}; 1: {with_one:.1%})"
+    # An older run has but the whole.
+    parts = measured.detail.get("shares_of_a_core_when_idle", [with_many])
+    return (
+        f"{share:.1%} of a core (measured with {count:,}: {with_many:.1%}, {len(parts)} parts of "
+        f"that time {min(parts):.1%} to {max(parts):.1%}; 1: {with_one:.1%})"
+    )
 
 
 def message(report: Report) -> str:

@@ -6,10 +6,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bench.growth_suite import SPARE_FILES, grown, shares
+from bench.growth_suite import SPARE_FILES, Cost, grown, idle_shares, shares
 from bench.processor import stay
 from bench.settings import Skip
 
@@ -17,7 +18,7 @@ from bench.settings import Skip
 def test_each_judged_size_stands_beside_the_smallest_with_the_whole_curve() -> None:
     asked: list[int] = []
 
-    def cost(size: int) -> dict[str, float]:
+    def cost(size: int) -> dict[str, Cost]:
         asked.append(size)
         return {"trip": size * 1e-6, "call": 1e-7}
 
@@ -54,6 +55,45 @@ def test_a_point_of_the_curve_is_the_median_over_the_rounds() -> None:
     assert figure.anchor_values == [1.0, 3.0, 2.0]
     assert figure.values == [10.0, 20.0, 70.0]
     assert figure.detail["curve"]["y"] == [2.0, 20.0]
+
+
+def test_round_trips_have_their_percentiles_beside_those_of_the_smallest() -> None:
+    def cost(size: int) -> dict[str, Cost]:
+        taken = {"p50_ns": 1000 * size, "p99_ns": 2000 * size, "p999_ns": 3000 * size}
+        return {"trip": {"count": 1000, **taken}}
+
+    (figure,) = grown("growth", {"trip": "X"}, (1, 3), cost, 1, judged={3: 3}, of="of")
+    ours = [rounds[0] for rounds in figure.columns.values()]
+    smallest = [rounds[0] for rounds in figure.anchor_columns.values()]
+    assert (ours, smallest) == (
+        pytest.approx([3e-6, 6e-6, 9e-6]),
+        pytest.approx([1e-6, 2e-6, 3e-6]),
+    )
+    # The p50 is what is compared.
+    assert figure.ratios == pytest.approx([3.0])
+    assert figure.detail["curve"]["y"] == pytest.approx([1e-6, 3e-6])
+
+
+class Idling:
+    """In the place of a worker: how much processor time it has had, each time that it is asked."""
+
+    def __init__(self, *had: float) -> None:
+        self._had = iter(had)
+
+    def ask(self, do: str) -> dict[str, float]:
+        assert do == "counters"
+        return {"cpu_s": next(self._had)}
+
+
+def test_each_part_of_an_idle_time_has_its_share() -> None:
+    had = [0.0, 0.001, 0.001, 0.003, 0.003, 0.003, 0.003, 0.004, 0.004, 0.005]
+    server: Any = Idling(*had)
+    (found,) = idle_shares({1: server}, 0.1).values()
+    longest = 0.02 * 5
+    assert len(found) == 5
+    assert found[2] == 0.0
+    assert 0.001 / longest < found[0] <= 0.05
+    assert 0.002 / longest < found[1] <= 0.1
 
 
 @pytest.mark.parametrize("files", [1024, 4096, 20_000, 1 << 20])

@@ -50,6 +50,7 @@ def measured() -> list[Figure]:
         "bytes_a_peer": 2048.0,
         "share_of_a_core_when_idle": 0.05,
         "share_of_a_core_when_idle_with_one": 0.01,
+        "shares_of_a_core_when_idle": [0.04, 0.06],
     }
     peers = {**curve([1, 1023], [1.0, 1.0]), **idle}
     nodes = curve([2, 20, 200], [1.0, 1.0, 1.0])
@@ -81,6 +82,7 @@ def test_what_a_run_has_measured_is_multiplied_out() -> None:
     assert found["Memory for a node's sessions"] == "2.00 KiB each: 2.00 MiB"
     assert found["Heartbeats that a node sends"].startswith("409 frames/s, 3.20 KiB/s;")
     assert found["Processor time of an idle node"].startswith("5.0% of a core")
+    assert "2 parts of that time 4.0% to 6.0%" in found["Processor time of an idle node"]
     assert found["A message between two of them"].startswith("1.10× (awaited request) and 1.05×")
     assert found["A message in a cluster of real nodes"].startswith("1.02× (awaited request)")
     assert found["A publish to all others"] == "2.05 ms"
