@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["Figure", "Target", "spread", "tick", "write"]
+__all__ = ["LEAST_FOR_P999", "Figure", "Target", "spread", "tick", "write"]
 
 
 @dataclass(frozen=True)

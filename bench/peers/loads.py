@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from bench.figures import LEAST_FOR_P999
 from bench.two_process.channels import PING_DATA
 from bench.two_process.commands import Command, check, percentiles
 
@@ -24,6 +25,7 @@ SENT = [b"%04d" % number for number in range(200)]
 WARM_UP = 0.2  # as a share of the time that is measured
 BATCH = 64  # at most so many messages between two looks at the clock
 PATIENCE = 60.0
+PROLONGED = 10  # times that long, at most, who is slow has for as many as a p99.9 wants
 
 Ask = Callable[[bytes], Awaitable[bytes]]
 
@@ -40,20 +42,23 @@ def asking(ask: Ask, alone: Ask | None = None) -> dict[str, Command]:
 
 
 async def round_trips(ask: Ask, seconds: float) -> dict[str, Any]:
-    """One at a time; from one answer to the next, so that the loop around it is counted."""
-    await _trips(ask, seconds * WARM_UP)
-    taken = await _trips(ask, seconds)
+    """One at a time; from one answer to the next, so that the loop around it is counted.
+
+    They go on beyond that time until there are enough of them, but not for ever: :data:`PROLONGED`.
+    """
+    await _trips(ask, seconds * WARM_UP, 0)
+    taken = await _trips(ask, seconds, LEAST_FOR_P999)
     await _distinct(ask, 1)
     return percentiles(taken)
 
 
-async def _trips(ask: Ask, seconds: float) -> list[int]:
+async def _trips(ask: Ask, seconds: float, least: int) -> list[int]:
     clock = time.perf_counter_ns
-    taken = []
+    taken: list[int] = []
     wrong = 0
     then = clock()
-    end = then + int(seconds * 1e9)
-    while then < end:
+    end, latest = then + int(seconds * 1e9), then + int(seconds * PROLONGED * 1e9)
+    while then < end or (len(taken) < least and then < latest):
         wrong += await ask(PING_DATA) != PING_DATA
         now = clock()
         taken.append(now - then)

@@ -17,6 +17,7 @@ from typing import Any
 
 import zmq
 
+from bench.figures import LEAST_FOR_P999
 from bench.peers import loads, program
 from bench.two_process.channels import PING_DATA
 from bench.two_process.commands import Command, check, percentiles, serve
@@ -115,19 +116,19 @@ class Client:
         self.echo = self.sockets["echo"]
 
     async def round_trips(self, seconds: float) -> dict[str, Any]:
-        self._trips(seconds * loads.WARM_UP)
-        taken = self._trips(seconds)
+        self._trips(seconds * loads.WARM_UP, 0)
+        taken = self._trips(seconds, LEAST_FOR_P999)
         self._distinct()
         return percentiles(taken)
 
-    def _trips(self, seconds: float) -> list[int]:
+    def _trips(self, seconds: float, least: int) -> list[int]:
         send, recv = self.echo.send, self.echo.recv
         clock = time.perf_counter_ns
-        taken = []
+        taken: list[int] = []
         wrong = 0
         then = clock()
-        end = then + int(seconds * 1e9)
-        while then < end:
+        end, latest = then + int(seconds * 1e9), then + int(seconds * loads.PROLONGED * 1e9)
+        while then < end or (len(taken) < least and then < latest):
             send(PING_DATA)
             wrong += recv() != PING_DATA
             now = clock()

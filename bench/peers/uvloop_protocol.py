@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar, cast
 
+from bench.figures import LEAST_FOR_P999
 from bench.peers import loads, program
 from bench.two_process.channels import PING_DATA
 from bench.two_process.commands import check, percentiles, serve
@@ -37,18 +38,23 @@ class EchoServer(asyncio.Protocol):
 
 
 class EchoClient(asyncio.Protocol):
-    """Sends a frame, and the next when it has come back, until so many or so long."""
+    """Sends a frame, and the next when it has come back, until so many or so long.
 
-    def __init__(self, count: int, seconds: float = 1e6) -> None:
+    :param least: so many in any case, unless that takes :data:`loads.PROLONGED` times as long.
+    """
+
+    def __init__(self, count: int, seconds: float = 1e6, least: int = 0) -> None:
         self.taken: list[int] = []
         self.done = asyncio.get_running_loop().create_future()
         self._count = count
         self._seconds = seconds
+        self._least = least
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._write = cast(asyncio.Transport, transport).write
         self._then = time.perf_counter_ns()
         self._end = self._then + int(self._seconds * 1e9)
+        self._latest = self._then + int(self._seconds * loads.PROLONGED * 1e9)
         self._write(FRAME)
 
     def data_received(self, data: bytes) -> None:
@@ -56,7 +62,9 @@ class EchoClient(asyncio.Protocol):
         self.taken.append(now - self._then)
         if data != FRAME:
             self.done.set_exception(RuntimeError(f"the echo of {FRAME!r} was {data!r}"))
-        elif len(self.taken) == self._count or now > self._end:
+        elif len(self.taken) == self._count or (
+            now > self._end and (len(self.taken) >= self._least or now > self._latest)
+        ):
             self.done.set_result(None)
         else:
             self._then = now
@@ -234,12 +242,12 @@ class Client:
         self._address = address
 
     async def round_trips(self, seconds: float) -> dict[str, Any]:
-        await self._trips(seconds * loads.WARM_UP)
-        return percentiles(await self._trips(seconds))
+        await self._trips(seconds * loads.WARM_UP, 0)
+        return percentiles(await self._trips(seconds, LEAST_FOR_P999))
 
-    async def _trips(self, seconds: float) -> list[int]:
+    async def _trips(self, seconds: float, least: int) -> list[int]:
         async with connected(
-            self._address, "echo", lambda: EchoClient(1_000_000_000, seconds)
+            self._address, "echo", lambda: EchoClient(1_000_000_000, seconds, least)
         ) as client:
             await asyncio.wait_for(client.done, loads.PATIENCE)
         return client.taken

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import pytest
 from bench import peers_suite, report
 from bench.__main__ import measure
 from bench.child import BenchError
-from bench.figures import Figure
+from bench.figures import LEAST_FOR_P999, Figure
 from bench.latency_suite import time_to_answer
 from bench.peers import install, loads, uvloop_protocol
 from bench.peers.peer import PEERS, Peer, named, nats_server, versions
@@ -211,6 +213,20 @@ def test_what_such_a_program_imports_is_kept_compiled(monkeypatch: pytest.Monkey
 
 def of_every_kind(ask: loads.Ask) -> Sequence[Any]:
     return [loads.round_trips(ask, 0.01), loads.requests(ask, 4, 0.01)]
+
+
+async def test_who_is_slow_has_longer_for_as_many_as_a_p999_wants() -> None:
+    async def answer_after(seconds: float, data: bytes) -> bytes:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            pass
+        return data
+
+    # Half as many as are wanted would be answered in time, and five times as many in the longest.
+    measured = await loads.round_trips(partial(answer_after, 2e-5), 0.01)
+    assert measured["count"] == LEAST_FOR_P999
+    measured = await loads.round_trips(partial(answer_after, 1e-3), 0.01)
+    assert measured["count"] <= 0.01 * loads.PROLONGED / 1e-3
 
 
 async def test_a_wrong_answer_breaks_the_measurement() -> None:
