@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import statistics
-from typing import Any
+from functools import partial
 
 from bench.figures import Figure
 from bench.settings import Settings, in_turn
+from bench.two_process.channels import BULK
 from bench.two_process.processes import cluster, start, start_pair
 
 IN_FLIGHT = 256
 HALF = 0.5
 
 MIB = 1024 * 1024
-LANES = 2
+LANES = (2, 4)  # beside one
 
 __all__ = ["half_load", "lanes"]
 
@@ -55,35 +56,50 @@ def half_load(settings: Settings) -> list[Figure]:
 
 
 def lanes(settings: Settings) -> list[Figure]:
-    """Awaited requests beside large messages of the same node to the same peer, on another lane."""
-    figure = Figure(
+    """Awaited requests beside large messages of the same node to the same peer, on another lane;
+    and large messages alone, on several lanes at once.
+    """
+    beside = Figure(
         "lanes",
-        f"p99 of awaited requests beside messages of 1 MiB, sessions_per_peer={LANES}",
+        f"p99 of awaited requests beside messages of 1 MiB, sessions_per_peer={LANES[0]}",
         "s",
         by="p99",
         anchor="with one session",
         anchor_is_ours=True,
     )
+    add_trips = {1: beside.add_anchor_percentiles, LANES[0]: beside.add_percentiles}
+    flooded: dict[int, list[float]] = {number: [] for number in add_trips}
+    sent: dict[int, list[float]] = {number: [] for number in (1, *LANES)}
     cpus = settings.pair()
     seconds = 0.1 if settings.smoke else 1.0
-    transferred: dict[int, list[float]] = {1: [], LANES: []}
 
-    def measure(number: int) -> dict[str, Any]:
+    def measure(number: int) -> None:
         with cluster() as (stack, folder):
             client = start_pair(stack, folder, cpus, "--lanes", number)
-            client.ask("flood", size=MIB)
-            measured = client.ask("round_trips", warm_up=settings.few(100), seconds=seconds)
-            transferred[number].append(client.ask("stop_flood")["rate"] * MIB)
-        return measured
+            moved = client.ask("transfer", size=MIB, count=settings.few(200))
+            sent[number].append(moved["bytes_per_s"])
+            if number in add_trips:
+                client.ask("flood", size=MIB)
+                trips = client.ask("round_trips", warm_up=settings.few(100), seconds=seconds)
+                add_trips[number](trips)
+                flooded[number].append(client.ask("stop_flood")["rate"] * MIB)
 
     for number in range(settings.rounds):
-        in_turn(
-            number,
-            lambda: figure.add_anchor_percentiles(measure(1)),
-            lambda: figure.add_percentiles(measure(LANES)),
-        )
-    figure.detail = {
-        "bytes_per_s": statistics.median(transferred[LANES]),
-        "anchor_bytes_per_s": statistics.median(transferred[1]),
+        in_turn(number, *[partial(measure, each) for each in sent])
+    beside.detail = {
+        "bytes_per_s": statistics.median(flooded[LANES[0]]),
+        "anchor_bytes_per_s": statistics.median(flooded[1]),
     }
-    return [figure]
+    transfers = [
+        Figure(
+            f"lanes-transfer-{number}",
+            f"notify of 1 MiB, one way, on {len(BULK)} channels, sessions_per_peer={number}",
+            "B/s",
+            sent[number],
+            anchor="with one session",
+            anchor_values=sent[1],
+            anchor_is_ours=True,
+        )
+        for number in LANES
+    ]
+    return [beside, *transfers]

@@ -14,6 +14,9 @@ QUIET = 58  # subscribed to, and asked for nothing but whether what came before 
 PING_LISTS = 59  # as PING, by a handler of lists
 ECHO_LISTS = 60  # as ECHO, by a handler of lists
 HOLD = 61  # holds up who handles it in the way that it says, and is answered with the same
+# Counted by the server, each by itself, and asked on the same channel for what has come so far; on
+# as many lanes, if there are four.
+BULK = (64, 65, 66, 67)
 
 PING_DATA = b"ping"
 PONG_DATA = b"pong"

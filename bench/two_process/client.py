@@ -12,8 +12,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import nullcontext, suppress
 from typing import Any
 
+from bench.peers.loads import check_arrival
 from bench.processor import below_everybody, kept_waiting
 from bench.two_process.channels import (
+    BULK,
     COUNTS,
     ECHO,
     ECHO_LISTS,
@@ -315,19 +317,41 @@ class Client:
             left -= await self._send(data, min(left, 1024))
         await self.node.drained(self.server)
 
-    async def _send(self, data: bytes, most: int) -> int:
+    async def _send(self, data: bytes, most: int, channel: int = SINK) -> int:
         """Send some notifies, and give the loop its turn; how many there was room for."""
         notify = self.node.notify
         sent = 0
         with suppress(Overloaded):
             for _ in range(most):
-                notify(SINK, data)
+                notify(channel, data)
                 sent += 1
         if sent < most:
             await self.node.drained(self.server)
         else:
             await asyncio.sleep(0)
         return sent
+
+    async def transfer(self, size: int, count: int) -> dict[str, Any]:
+        """One-way on each of the BULK channels at once, until the server has had the last of each.
+
+        :param count: of messages on each.
+        """
+        data = os.urandom(size)
+        await self._transfer(data, max(1, count // 10))
+        began = time.perf_counter()
+        await self._transfer(data, count)
+        taken = time.perf_counter() - began
+        return {"bytes_per_s": len(BULK) * count * size / taken}
+
+    async def _transfer(self, data: bytes, count: int) -> None:
+        async def fill(channel: int) -> None:
+            left = count
+            while left:
+                left -= await self._send(data, 1, channel)
+            # On its own channel: on another it might come before them.
+            check_arrival(await self.node.request(channel, b"", timeout=60.0), data, count)
+
+        await asyncio.gather(*[fill(channel) for channel in BULK])
 
     async def flood(self, size: int) -> dict[str, Any]:
         """Begin to send notifies as fast as the server takes them, below everybody else."""
@@ -426,6 +450,7 @@ async def main(given: argparse.Namespace) -> None:
                 "list_calls": client.list_calls,
                 "requests": client.requests,
                 "notifies": client.notifies,
+                "transfer": client.transfer,
                 "flood": client.flood,
                 "stop_flood": client.stop_flood,
             },

@@ -6,10 +6,13 @@ import argparse
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+from bench.peers.loads import Tally
 from bench.two_process.channels import (
+    BULK,
     COUNTS,
     ECHO,
     ECHO_LISTS,
@@ -23,6 +26,18 @@ from bench.two_process.memory import memory
 from domi_fast import Context, Node, Serial
 
 LONG_WAIT = 300.0
+
+
+def tallying(tally: Tally) -> Callable[[Context], None]:
+    """A handler that counts what comes, and answers who asks with the tally."""
+
+    def handle(context: Context) -> None:
+        if context.is_request:
+            context.reply(tally.told())
+        else:
+            tally.add(context.data)
+
+    return handle
 
 
 class Server:
@@ -68,6 +83,8 @@ class Server:
         endpoint.subscribe(ECHO_LISTS, echo_lists, batch=True)
         endpoint.subscribe(SINK, sink)
         endpoint.subscribe(COUNTS, counts)
+        for channel in BULK:
+            endpoint.subscribe(channel, tallying(Tally()))
 
     async def counters(self) -> dict[str, Any]:
         """The node's counters, and the processor time that this process has had."""
