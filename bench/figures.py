@@ -44,6 +44,7 @@ class Figure:
     :ivar anchor: what the anchor is; ``anchor_values`` stand beside ``values``, round by round, and
         its p99 and p99.9 beside theirs.
     :ivar anchor_is_ours: it is domi_fast, too, under other circumstances: nobody who could win.
+    :ivar remark: a sentence of what else there is to know of this run.
     :ivar void: why the target cannot be judged by this run, if so.
     :ivar samples: how many single measurements a round has, where that is what it has.
     :ivar level: what is measured: single operations, one process, or several.
@@ -64,6 +65,7 @@ class Figure:
     anchor_p999: list[float] = field(default_factory=list)
     anchor_is_ours: bool = False
     target: Target | None = None
+    remark: str = ""
     void: str = ""
     level: str = ""
     detail: dict[str, Any] = field(default_factory=dict)

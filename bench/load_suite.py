@@ -5,13 +5,16 @@ from __future__ import annotations
 import statistics
 from functools import partial
 
-from bench.figures import Figure
+from bench.figures import Figure, write
+from bench.processor import kept_waiting
 from bench.settings import Settings, in_turn
 from bench.two_process.channels import BULK
 from bench.two_process.processes import cluster, start, start_pair
 
 IN_FLIGHT = 256
 HALF = 0.5
+TAIL = Target("tail", 3.0, at_most=True)
+WARM_UP = 0.1  # of the time that is measured
 
 MIB = 1024 * 1024
 LANES = (2, 4)  # beside one
@@ -20,7 +23,7 @@ __all__ = ["half_load", "lanes"]
 
 
 def half_load(settings: Settings) -> list[Figure]:
-    """The p99 of awaited round trips beside their p50, and that of the load itself."""
+    """Awaited round trips beside requests that come at random, at half of the peak; and these."""
     probe = Figure(
         "half-load",
         "p99 of an awaited round trip at 50 % load",
@@ -29,29 +32,46 @@ def half_load(settings: Settings) -> list[Figure]:
     )
     load = Figure(
         "half-load-arrivals",
-        "p99 of the requests that come at random, from when each was due",
+        "p99 of the requests that come at random at 50 % load, from when each was due",
         "s",
         by="p99",
+        target=TAIL,
     )
     cpus = settings.pair()
-    count, seconds = settings.few(200_000), 0.1 if settings.smoke else 1.0
-    found: dict[str, list[float]] = {"peak_per_s": [], "per_s": [], "arrivals_a_turn": []}
+    count, seconds = settings.few(400_000), 0.1 if settings.smoke else 1.0
+    found: dict[str, list[float]] = {}
     for number in range(settings.rounds):
         with cluster() as (stack, folder):
-            start(stack, "server", folder, cpus[0])
+            server = start(stack, "server", folder, cpus[0])
             client = start(stack, "load", folder, cpus[1])
-            peak = client.ask("peak", in_flight=IN_FLIGHT, count=count)["rate"]
+            peak = client.ask("requests", in_flight=IN_FLIGHT, count=count)["rate"]
+            client.ask("arriving", rate=peak * HALF, seconds=seconds * WARM_UP, seed=-1)
+            cpu, waited = server.ask("counters")["cpu_s"], kept_waiting(server.pid, client.pid)
             measured = client.ask("arriving", rate=peak * HALF, seconds=seconds, seed=number)
+            cpu = server.ask("counters")["cpu_s"] - cpu
+            waited = kept_waiting(server.pid, client.pid) - waited
         probe.add_percentiles(measured["probe"])
         load.add_percentiles(measured)
-        found["peak_per_s"].append(peak)
-        found["per_s"].append(measured["rate"])
-        found["arrivals_a_turn"].append(measured["arrivals_a_turn"])
+        for of, value in (
+            ("peak_per_s", peak),
+            ("per_s", measured["rate"]),
+            ("arrivals_a_turn", measured["arrivals_a_turn"]),
+            ("share_of_the_servers_core", cpu / measured["seconds"]),
+            ("share_of_the_clients_core", 1.0 - measured["share_idle"]),
+            ("seconds_kept_waiting", waited),
+        ):
+            found.setdefault(of, []).append(value)
     medians = {of: statistics.median(values) for of, values in found.items()}
     for figure in (probe, load):
         figure.detail = dict(medians)
         if medians["per_s"] < 0.9 * HALF * medians["peak_per_s"]:
             figure.void = "the requests did not come at the rate that they should have"
+    load.remark = (
+        f"{write(medians['per_s'], '/s')} of a peak of {write(medians['peak_per_s'], '/s')}, "
+        f"{medians['arrivals_a_turn']:.0f} in a turn of the loop; "
+        f"the server's core {medians['share_of_the_servers_core']:.0%} busy, "
+        f"the client's {medians['share_of_the_clients_core']:.0%}"
+    )
     return [probe, load]
 
 

@@ -59,6 +59,7 @@ def tables(report: Report) -> list[str]:
         lines += ["", *([f"#### {level}", ""] if level else [])]
         lines += [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
         lines += [f"| {' | '.join(row)} |" for row in rows(figures, judge=True)]
+    lines += [f"\n`{each.name}`: {each.remark}." for each in report.figures if each.remark]
     lines += [f"\n`{each.name}` is void: {each.void}." for each in report.figures if each.void]
     lines += [f"\n`{name}` was skipped: {reason}." for name, reason in report.skipped.items()]
     lines += [f"\n{name} was left out: {reason}." for name, reason in report.left_out.items()]

@@ -148,13 +148,8 @@ def show(report: Report, *, judge: bool) -> None:
             table.add_row(*row, style=style)
         console.print(table)
     for figure in report.figures:
-        if figure.name == "flood":
-            detail = figure.detail
-            console.print(
-                f"flood: {detail['flood_per_s'] / 1e6:.2f} M/s ({detail['priority_of_the_flood']}),"
-                f" the server's core {detail['share_of_the_servers_core']:.0%} busy",
-                markup=False,
-            )
+        if figure.remark:
+            console.print(f"{figure.name}: {figure.remark}", markup=False)
         if figure.void:
             console.print(f"{figure.name}: void, {figure.void}", style="red", markup=False)
     for name, reason in report.skipped.items():

@@ -31,7 +31,7 @@ from bench import (
     trouble_suite,
 )
 from bench.child import ROOT, BenchError
-from bench.figures import Figure
+from bench.figures import Figure, write
 from bench.peers import c_echo, raw_stream
 from bench.peers.peer import Peer
 from bench.settings import Settings, Skip, in_turn
@@ -252,6 +252,10 @@ def flood(settings: Settings) -> list[Figure]:
         "share_of_the_servers_core": statistics.median(busy),
         "priority_of_the_flood": flooder.ready["priority"],
     }
+    figure.remark = (
+        f"{write(statistics.median(sent), '/s')} ({flooder.ready['priority']}), "
+        f"the server's core {statistics.median(busy):.0%} busy"
+    )
     return [figure]
 
 

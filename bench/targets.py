@@ -18,6 +18,7 @@ TARGETS: dict[str, Target] = {
     "busy-timer-phase": MILLISECOND,
     "busy-unix": Target("ratio", 1.5, at_most=True),
     "half-load": Target("tail", 3.0, at_most=True),
+    "half-load-arrivals": Target("tail", 3.0, at_most=True),
     # Rates.
     "call-reply": Target("value", 6e6, at_most=False),
     "call-reply-vs-pyzmq": Target("ratio", 10.0, at_most=False),

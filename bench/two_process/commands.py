@@ -12,7 +12,7 @@ import resource
 import sys
 import traceback
 import warnings
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 import uvloop
@@ -71,7 +71,7 @@ def tell(answer: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def percentiles(taken: list[int]) -> dict[str, float]:
+def percentiles(taken: Iterable[int]) -> dict[str, float]:
     """Nanoseconds, by the nearest rank: what the anchor in C prints of its own."""
     ordered = sorted(taken)
     count = len(ordered)

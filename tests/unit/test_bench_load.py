@@ -6,12 +6,14 @@ import asyncio
 import itertools
 import math
 import time
-from typing import Any
+from array import array
+from typing import Any, cast
 
 import pytest
 
 from bench.two_process.channels import PING, PING_DATA, PONG_DATA
-from bench.two_process.load import Probe, Round, arrivals
+from bench.two_process.client import Client
+from bench.two_process.load import Load, Probe, Requests, arrivals
 from tests.support import until
 
 
@@ -19,7 +21,7 @@ def test_callers_come_at_the_rate_and_know_nothing_of_each_other() -> None:
     rate, seconds = 100_000.0, 1.0
     found = arrivals(rate, seconds, seed=1)
     assert found[0] == 0
-    assert found == sorted(found)
+    assert list(found) == sorted(found)
     assert found[-1] < seconds * 1e9
     # Five standard deviations of so many.
     assert len(found) == pytest.approx(rate * seconds, abs=5 * math.sqrt(rate * seconds))
@@ -42,56 +44,71 @@ class Answering:
         self.answer = answer
         self.under_way = self.most = self.asked = 0
 
-    async def request(self, channel: int, data: bytes) -> bytes:
+    def request(self, channel: int, data: bytes) -> asyncio.Future[bytes]:
         assert (channel, data) == (PING, PING_DATA)
         self.asked += 1
         self.under_way += 1
         self.most = max(self.most, self.under_way)
+        return asyncio.ensure_future(self._answer())
+
+    async def _answer(self) -> bytes:
         await asyncio.sleep(0)
         self.under_way -= 1
         return self.answer
 
 
+async def taken_by(answer: bytes, *late: int) -> list[int]:
+    """Nanoseconds of requests that were due so long ago."""
+    node: Any = Answering(answer)
+    requests = Requests(node, len(late))
+    for each in late:
+        requests.begin(time.perf_counter_ns() - each)
+    await requests.end()
+    return list(requests.taken)
+
+
 def test_a_request_is_timed_from_when_it_was_due_not_from_when_it_began() -> None:
-    async def one(late: int) -> int:
-        node: Any = Answering()
-        requests = Round(node, 1)
-        requests.begin(requests.ask(time.perf_counter_ns() - late))
-        await requests.end()
-        (taken,) = requests.taken
-        return taken
-
-    assert 0 < asyncio.run(one(0)) < 10**9
-    assert asyncio.run(one(10**9)) >= 10**9
+    (on_time,) = asyncio.run(taken_by(PONG_DATA, 0))
+    (late,) = asyncio.run(taken_by(PONG_DATA, 10**9))
+    assert 0 < on_time < 10**9 <= late
 
 
-def test_so_many_are_in_flight_until_all_have_been_asked() -> None:
-    async def all_of_them() -> tuple[Answering, list[int]]:
-        node: Any = Answering()
-        requests = Round(node, 100, unsent=92)
-        for _ in range(8):
-            requests.begin(requests.ask(time.perf_counter_ns()))
-        await requests.end()
-        return node, requests.taken
-
-    node, taken = asyncio.run(all_of_them())
-    assert (node.asked, node.most, node.under_way) == (100, 8, 0)
-    assert len(taken) == 100
+def test_the_end_is_when_all_have_been_answered() -> None:
+    assert len(asyncio.run(taken_by(PONG_DATA, *range(100)))) == 100
 
 
 def test_a_wrong_answer_breaks_the_benchmark() -> None:
-    async def one() -> None:
-        node: Any = Answering(b"another")
-        requests = Round(node, 1)
-        requests.begin(requests.ask(0))
-        await requests.end()
+    with pytest.raises(RuntimeError, match="2 of 2 answers were wrong"):
+        asyncio.run(taken_by(b"another", 0, 0))
 
-    with pytest.raises(RuntimeError, match="1 of 1 answers were wrong"):
-        asyncio.run(one())
+
+class Asked(Client):
+    """What the load wants of a client, with nobody at the other end."""
+
+    def __init__(self) -> None:
+        self.answering = Answering()
+        self.node = cast(Any, self.answering)
+        self.compared = 0
+
+    async def numbered_requests(self) -> None:
+        self.compared += 1
+
+
+def test_requests_come_at_the_rate_and_are_counted_with_the_probe_beside() -> None:
+    client = Asked()
+    rate, seconds = 2_000.0, 0.2
+    measured = asyncio.run(Load(client).arriving(rate, seconds, seed=1))
+    assert measured["count"] == len(arrivals(rate, seconds, seed=1))
+    assert client.answering.asked == measured["count"] + measured["probe"]["count"]
+    assert client.answering.under_way == 0
+    assert measured["rate"] <= 1.5 * rate
+    assert measured["arrivals_a_turn"] >= 1.0
+    assert 0.0 <= measured["share_idle"] < 1.0
+    assert client.compared == 1
 
 
 def test_the_probe_asks_again_and_again_until_it_is_told_to_stop() -> None:
-    async def some() -> tuple[Answering, list[int]]:
+    async def some() -> tuple[Answering, array[int]]:
         node: Any = Answering()
         probe = Probe(node)
         await until(lambda: node.asked >= 10)

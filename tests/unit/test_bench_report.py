@@ -66,11 +66,7 @@ FLOODED = Figure(
     target=Target("ratio", 3.0, at_most=True),
     void="the server had nothing to do",
     level=ONE,
-    detail={
-        "flood_per_s": 1e6,
-        "priority_of_the_flood": "idle",
-        "share_of_the_servers_core": 0.1,
-    },
+    remark="1.00 M/s (idle), the server's core 10% busy",
 )
 COSTS_NOTHING = Figure(
     "breaker-cost",
@@ -186,6 +182,7 @@ def test_the_page_is_written_between_its_markers(page: Path) -> None:
     for figure in FIGURES:
         assert f"\n| {figure.title} | {figure.measured()} |" in text
     assert "`flood` is void: the server had nothing to do." in text
+    assert "`flood`: 1.00 M/s (idle), the server's core 10% busy." in text
     assert "\nnats-py was left out: it is not there.\n" in text
 
 
