@@ -14,6 +14,7 @@ from bench.two_process.processes import cluster, start, start_pair
 IN_FLIGHT = 256
 HALF = 0.5
 TAIL = Target("tail", 3.0, at_most=True)
+QUEUED = 2.0  # times as long as a round trip beside it, at most, takes a request that is due
 WARM_UP = 0.1  # of the time that is measured
 
 MIB = 1024 * 1024
@@ -62,10 +63,10 @@ def half_load(settings: Settings) -> list[Figure]:
         ):
             found.setdefault(of, []).append(value)
     medians = {of: statistics.median(values) for of, values in found.items()}
+    void = why_void(medians, probe, load)
     for figure in (probe, load):
         figure.detail = dict(medians)
-        if medians["per_s"] < 0.9 * HALF * medians["peak_per_s"]:
-            figure.void = "the requests did not come at the rate that they should have"
+        figure.void = void
     load.remark = (
         f"{write(medians['per_s'], '/s')} of a peak of {write(medians['peak_per_s'], '/s')}, "
         f"{medians['arrivals_a_turn']:.0f} in a turn of the loop; "
@@ -73,6 +74,15 @@ def half_load(settings: Settings) -> list[Figure]:
         f"the client's {medians['share_of_the_clients_core']:.0%}"
     )
     return [probe, load]
+
+
+def why_void(medians: dict[str, float], probe: Figure, load: Figure) -> str:
+    """What is no load of a half, if so: of a queue that never ends the p99 is near the p50."""
+    if medians["per_s"] < 0.9 * HALF * medians["peak_per_s"]:
+        return "the requests did not come at the rate that they should have"
+    if statistics.median(load.values) > QUEUED * statistics.median(probe.values):
+        return "the requests that came at random stood in a queue all the time"
+    return ""
 
 
 def lanes(settings: Settings) -> list[Figure]:

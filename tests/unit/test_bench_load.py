@@ -11,6 +11,8 @@ from typing import Any, cast
 
 import pytest
 
+from bench.figures import Figure
+from bench.load_suite import why_void
 from bench.two_process.channels import PING, PING_DATA, PONG_DATA
 from bench.two_process.client import Client
 from bench.two_process.load import Load, Probe, Requests, arrivals
@@ -105,6 +107,18 @@ def test_requests_come_at_the_rate_and_are_counted_with_the_probe_beside() -> No
     assert measured["arrivals_a_turn"] >= 1.0
     assert 0.0 <= measured["share_idle"] < 1.0
     assert client.compared == 1
+
+
+@pytest.mark.parametrize(
+    ("rate", "p50", "why"),
+    [(500.0, 1.9, ""), (440.0, 1.0, "at the rate"), (500.0, 2.1, "stood in a queue")],
+)
+def test_what_is_no_half_load_is_not_judged(rate: float, p50: float, why: str) -> None:
+    probe, load = (Figure(name, name, "s") for name in ("probe", "load"))
+    probe.values, load.values = [1.0, 1.0, 1.0], [p50, p50, 9.0]
+    found = why_void({"per_s": rate, "peak_per_s": 1000.0}, probe, load)
+    assert why in found
+    assert bool(found) == bool(why)
 
 
 def test_the_probe_asks_again_and_again_until_it_is_told_to_stop() -> None:
