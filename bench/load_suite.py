@@ -13,7 +13,6 @@ from bench.two_process.processes import cluster, start, start_pair
 
 IN_FLIGHT = 256
 HALF = 0.5
-TAIL = Target("tail", 3.0, at_most=True)
 QUEUED = 2.0  # times as long as a round trip beside it, at most, takes a request that is due
 WARM_UP = 0.1  # of the time that is measured
 
@@ -36,7 +35,6 @@ def half_load(settings: Settings) -> list[Figure]:
         "p99 of the requests that come at random at 50 % load, from when each was due",
         "s",
         by="p99",
-        target=TAIL,
     )
     cpus = settings.pair()
     count, seconds = settings.few(400_000), 0.1 if settings.smoke else 1.0
