@@ -69,7 +69,8 @@ def half_load(settings: Settings) -> list[Figure]:
         f"{write(medians['per_s'], '/s')} of a peak of {write(medians['peak_per_s'], '/s')}, "
         f"{medians['arrivals_a_turn']:.0f} in a turn of the loop; "
         f"the server's core {medians['share_of_the_servers_core']:.0%} busy, "
-        f"the client's {medians['share_of_the_clients_core']:.0%}"
+        f"the client's {medians['share_of_the_clients_core']:.0%}; "
+        f"both together waited {write(medians['seconds_kept_waiting'], 's')} for a processor"
     )
     return [probe, load]
 

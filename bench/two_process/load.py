@@ -1,7 +1,7 @@
 """Requests that come when they are due, whatever has become of those before them.
 
-None is a task: making one takes longer than the request. Each has a callback, which is what a task
-that awaits it has, too. Times are kept in arrays: a list of as many is a long way for the collector
+None is a task: making one takes longer than the request. They have a callback, which is what a task
+that awaits one has, too. Times are kept in arrays: a list of as many is a long way for the collector
 of garbage, each time that it goes through everything, and would be in what is measured.
 """
 
@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import bisect
 import contextvars
+import gc
 import random
 import time
 from array import array
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 from bench.two_process.channels import PING, PING_DATA, PONG_DATA
 from bench.two_process.client import Client
 from bench.two_process.commands import check, percentiles, pin, run, serve
-from domi_fast import Node
+from domi_fast import Node, Request
 
 WAIT = 60.0
 
@@ -41,33 +43,42 @@ def arrivals(rate: float, seconds: float, seed: int) -> array[int]:
 
 
 class Requests:
-    """So many requests, and the nanoseconds that they have taken."""
+    """Requests, each of which is due at a time of its own, on one channel: answered in order.
 
-    def __init__(self, node: Node, count: int) -> None:
+    :param dues: nanoseconds from now.
+    """
+
+    def __init__(self, node: Node, dues: Sequence[int]) -> None:
         self._request = node.request
         # One for all, which else would be copied for each.
         self._context = contextvars.copy_context()
-        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._count = self._left = count
+        self._dues = dues
+        self._clock = time.perf_counter_ns
         self._wrong = 0
-        self.taken = array("q")
+        self.answered = array("q")
+        self.began = self._clock()
 
-    def begin(self, due: int) -> None:
-        """One of them, timed from when it was due."""
-        answered = partial(self._answered, due)
-        self._request(PING, PING_DATA).add_done_callback(answered, context=self._context)
+    def begin(self, count: int) -> None:
+        """So many more of them."""
+        request, answered, context = self._request, self._answered, self._context
+        for _ in range(count):
+            request(PING, PING_DATA).add_done_callback(answered, context=context)
 
-    def _answered(self, due: int, request: asyncio.Future[bytes]) -> None:
-        self.taken.append(time.perf_counter_ns() - due)
-        self._wrong += request.result() != PONG_DATA
-        self._left -= 1
-        if not self._left:
-            self._over.set_result(None)
+    def _answered(self, request: Request) -> None:
+        self.answered.append(self._clock())
+        if request.result() != PONG_DATA:
+            self._wrong += 1
 
-    async def end(self) -> None:
-        """Wait until all have been answered."""
-        await asyncio.wait_for(self._over, WAIT)
-        check(self._wrong == 0, f"{self._wrong} of {self._count} answers were wrong")
+    async def end(self) -> array[int]:
+        """Wait until all have been answered; how long each took from when it was due."""
+        count = len(self._dues)
+        end = time.perf_counter() + WAIT
+        while len(self.answered) < count:
+            check(time.perf_counter() < end, f"{len(self.answered)} of {count} answers came")
+            await asyncio.sleep(0)
+        check(self._wrong == 0, f"{self._wrong} of {count} answers were wrong")
+        pairs = zip(self.answered, self._dues, strict=True)
+        return array("q", (answered - self.began - due for answered, due in pairs))
 
 
 class Probe:
@@ -110,30 +121,30 @@ class Load:
         """
         dues = arrivals(rate, seconds, seed)
         node = self.client.node
-        requests = Requests(node, len(dues))
-        probe = Probe(node)
+        # What has been made until now is no garbage of the requests.
+        gc.collect()
         clock = time.perf_counter_ns
+        probe = Probe(node)
+        requests = Requests(node, dues)
+        began = now = requests.began
         count = len(dues)
         begun = answered = turns = idle = 0
-        began = now = clock()
         while begun < count:
-            first = begun
-            while begun < count and dues[begun] <= now - began:
-                requests.begin(began + dues[begun])
-                begun += 1
+            first, begun = begun, bisect.bisect_right(dues, now - began, begun)
+            requests.begin(begun - first)
             await asyncio.sleep(0)
             then, now = now, clock()
             if begun > first:
                 turns += 1
-            elif answered == len(requests.taken):
+            elif answered == len(requests.answered):
                 idle += now - then
-            answered = len(requests.taken)
-        await requests.end()
+            answered = len(requests.answered)
+        times = await requests.end()
         taken = clock() - began
         beside = await probe.end()
         await self.client.numbered_requests()
         return {
-            **percentiles(requests.taken),
+            **percentiles(times),
             "rate": count / taken * 1e9,
             "seconds": taken * 1e-9,
             "arrivals_a_turn": count / turns,
