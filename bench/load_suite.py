@@ -9,6 +9,7 @@ from bench.figures import Figure, write
 from bench.processor import kept_waiting
 from bench.settings import Settings, in_turn
 from bench.two_process.channels import BULK
+from bench.two_process.load import PARTS
 from bench.two_process.processes import cluster, start, start_pair
 
 IN_FLIGHT = 256
@@ -58,6 +59,7 @@ def half_load(settings: Settings) -> list[Figure]:
             ("share_of_the_servers_core", cpu / measured["seconds"]),
             ("share_of_the_clients_core", 1.0 - measured["share_idle"]),
             ("seconds_kept_waiting", waited),
+            ("p99_of_parts", measured["p99_of_parts_ns"] * 1e-9),
         ):
             found.setdefault(of, []).append(value)
     medians = {of: statistics.median(values) for of, values in found.items()}
@@ -70,7 +72,9 @@ def half_load(settings: Settings) -> list[Figure]:
         f"{medians['arrivals_a_turn']:.0f} in a turn of the loop; "
         f"the server's core {medians['share_of_the_servers_core']:.0%} busy, "
         f"the client's {medians['share_of_the_clients_core']:.0%}; "
-        f"both together waited {write(medians['seconds_kept_waiting'], 's')} for a processor"
+        f"both together waited {write(medians['seconds_kept_waiting'], 's')} for a processor; "
+        f"the p99 of the middle one of {PARTS} parts of the round was "
+        f"{write(medians['p99_of_parts'], 's')}"
     )
     return [probe, load]
 

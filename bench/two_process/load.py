@@ -1,8 +1,8 @@
 """Requests that come when they are due, whatever has become of those before them.
 
 None is a task: making one takes longer than the request. They have a callback, which is what a task
-that awaits one has, too. Times are kept in arrays: a list of as many is a long way for the collector
-of garbage, each time that it goes through everything, and would be in what is measured.
+that awaits one has, too. Times are kept in arrays: a list of as many is a long way for the
+collector of garbage, each time that it goes through everything, and would be in what is measured.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import bisect
 import contextvars
 import gc
 import random
+import statistics
 import time
 from array import array
 from collections.abc import Sequence
@@ -24,8 +25,9 @@ from bench.two_process.commands import check, percentiles, pin, run, serve
 from domi_fast import Node, Request
 
 WAIT = 60.0
+PARTS = 10
 
-__all__ = ["Probe", "Requests", "arrivals"]
+__all__ = ["Load", "Probe", "Requests", "arrivals", "p99_of_parts"]
 
 
 def arrivals(rate: float, seconds: float, seed: int) -> array[int]:
@@ -107,6 +109,13 @@ class Probe:
         return self._taken
 
 
+def p99_of_parts(times: array[int]) -> float:
+    """The p99 of the middle one of PARTS of them: what it is but for the moments of a few."""
+    size = -(-len(times) // PARTS)
+    parts = [times[first : first + size] for first in range(0, len(times), size)]
+    return statistics.median(percentiles(part)["p99_ns"] for part in parts)
+
+
 class Load:
     """What a client's node does at a rate."""
 
@@ -145,6 +154,7 @@ class Load:
         await self.client.numbered_requests()
         return {
             **percentiles(times),
+            "p99_of_parts_ns": p99_of_parts(times),
             "rate": count / taken * 1e9,
             "seconds": taken * 1e-9,
             "arrivals_a_turn": count / turns,

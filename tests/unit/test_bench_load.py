@@ -14,7 +14,7 @@ from bench.figures import Figure
 from bench.load_suite import why_void
 from bench.two_process.channels import PING, PING_DATA, PONG_DATA
 from bench.two_process.client import Client
-from bench.two_process.load import Load, Probe, Requests, arrivals
+from bench.two_process.load import Load, Probe, Requests, arrivals, p99_of_parts
 from tests.support import until
 
 
@@ -105,6 +105,15 @@ def test_requests_come_at_the_rate_and_are_counted_with_the_probe_beside() -> No
     assert measured["arrivals_a_turn"] >= 1.0
     assert 0.0 <= measured["share_idle"] < 1.0
     assert client.compared == 1
+
+
+def test_a_moment_that_holds_many_up_is_not_in_the_middle_part() -> None:
+    times = array("q", [10] * 1000)
+    times[100:180] = array("q", [500] * 80)
+    times[950:960] = array("q", [70] * 10)
+    assert p99_of_parts(times) == 10
+    times[::50] = array("q", [20] * 20)
+    assert p99_of_parts(times) == 20
 
 
 @pytest.mark.parametrize(
