@@ -30,6 +30,7 @@ from domi_fast.registry import (
     Reset,
     default_url,
     open_registry,
+    sqlite,
 )
 from domi_fast.registry.database import Database
 from domi_fast.registry.sqlite import SqliteRegistry
@@ -382,6 +383,48 @@ def test_an_idle_registry_wakes_its_loop_only_for_changes(path: str) -> None:
             await two.put("k", b"")
             await waiting
             assert woken == 1
+
+    run(main)
+
+
+def test_an_idle_registry_leaves_its_thread_asleep(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time that it wakes, it takes the interpreter from the loop."""
+    turns = 0
+    turn = sqlite._Worker._turn
+
+    def count(worker: sqlite._Worker) -> None:
+        nonlocal turns
+        turns += 1
+        turn(worker)
+
+    monkeypatch.setattr(sqlite._Worker, "_turn", count)
+
+    async def main() -> None:
+        async with opened(path):
+            await asyncio.sleep(10 * sqlite.POLL)  # it has seen what opening has changed
+            before = turns
+            await asyncio.sleep(2 * sqlite.LOOK)
+            # Without a sign of a change, but for one that began before.
+            assert turns - before <= 3
+
+    run(main)
+
+
+def test_a_change_that_the_file_does_not_show_is_seen_all_the_same(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written within a tick of the kernel has the same time: the thread looks by itself."""
+    monkeypatch.setattr(sqlite, "_stamp", lambda path: None)
+
+    async def main() -> None:
+        async with opened(path) as one, opened(path) as two:
+            watch = one.watch("k", since=(await one.list("")).cursor)
+            await asyncio.sleep(10 * sqlite.POLL)
+            await two.put("k", b"1")
+            event = await asyncio.wait_for(watch.__anext__(), 2 * sqlite.LOOK + 1)
+            assert isinstance(event, Put)
 
     run(main)
 

@@ -2,9 +2,13 @@
 
 Each registry has one thread, and the connection is that thread's alone; the event loop hands it
 work and is handed the results, so SQLite never holds the loop up. Between pieces of work the thread
-looks every 20 ms whether another process has changed the file, renews its leases, and sweeps those
-of the dead. A process that is killed leaves locks to the kernel, a torn transaction to SQLite's
-write-ahead log, and its leases to whoever touches the file next.
+renews its leases, and sweeps those of the dead. A process that is killed leaves locks to the
+kernel, a torn transaction to SQLite's write-ahead log, and its leases to whoever touches the file
+next.
+
+Whether another process has changed the file the loop asks every 20 ms, by the time and size of the
+write-ahead log, which takes microseconds; only then is the thread woken, which would hold up the
+loop each time that both want to run Python.
 
 A write that finds the file locked is tried again for ``patience`` seconds without blocking the
 thread: meanwhile reads go on. Only a process that was stopped in the middle of a write can use up
@@ -39,6 +43,9 @@ T = TypeVar("T")
 LIMITS: Final = Limits(min_ttl=0.2, expiry_bound=0.1, max_value=512 << 10)
 
 POLL: Final = 0.020
+# Times that the thread looks after a change, and seconds after which it does so without one.
+LOOKS: Final = 3
+LOOK: Final = 0.5
 PATIENCE: Final = 5.0
 
 # How long to wait before a locked file is tried again: a transaction takes about 0.1 ms.
@@ -59,8 +66,12 @@ class SqliteRegistry(LocalRegistry):
     def __init__(self, path: str, *, patience: float = PATIENCE) -> None:
         super().__init__(f"sqlite://{quote(path)}", LIMITS)
         self._path = path
+        self._log = f"{path}-wal"
         self._patience = patience
         self._worker: _Worker | None = None
+        self._glancing: asyncio.TimerHandle | None = None
+        self._seen: object = None
+        self._looks = 0
 
     async def open(self) -> None:
         loop = self._begin()
@@ -72,6 +83,8 @@ class SqliteRegistry(LocalRegistry):
             self._closed = True
             worker.stop(finish=False)
             raise
+        if not self._closed:
+            self._glance()
 
     async def close(self) -> None:
         worker = self._worker
@@ -84,6 +97,7 @@ class SqliteRegistry(LocalRegistry):
             if leases:
                 self._post(partial(Store.revoke, leases=leases))
             self._closed = True
+            self._stop_glancing()
             self._forget_leases()
             self._wake()
             worker.stop(finish=True)
@@ -95,6 +109,7 @@ class SqliteRegistry(LocalRegistry):
         """Be gone as a killed process is: without a word to the others."""
         assert self._worker is not None
         self._closed = True
+        self._stop_glancing()
         for lease in list(self._leases.values()):
             lease._timer.cancel()
         self._worker.stop(finish=False)
@@ -103,8 +118,27 @@ class SqliteRegistry(LocalRegistry):
         self._wake()
 
     def _granted(self, lease: HeldLease) -> None:
-        # The thread looks through the leases at every turn.
-        pass
+        assert self._worker is not None
+        self._worker.wake()
+
+    def _glance(self) -> None:
+        """Have the thread look where the files are not as they were."""
+        assert self._loop is not None
+        assert self._worker is not None
+        seen = (_stamp(self._path), _stamp(self._log))
+        if seen != self._seen:
+            self._seen = seen
+            # And for a while: what is written within a tick of the kernel has the same time, and
+            # is there for others a moment after it was written.
+            self._looks = LOOKS
+        if self._looks:
+            self._looks -= 1
+            self._worker.look()
+        self._glancing = self._loop.call_later(POLL, self._glance)
+
+    def _stop_glancing(self) -> None:
+        if self._glancing is not None:
+            self._glancing.cancel()
 
     async def _read(self, work: Callable[[Store], T]) -> T:
         job, outcome = self._submit(work, writes=False)
@@ -172,7 +206,10 @@ class _Job:
 
 
 class _Worker(threading.Thread):
-    """The thread that owns the connection. The loop calls only :meth:`put` and :meth:`stop`."""
+    """The thread that owns the connection.
+
+    The loop calls only :meth:`put`, :meth:`look`, :meth:`wake` and :meth:`stop`.
+    """
 
     def __init__(
         self,
@@ -203,6 +240,7 @@ class _Worker(threading.Thread):
         self._gone = False
         self._file: StoreFile | None = None
         self._problem = ""
+        self._is_to_look = False
         self._next_look = 0.0
         self._peek = Peek(0, None)
         self._version = -1
@@ -214,6 +252,17 @@ class _Worker(threading.Thread):
                 self._ring()
                 return
         job.finish(None, self._closed_error())
+
+    def look(self) -> None:
+        """Have it see what has changed."""
+        self._is_to_look = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Have it see when it is to do what next."""
+        with self._lock:
+            if not self._gone:
+                self._ring()
 
     def stop(self, *, finish: bool) -> None:
         """:param finish: whether to do the writes that are queued."""
@@ -265,6 +314,9 @@ class _Worker(threading.Thread):
 
     def _turn(self) -> None:
         self._wait()
+        if self._is_to_look:
+            self._is_to_look = False
+            self._next_look = 0.0
         self._see_to_file()
         while self._reads and self._do(self._reads):
             pass
@@ -281,8 +333,11 @@ class _Worker(threading.Thread):
             self._file.database.tidy()
 
     def _wait(self) -> None:
-        """Sleep until there is work or it is time to look."""
-        delay = self._next_look - time.monotonic()
+        """Sleep until there is work or it is time to look, or to renew a lease."""
+        now = time.monotonic()
+        # A renewal that has failed is not tried again at once.
+        renewal = max(now + POLL, min(map(_renewal, self._kept_alive()), default=_ALWAYS))
+        delay = min(self._next_look, renewal) - now
         if self._reads or self._writes:
             delay = min(delay, _RETRY)
         self._poll.poll(max(0.0, delay) * 1000)
@@ -317,16 +372,10 @@ class _Worker(threading.Thread):
 
     def _renew(self) -> None:
         """Renew the leases that are due, all in one transaction."""
-        if not self._registry._keep_alive or self._file is None:
-            return
         # Before the renewal is sent, so that no lease seems longer than it is.
         now = time.monotonic()
-        due = {
-            lease.number: lease
-            for lease in list(self._registry._leases.values())
-            if not lease.over and now >= lease.valid_until - lease.ttl + lease.ttl / _RENEWALS
-        }
-        if not due:
+        due = {lease.number: lease for lease in self._kept_alive() if now >= _renewal(lease)}
+        if not due or self._file is None:
             return
         lost = self._file.store.renew({n: int(lease.ttl * 1e9) for n, lease in due.items()})
         for number, lease in due.items():
@@ -335,16 +384,23 @@ class _Worker(threading.Thread):
             else:
                 lease.renewed(now + lease.ttl)
 
+    def _kept_alive(self) -> list[HeldLease]:
+        leases = self._registry._leases.values() if self._registry._keep_alive else ()
+        return [lease for lease in list(leases) if not lease.over]
+
     def _look(self, *, force: bool) -> None:
         """See what has changed, and end leases that are over. ``force`` after work of our own."""
         now = time.monotonic()
         if self._file is None or (now < self._next_look and not force):
             return
-        self._next_look = now + POLL
-        store = self._file.store
-        version = store.data_version()
-        if not force and version == self._version and not self._sweep_due():
-            return
+        self._next_look = now + POLL  # if this fails
+        version = self._file.store.data_version()
+        if force or version != self._version or self._sweep_due():
+            self._see(self._file.store, version)
+        expiry = _ALWAYS if self._peek.expiry is None else self._peek.expiry * 1e-9
+        self._next_look = min(now + LOOK, max(now + POLL, expiry))
+
+    def _see(self, store: Store, version: int) -> None:
         before, self._peek = self._peek, store.peek()
         # Kept only now: what was not looked at is to be looked at again.
         self._version = version
@@ -410,6 +466,20 @@ class _Worker(threading.Thread):
         # A loop that was closed before its registry has nobody left to tell.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(call, *values)
+
+
+def _renewal(lease: HeldLease) -> float:
+    """When a lease is to be renewed, on ``time.monotonic()``."""
+    return lease.valid_until - lease.ttl + lease.ttl / _RENEWALS
+
+
+def _stamp(path: str) -> tuple[int, ...] | None:
+    """What changes when something is written into the file, or there is another in its place."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _settle(future: asyncio.Future[None], error: RegistryError | None) -> None:
