@@ -403,11 +403,36 @@ def test_an_idle_registry_leaves_its_thread_asleep(
 
     async def main() -> None:
         async with opened(path):
-            await asyncio.sleep(10 * sqlite.POLL)  # it has seen what opening has changed
+            # It has seen what opening has changed.
+            await asyncio.sleep((sqlite.LOOKS + 5) * sqlite.POLL)
             before = turns
             await asyncio.sleep(2 * sqlite.LOOK)
             # Without a sign of a change, but for one that began before.
             assert turns - before <= 3
+
+    run(main)
+
+
+def test_a_change_that_was_long_in_the_log_is_seen_within_100_ms(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer may be held up between writing the log and making it seen, which shows nowhere."""
+    stamp = "before"
+    monkeypatch.setattr(sqlite, "_stamp", lambda path: stamp)
+    monkeypatch.setattr(sqlite, "LOOK", 30.0)
+
+    async def main() -> None:
+        nonlocal stamp
+        async with opened(path) as one, opened(path) as two:
+            watch = one.watch("k", since=(await one.list("")).cursor)
+            waiting = asyncio.ensure_future(watch.__anext__())
+            await asyncio.sleep((sqlite.LOOKS + 5) * sqlite.POLL)
+            stamp = "in the log"
+            await asyncio.sleep(0.2)
+            began = time.monotonic()
+            await two.put("k", b"1")
+            await asyncio.wait_for(waiting, 5)
+            assert time.monotonic() - began < 0.1
 
     run(main)
 
@@ -421,7 +446,7 @@ def test_a_change_that_the_file_does_not_show_is_seen_all_the_same(
     async def main() -> None:
         async with opened(path) as one, opened(path) as two:
             watch = one.watch("k", since=(await one.list("")).cursor)
-            await asyncio.sleep(10 * sqlite.POLL)
+            await asyncio.sleep((sqlite.LOOKS + 5) * sqlite.POLL)
             await two.put("k", b"1")
             event = await asyncio.wait_for(watch.__anext__(), 2 * sqlite.LOOK + 1)
             assert isinstance(event, Put)

@@ -8,7 +8,8 @@ next.
 
 Whether another process has changed the file the loop asks every 20 ms, by the time and size of the
 write-ahead log, which takes microseconds; only then is the thread woken, which would hold up the
-loop each time that both want to run Python.
+loop each time that both want to run Python. The log is written before the change can be seen, so
+the thread looks until it sees one, for half a second at most; and as often without a sign.
 
 A write that finds the file locked is tried again for ``patience`` seconds without blocking the
 thread: meanwhile reads go on. Only a process that was stopped in the middle of a write can use up
@@ -43,9 +44,11 @@ T = TypeVar("T")
 LIMITS: Final = Limits(min_ttl=0.2, expiry_bound=0.1, max_value=512 << 10)
 
 POLL: Final = 0.020
-# Times that the thread looks after a change, and seconds after which it does so without one.
-LOOKS: Final = 3
+# Seconds after which the thread looks without a sign of a change; times that it looks after one,
+# and times once it has seen it: what is written within a tick of the kernel has the same time.
 LOOK: Final = 0.5
+LOOKS: Final = 25
+LOOKS_AFTERWARDS: Final = 2
 PATIENCE: Final = 5.0
 
 # How long to wait before a locked file is tried again: a transaction takes about 0.1 ms.
@@ -71,6 +74,7 @@ class SqliteRegistry(LocalRegistry):
         self._worker: _Worker | None = None
         self._glancing: asyncio.TimerHandle | None = None
         self._seen: object = None
+        self._sights = 0
         self._looks = 0
 
     async def open(self) -> None:
@@ -126,11 +130,12 @@ class SqliteRegistry(LocalRegistry):
         assert self._loop is not None
         assert self._worker is not None
         seen = (_stamp(self._path), _stamp(self._log))
+        sights = self._worker.sights
+        if sights != self._sights:
+            self._looks = min(self._looks, LOOKS_AFTERWARDS)
         if seen != self._seen:
-            self._seen = seen
-            # And for a while: what is written within a tick of the kernel has the same time, and
-            # is there for others a moment after it was written.
-            self._looks = LOOKS
+            self._looks = LOOKS if sights == self._sights else LOOKS_AFTERWARDS
+        self._seen, self._sights = seen, sights
         if self._looks:
             self._looks -= 1
             self._worker.look()
@@ -209,6 +214,8 @@ class _Worker(threading.Thread):
     """The thread that owns the connection.
 
     The loop calls only :meth:`put`, :meth:`look`, :meth:`wake` and :meth:`stop`.
+
+    :ivar sights: how often it has seen what has changed, its own changes included.
     """
 
     def __init__(
@@ -240,6 +247,7 @@ class _Worker(threading.Thread):
         self._gone = False
         self._file: StoreFile | None = None
         self._problem = ""
+        self.sights = 0
         self._is_to_look = False
         self._next_look = 0.0
         self._peek = Peek(0, None)
@@ -404,6 +412,7 @@ class _Worker(threading.Thread):
         before, self._peek = self._peek, store.peek()
         # Kept only now: what was not looked at is to be looked at again.
         self._version = version
+        self.sights += 1
         if self._peek.revision != before.revision:
             self._tell(self._registry._wake)
         if self._sweep_due():

@@ -25,17 +25,19 @@ _connections: dict[int, sqlite3.Connection] = {}
 
 def _before_fork() -> None:
     # Loaded here, since most processes never fork, and a child of threads is no place to import.
-    import ctypes  # noqa: F401
+    if _connections:
+        import ctypes  # noqa: F401
 
 
 def _after_fork_in_child() -> None:
-    import ctypes
+    if _connections:
+        import ctypes
 
-    # The parent's thread may be in the middle of a transaction. Closing the child's copy of the
-    # connection would undo it in the memory that both share, so it must outlive the interpreter.
-    for db in _connections.values():
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(db))
-    _connections.clear()
+        # The parent's thread may be in the middle of a transaction. Closing the child's copy of the
+        # connection would undo it in the memory that both share: it must outlive the interpreter.
+        for db in _connections.values():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(db))
+        _connections.clear()
 
 
 os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
