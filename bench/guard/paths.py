@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.child import BenchError
-from bench.two_process.channels import PING, PING_DATA, PONG, PONG_DATA, SINK
+from bench.two_process.channels import PING, PING_DATA, PONG, SINK
 from domi_fast import Context, LibraryChannel, Node, Serial, encode_frame
 
 OPERATIONS = 1024
 BATCH = 64
 MESSAGE = b"sixteen bytes!!!"
+ANSWER = b"pong"
 MAGIC = struct.pack("<I", 2299)
 MACHINE = 1000
 WAIT = 60.0
@@ -201,7 +202,7 @@ async def request(folder: Path) -> AsyncIterator[Work]:
         async def run() -> None:
             nonlocal right
             for _ in range(OPERATIONS):
-                right += await client.request(PING, PING_DATA) == PONG_DATA
+                right += await client.request(PING, PING_DATA) == ANSWER
 
         async def check() -> None:
             nonlocal right
@@ -209,14 +210,14 @@ async def request(folder: Path) -> AsyncIterator[Work]:
                 raise BenchError(f"{right} of {OPERATIONS} answers were right")
             right = 0
 
-        server.subscribe(PING, lambda context: context.reply(PONG_DATA))
+        server.subscribe(PING, lambda context: context.reply(ANSWER))
         await client.wait_subscribed(PING, timeout=WAIT)
         yield Work(run, check)
 
 
 async def calling(asking: Node | Serial, answering: Node | Serial, client: Node) -> Work:
     """``call``, its handler, ``reply`` and its handler, a batch at a time."""
-    tally = Tally(OPERATIONS, PONG_DATA)
+    tally = Tally(OPERATIONS, ANSWER)
 
     async def run() -> None:
         for _ in range(OPERATIONS // BATCH):
@@ -224,7 +225,7 @@ async def calling(asking: Node | Serial, answering: Node | Serial, client: Node)
                 asking.call(PING, PING_DATA, PONG)
             await tally.batch()
 
-    answering.subscribe(PING, lambda context: context.reply(PONG_DATA))
+    answering.subscribe(PING, lambda context: context.reply(ANSWER))
     asking.subscribe(PONG, tally.take)
     await client.wait_subscribed(PING, timeout=WAIT)
     return Work(run, tally.check)

@@ -7,7 +7,7 @@ import asyncio
 from typing import Any
 
 from bench.peers.uvloop_protocol import EchoClient, EchoServer
-from bench.two_process.channels import ECHO, PING, PONG_DATA
+from bench.two_process.channels import PING
 from bench.two_process.client import Client
 from bench.two_process.commands import percentiles, pin, run, serve
 from domi_fast import Node
@@ -34,8 +34,7 @@ async def main(given: argparse.Namespace) -> None:
     pin(given.cpu)
     registry = "memory://bench"
     async with Node("server", registry=registry) as server:
-        server.subscribe(PING, lambda context: context.reply(PONG_DATA))
-        server.subscribe(ECHO, lambda context: context.reply(context.data))
+        server.subscribe(PING, lambda context: context.reply(context.data))
         async with Node("client", registry=registry) as node:
             client = Client(node)
             await client.meet()

@@ -17,14 +17,11 @@ from bench.processor import below_everybody, kept_waiting
 from bench.two_process.channels import (
     BULK,
     COUNTS,
-    ECHO,
-    ECHO_LISTS,
     HOLD,
     PING,
     PING_DATA,
     PING_LISTS,
     PONG,
-    PONG_DATA,
     SINK,
 )
 from bench.two_process.commands import (
@@ -85,7 +82,7 @@ class Client:
         then = clock()
         end = then + int(seconds * 1e9)
         for _ in range(count):
-            wrong += await request(PING, PING_DATA) != PONG_DATA
+            wrong += await request(PING, PING_DATA) != PING_DATA
             now = clock()
             taken.append(now - then)
             if now > end:
@@ -256,7 +253,7 @@ class Client:
             after = self.node.counters()
         finally:
             self.endpoint.unsubscribe(PONG)
-        check(self._last == PONG_DATA, f"the last answer was {self._last!r}")
+        check(self._last == PING_DATA, f"the last answer was {self._last!r}")
         sent = after["frames_out"] - before["frames_out"]
         received = after["frames_in"] - before["frames_in"]
         # The rest are heartbeats and news of subscriptions: of each peer a few at most.
@@ -274,7 +271,7 @@ class Client:
             nonlocal answers, wrong
             right = 0
             for _ in range(number):
-                right += await request(PING, PING_DATA) == PONG_DATA
+                right += await request(PING, PING_DATA) == PING_DATA
             answers += right
             wrong += number - right
 
@@ -384,7 +381,7 @@ class Client:
 
     async def numbered_requests(self) -> None:
         """Requests that each have a content of their own, all at once: no answer is mixed up."""
-        answers = await asyncio.gather(*[self.node.request(ECHO, data) for data in SENT])
+        answers = await asyncio.gather(*[self.node.request(PING, data) for data in SENT])
         check(answers == SENT, "answers were mixed up")
 
     async def numbered_calls(self) -> None:
@@ -399,7 +396,7 @@ class Client:
 
         self.endpoint.subscribe(PONG, reply)
         for data in SENT:
-            self.endpoint.call(ECHO, data, PONG)
+            self.endpoint.call(PING, data, PONG)
         await self._replies(replies, done)
 
     async def numbered_list_calls(self) -> None:
@@ -413,7 +410,7 @@ class Client:
                 done.set()
 
         self.endpoint.subscribe(PONG, reply, batch=True)
-        self.endpoint.call_many(ECHO_LISTS, SENT, PONG)
+        self.endpoint.call_many(PING_LISTS, SENT, PONG)
         await self._replies(replies, done)
 
     async def _replies(self, replies: list[bytes], done: asyncio.Event) -> None:

@@ -6,14 +6,14 @@ import sys
 
 import uvloop
 
-from bench.two_process.channels import PING, PING_DATA, PONG_DATA
+from bench.two_process.channels import PING, PING_DATA
 from domi_fast import Node
 
 
 async def main(registry: str) -> None:
     async with Node("newcomer", registry=registry) as node:
         answer = await node.request(PING, PING_DATA)
-        print("right" if answer == PONG_DATA else "wrong", flush=True)
+        print("right" if answer == PING_DATA else "wrong", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
-from bench.two_process.channels import PING, PING_DATA, PONG_DATA
+from bench.two_process.channels import PING, PING_DATA
 from bench.two_process.client import Client
 from bench.two_process.commands import check, percentiles, pin, run, serve
 from domi_fast import Node, Request
@@ -68,7 +68,7 @@ class Requests:
 
     def _answered(self, request: Request) -> None:
         self.answered.append(self._clock())
-        if request.result() != PONG_DATA:
+        if request.result() != PING_DATA:
             self._wrong += 1
 
     async def end(self) -> array[int]:
@@ -99,7 +99,7 @@ class Probe:
             then = clock()
             answer = await self._request(PING, PING_DATA)
             self._taken.append(clock() - then)
-            self._wrong += answer != PONG_DATA
+            self._wrong += answer != PING_DATA
 
     async def end(self) -> array[int]:
         """Stop; what each round trip took."""

@@ -14,11 +14,8 @@ from bench.peers.loads import Tally
 from bench.two_process.channels import (
     BULK,
     COUNTS,
-    ECHO,
-    ECHO_LISTS,
     PING,
     PING_LISTS,
-    PONG_DATA,
     SINK,
 )
 from bench.two_process.commands import RUNNERS, open_many_files, pin, run, serve
@@ -54,15 +51,9 @@ class Server:
         last = b""
 
         def ping(context: Context) -> None:
-            context.reply(PONG_DATA)
-
-        def echo(context: Context) -> None:
             context.reply(context.data)
 
         def ping_lists(contexts: list[Context]) -> None:
-            reply_many(contexts, PONG_DATA)
-
-        def echo_lists(contexts: list[Context]) -> None:
             reply_many(contexts, [context.data for context in contexts])
 
         def sink(context: Context) -> None:
@@ -78,9 +69,7 @@ class Server:
             context.reply(json.dumps(found).encode())
 
         endpoint.subscribe(PING, ping)
-        endpoint.subscribe(ECHO, echo)
         endpoint.subscribe(PING_LISTS, ping_lists, batch=True)
-        endpoint.subscribe(ECHO_LISTS, echo_lists, batch=True)
         endpoint.subscribe(SINK, sink)
         endpoint.subscribe(COUNTS, counts)
         for channel in BULK:

@@ -12,7 +12,7 @@ import pytest
 
 from bench.figures import Figure
 from bench.load_suite import why_void
-from bench.two_process.channels import PING, PING_DATA, PONG_DATA
+from bench.two_process.channels import PING, PING_DATA
 from bench.two_process.client import Client
 from bench.two_process.load import Load, Probe, Requests, arrivals, p99_of_parts
 from tests.support import until
@@ -41,7 +41,7 @@ def test_each_seed_has_its_own_arrivals_every_time() -> None:
 class Answering:
     """In the place of a node: it answers after a turn of the loop."""
 
-    def __init__(self, answer: bytes = PONG_DATA) -> None:
+    def __init__(self, answer: bytes = PING_DATA) -> None:
         self.answer = answer
         self.under_way = self.most = self.asked = 0
 
@@ -68,13 +68,13 @@ async def taken_by(answer: bytes, *late: int) -> list[int]:
 
 
 def test_a_request_is_timed_from_when_it_was_due_not_from_when_it_began() -> None:
-    (on_time,) = asyncio.run(taken_by(PONG_DATA, 0))
-    (late,) = asyncio.run(taken_by(PONG_DATA, 10**9))
+    (on_time,) = asyncio.run(taken_by(PING_DATA, 0))
+    (late,) = asyncio.run(taken_by(PING_DATA, 10**9))
     assert 0 < on_time < 10**9 <= late
 
 
 def test_the_end_is_when_all_have_been_answered() -> None:
-    assert len(asyncio.run(taken_by(PONG_DATA, *range(100)))) == 100
+    assert len(asyncio.run(taken_by(PING_DATA, *range(100)))) == 100
 
 
 def test_a_wrong_answer_breaks_the_benchmark() -> None:

@@ -10,8 +10,8 @@
 # A loop that polls (`busy_poll`) comes round without blocking for as long as there was traffic a
 # short while ago: each time the loop looks at every descriptor, and the engine at that of the
 # latest session by hand. One that has been the latest for a while is looked at by hand only. While
-# it polls, what a handler upon whose frame nothing follows sends first goes out at once. A message
-# upon which nothing was sent may have made work for the loop, which has its turn before the next.
+# it polls, what a handler upon whose frame nothing follows sends first goes out at once. Messages
+# upon which less was sent than came may have made work for the loop, which has its turn first.
 #
 # Invariants: no dispatch inside a dispatch (depth); the receive buffer is used by one session at a
 # time and never across an await. Owned by the loop thread.
@@ -318,11 +318,11 @@ cdef class Engine:
             return
         self.polling = True
         self.polls += 1
-        if self.polls_alone < POLLS_ALONE:
-            self.polls_alone += 1
-        else:
-            session.driver.unwatch()
         try:
+            if self.polls_alone < POLLS_ALONE:
+                self.polls_alone += 1
+            else:
+                session.driver.unwatch()
             for looks in range(0 if self.turn_due else LOOKS_A_TURN):
                 session.read_batch()
                 if (self.turn_due or session.state == SESSION_CLOSED

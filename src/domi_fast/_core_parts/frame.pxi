@@ -69,15 +69,17 @@ def encode_frame(channel, data, extend=b""):
     :param data: bytes-like.
     :param extend: bytes-like, at most 65,535 bytes.
     :raises FrameError: the channel or a size does not fit the header.
+    :raises BufferError: ``data`` or ``extend`` does not lie in one piece.
     """
     cdef Py_buffer body, tail
     if not 0 <= channel < MAX_CHANNELS:
         raise errors.FrameError(f"channel {channel}: a channel is 0-65535")
+    cdef Py_ssize_t number = channel
     get_view(data, &body)
     try:
         get_view(extend, &tail)
         try:
-            return frame_of(channel, &body, &tail)
+            return frame_of(<uint16_t>number, &body, &tail)
         finally:
             PyBuffer_Release(&tail)
     finally:

@@ -674,9 +674,10 @@ cdef class Session:
                 messages = self.frames_in - self.beats_in
                 sent = self.frames_out
                 self.parse()
-                if self.engine.busy_ns and self.frames_in - self.beats_in != messages:
+                messages = self.frames_in - self.beats_in - messages
+                if self.engine.busy_ns and messages:
                     self.engine.poll_on(self)
-                    if self.frames_out == sent:
+                    if self.frames_out - sent < messages:
                         self.engine.turn_due = True
                 if <size_t>n < size:
                     # Probably all there was: answers go out before the kernel is asked again.
