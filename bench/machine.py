@@ -30,6 +30,7 @@ def machine() -> dict[str, Any]:
         "system": platform.system(),
         "kernel": platform.release(),
         "architecture": platform.machine(),
+        "congestion_control": _text("/proc/sys/net/ipv4/tcp_congestion_control"),
         "libc": " ".join(platform.libc_ver()),
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),

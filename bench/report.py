@@ -91,7 +91,8 @@ class Report:
         load = run["load_before"]
         where = (
             f"{machine['cpu']}, {machine['cpus_usable']} CPUs, {machine['memory_mib']} MiB, "
-            f"{machine['system']} {machine['kernel']} {machine['architecture']}"
+            f"{machine['system']} {machine['kernel']} {machine['architecture']}, "
+            f"TCP {machine.get('congestion_control') or 'unknown'}"
         )
         what = (
             f"{machine['implementation']} {machine['python']}, domi_fast {machine['domi_fast']}, "
