@@ -75,9 +75,28 @@ async def test_the_first_of_a_turn_is_with_the_kernel_when_publish_returns(
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert [there(peer) for peer in peers] == [published(b"later", b"last")] * 3
-        # And so again.
-        node.publish(FEED, b"next turn")
-        assert [there(peer) for peer in peers] == [published(b"next turn")] * 3
+
+
+async def test_the_first_of_a_turn_waits_where_the_turn_before_had_several(
+    registry_url: str,
+) -> None:
+    async with subscribers(registry_url, 3) as (node, peers):
+        for number in range(3):
+            node.publish(FEED, b"one")
+            node.publish(FEED, b"two")
+            # As many system calls with the first at once as without: it was known too late.
+            assert [there(peer) for peer in peers] == [[published(b"one"), []][number > 0]] * 3
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            left = [published(b"two"), published(b"one", b"two")][number > 0]
+            assert [there(peer) for peer in peers] == [left] * 3
+        # Of a turn with one alone that is known when it is over.
+        node.publish(FEED, b"alone")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert [there(peer) for peer in peers] == [published(b"alone")] * 3
+        node.publish(FEED, b"at once")
+        assert [there(peer) for peer in peers] == [published(b"at once")] * 3
 
 
 async def test_of_a_handler_too_all_goes_out_before_the_loop_waits(registry_url: str) -> None:

@@ -202,6 +202,8 @@ cdef class Engine:
 
     def end_burst(self):
         self.burst = False
+        self.streaming = self.published > 1
+        self.published = 0
         self.refresh()
         self.enter()
         self.leave()

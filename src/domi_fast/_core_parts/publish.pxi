@@ -2,7 +2,8 @@
 #
 # The first publish of a turn goes past the queues of those who have nothing queued: what is written
 # once is sent to each from where it is. The next ones of that turn are queued, as all else is, and
-# go out together.
+# go out together. So does the first where the turn before had several: they are as many system
+# calls with it as without.
 #
 # Invariants: how much a session may queue, and what is done when that is full, is what it is for
 # any message; nothing overtakes what is queued; who was left out is told of when the others have
@@ -20,13 +21,17 @@ cdef int publish_to_all(Router router, int channel, bytes data) except -1:
     cdef size_t size = <size_t>PyBytes_GET_SIZE(data)
     cdef size_t length = HEADER + size + 1
     cdef bint encoded = length <= AT_ONCE and length <= router.frame_limit
-    cdef bint at_once = encoded and router.engine.depth == 0 and not router.engine.burst
+    cdef bint first = router.engine.depth == 0 and not router.engine.burst
+    cdef bint at_once = encoded and first and not router.engine.streaming
     cdef int sent = 0
     cdef list targets = members_of(&router.channels[channel].route)
     cdef list refusals = None
     cdef Session session
     cdef Session latest = None  # of those that it has gone to at once
     cdef Py_ssize_t i, count = len(targets)
+    router.engine.published += 1
+    if first and router.engine.streaming and count > 0:
+        router.engine.end_soon()
     if encoded:
         write_header(frame, <uint32_t>length, 1, <uint16_t>channel)
         copy(frame + HEADER, PyBytes_AS_STRING(data), size)
