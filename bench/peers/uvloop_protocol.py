@@ -72,11 +72,12 @@ class EchoClient(asyncio.Protocol):
 
 
 class Asker(asyncio.Protocol):
-    """Futures, in the order in which they were asked."""
+    """Futures, in the order in which they were asked; a turn of the loop writes all of its own."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._asked: deque[asyncio.Future[bytes]] = deque()
+        self._unwritten: list[bytes] = []
         self._rest = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -91,10 +92,24 @@ class Asker(asyncio.Protocol):
         self._rest = data[whole:]
 
     def ask(self, data: bytes) -> asyncio.Future[bytes]:
+        if not self._unwritten:
+            self._loop.call_soon(self._write)
+        self._unwritten.append(data)
+        return self._answer()
+
+    def ask_alone(self, data: bytes) -> asyncio.Future[bytes]:
+        """Written at once: when nobody else asks there is nothing to wait for."""
+        self._transport.write(data)
+        return self._answer()
+
+    def _answer(self) -> asyncio.Future[bytes]:
         future: asyncio.Future[bytes] = self._loop.create_future()
         self._asked.append(future)
-        self._transport.write(data)
         return future
+
+    def _write(self) -> None:
+        self._transport.write(b"".join(self._unwritten))
+        self._unwritten.clear()
 
 
 class Messages(asyncio.Protocol):
@@ -293,10 +308,15 @@ async def server(given: argparse.Namespace) -> None:
 async def client(given: argparse.Namespace) -> None:
     work = Client(given.address)
     async with connected(given.address, "echo", Asker) as asker:
+
+        async def requests(in_flight: int, seconds: float) -> dict[str, Any]:
+            ask = asker.ask if in_flight > 1 else asker.ask_alone
+            return await loads.requests(ask, in_flight, seconds)
+
         await serve(
             {
-                **loads.asking(asker.ask),
                 "round_trips": work.round_trips,
+                "requests": requests,
                 "calls": work.calls,
                 "notifies": work.notifies,
             }

@@ -201,6 +201,31 @@ def test_messages_are_cut_out_of_whatever_pieces_come(size: int, piece: int) -> 
     assert [message for each in pieces for message in cutting.cut(each)] == sent
 
 
+class Writes(asyncio.Transport):
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+
+    def write(self, data: Any) -> None:
+        self.written.append(data)
+
+
+async def test_what_a_turn_of_the_loop_asks_is_written_together() -> None:
+    asker, transport = uvloop_protocol.Asker(), Writes()
+    asker.connection_made(transport)
+    asked: list[Any] = []
+    for turn in (loads.SENT[:3], loads.SENT[3:7]):
+        asked += [asker.ask(data) for data in turn]
+        await asyncio.sleep(0)
+    asked.append(asker.ask_alone(loads.SENT[7]))
+    assert transport.written == [b"000000010002", b"0003000400050006", b"0007"]
+    for piece in (b"00000001000", b"20003", b"0004000500060007"):
+        asker.data_received(piece)
+    assert [future.result() for future in asked] == loads.SENT[:8]
+
+
 def test_what_such_a_program_imports_is_kept_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """As that of the peers is, which were installed."""
     program = "import sys; print('wrong' if sys.dont_write_bytecode else 'right')"
