@@ -205,7 +205,7 @@ def streamed(size: int, count: int, taken: float) -> dict[str, Any]:
     return {"rate": count / taken, "bytes_per_s": count * size / taken, "count": count}
 
 
-def tally(count: int, size: int, last: bytes) -> bytes:
+def tally(count: int, size: int, last: bytes | bytearray) -> bytes:
     """What a receiver answers with: how much has come, and what the last of it was."""
     told = {"count": count, "size": size, "last": hashlib.sha256(last).hexdigest()}
     return json.dumps(told).encode()
@@ -221,9 +221,9 @@ class Tally:
 
     def __init__(self) -> None:
         self.count = self.size = 0
-        self._last = b""
+        self._last: bytes | bytearray = b""
 
-    def add(self, data: bytes) -> None:
+    def add(self, data: bytes | bytearray) -> None:
         self.count += 1
         self.size += len(data)
         self._last = data

@@ -23,6 +23,7 @@ from bench.two_process.memory import memory
 
 FRAME = b"\x0c\0\0\0\0\0\x32\0ping"
 SIZE = len(PING_DATA)
+LARGE = 64 * 1024  # bytes from which on cutting a message out of what comes is its main cost
 HIGH_WATER = 256 * 1024  # bytes that who sends one way has ahead of the kernel
 
 __all__ = ["EchoClient", "EchoServer"]
@@ -185,6 +186,37 @@ class Sink(Messages):
         self.transport.write(self._tally.told())
 
 
+class BlockSink(asyncio.BufferedProtocol):
+    """As :class:`Sink`, of large messages: all are received into the same block, nothing is cut."""
+
+    def __init__(self) -> None:
+        self._block = bytearray(SIZE)
+        self._free = memoryview(self._block)
+        self._tally: loads.Tally | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._free
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._free = self._free[nbytes:]
+        if self._free:
+            return
+        if self._tally is None:
+            self._tally = loads.Tally()
+            self._block = bytearray(int.from_bytes(self._block, "little"))
+            self._transport.write(b"!")
+        else:
+            self._tally.add(self._block)
+        self._free = memoryview(self._block)
+
+    def eof_received(self) -> None:
+        if self._tally is not None:
+            self._transport.write(self._tally.told())
+
+
 class Sender(asyncio.Protocol):
     """Sends one way, as fast as there is room; small messages are written together."""
 
@@ -240,7 +272,7 @@ Kind = TypeVar("Kind", bound=asyncio.Protocol)
 
 @asynccontextmanager
 async def connected(address: str, to: str, protocol: Callable[[], Kind]) -> AsyncIterator[Kind]:
-    """To the ``echo`` or to the ``sink``, until the block ends."""
+    """To the ``echo``, the ``sink`` or the ``blocks``, until the block ends."""
     port = json.loads(address)[to]
     loop = asyncio.get_running_loop()
     transport, client = await loop.create_connection(protocol, "127.0.0.1", port)
@@ -290,13 +322,14 @@ class Client:
         return loads.streamed(size, count, taken)
 
     async def _one_way(self, data: bytes, seconds: float) -> tuple[int, float]:
-        async with connected(self._address, "sink", Sender) as sender:
+        to = "blocks" if len(data) >= LARGE else "sink"
+        async with connected(self._address, to, Sender) as sender:
             return await sender.send(data, seconds)
 
 
 async def server(given: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
-    protocols = {"echo": EchoServer, "sink": Sink}
+    protocols = {"echo": EchoServer, "sink": Sink, "blocks": BlockSink}
     listening = {
         name: await loop.create_server(protocol, "127.0.0.1", 0, backlog=1024)
         for name, protocol in protocols.items()

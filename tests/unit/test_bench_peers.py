@@ -212,6 +212,23 @@ class Writes(asyncio.Transport):
         self.written.append(data)
 
 
+@pytest.mark.parametrize("piece", [1, 3, 4, 70, 1000])
+def test_large_messages_are_counted_in_whatever_pieces_come(piece: int) -> None:
+    size = 70
+    sent = [os.urandom(size) for _ in range(5)]
+    stream = size.to_bytes(uvloop_protocol.SIZE, "little") + b"".join(sent)
+    sink, transport = uvloop_protocol.BlockSink(), Writes()
+    sink.connection_made(transport)
+    while stream:
+        block = sink.get_buffer(-1)
+        came = min(piece, len(block), len(stream))
+        block[:came] = stream[:came]
+        stream = stream[came:]
+        sink.buffer_updated(came)
+    sink.eof_received()
+    assert transport.written == [b"!", loads.tally(len(sent), len(sent) * size, sent[-1])]
+
+
 async def test_what_a_turn_of_the_loop_asks_is_written_together() -> None:
     asker, transport = uvloop_protocol.Asker(), Writes()
     asker.connection_made(transport)
