@@ -33,7 +33,7 @@ KIB = 1024
 OURS = ""  # among the names of the peers
 MOST_NODES = 100  # that subscribe; more are guests
 # Messages that arrive in a round, over all subscribers.
-DELIVERIES = {OURS: 500_000, "pyzmq": 150_000, "nats": 20_000}
+DELIVERIES = {OURS: 500_000, "uvloop": 500_000, "pyzmq": 150_000, "nats": 20_000}
 
 # Ray has daemons that are never quite idle: it is measured apart, and they are ended then.
 BY_TURNS = named("uvloop", "pyzmq", "pyzmq-asyncio", "nats", "grpc", "aiohttp")

@@ -51,8 +51,13 @@ PEERS = (
         "uvloop Protocol",
         "uvloop_protocol",
         "uvloop",
-        frozenset({"round_trips", "requests", "calls", "notifies", "connections", "first_answer"}),
-        {"publish": NO_PUBLISH},
+        frozenset(
+            {
+                *("round_trips", "requests", "calls", "notifies"),
+                *("publish", "connections", "first_answer"),
+            }
+        ),
+        {},
     ),
     Peer(
         "pyzmq",

@@ -25,6 +25,7 @@ FRAME = b"\x0c\0\0\0\0\0\x32\0ping"
 SIZE = len(PING_DATA)
 LARGE = 64 * 1024  # bytes from which on cutting a message out of what comes is its main cost
 HIGH_WATER = 256 * 1024  # bytes that who sends one way has ahead of the kernel
+A_TURN = 256  # messages that are published before the loop has its turn, as ours
 
 __all__ = ["EchoClient", "EchoServer"]
 
@@ -267,6 +268,7 @@ class Sender(asyncio.Protocol):
         return count, taken
 
 
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Kind = TypeVar("Kind", bound=asyncio.Protocol)
 
 
@@ -372,5 +374,109 @@ async def connections(given: argparse.Namespace) -> None:
         await serve({"open": open_more})
 
 
+class Publisher:
+    """Writes what a turn of the loop publishes to each subscriber in one piece."""
+
+    def __init__(self, subscribers: int) -> None:
+        self._subscribers = subscribers
+        self._opened: list[Streams] = []
+        self._all_here = asyncio.Event()
+
+    def opened(self, *streams: Any) -> None:
+        """By a subscriber, or, after all of them, by who counts for them."""
+        self._opened.append(streams)
+        if len(self._opened) > self._subscribers:
+            self._all_here.set()
+
+    async def measure(self, size: int, count: int) -> dict[str, Any]:
+        """From the first message sent until the last subscriber has had the last of them."""
+        await asyncio.wait_for(self._all_here.wait(), loads.PATIENCE)
+        data = os.urandom(size)
+        await self._send(data, max(1, count // 10))
+        rate = count / await self._send(data, count)
+        return {"rate": rate * self._subscribers}
+
+    async def _send(self, data: bytes, count: int) -> float:
+        *feeds, (reader, control) = self._opened
+        writes = [feed.transport.write for _, feed in feeds]
+        control.write(json.dumps({"count": count, "content": data.hex()}).encode() + b"\n")
+        await asyncio.wait_for(reader.readline(), loads.PATIENCE)
+        began = time.perf_counter()
+        # All of it fits into memory: nobody looks for room.
+        for first in range(0, count, A_TURN):
+            joined = b"".join([data] * min(A_TURN, count - first))
+            for write in writes:
+                write(joined)
+            await asyncio.sleep(0)
+        word = await asyncio.wait_for(reader.readline(), loads.PATIENCE)
+        taken = time.perf_counter() - began
+        check(word == b"right\n", "what came was not what was published")
+        return taken
+
+
+class Subscriber(Messages):
+    """Compares each that comes; says how many were wrong or too many when all have come."""
+
+    def __init__(self, done: Callable[[int], None]) -> None:
+        super().__init__(SIZE)
+        self._done = done
+
+    def expect(self, count: int, content: bytes) -> None:
+        self.size, self._content = len(content), content
+        self._left, self._wrong = count, 0
+
+    def data_received(self, data: bytes) -> None:
+        messages = self.cut(data)
+        self._left -= len(messages)
+        self._wrong += len(messages) - messages.count(self._content)
+        if self._left <= 0:
+            self._done(self._wrong - self._left)
+
+
+async def publisher(given: argparse.Namespace) -> None:
+    work = Publisher(given.count)
+    listening = await asyncio.start_server(work.opened, "127.0.0.1", 0, backlog=1024)
+    port = listening.sockets[0].getsockname()[1]
+    await serve({"measure": work.measure}, address=json.dumps({"feed": port}))
+
+
+async def subscribers(given: argparse.Namespace) -> None:
+    left = wrong = 0
+
+    def done(of_one: int) -> None:
+        nonlocal left, wrong
+        left -= 1
+        wrong += of_one
+        if left == 0:
+            control.write(b"wrong\n" if wrong else b"right\n")
+
+    async def keep_expecting() -> None:
+        nonlocal left, wrong
+        async for line in reader:
+            told = json.loads(line)
+            left, wrong = len(opened), 0
+            for each in opened:
+                each.expect(told["count"], bytes.fromhex(told["content"]))
+            control.write(b"ready\n")
+
+    async with AsyncExitStack() as stack:
+        opened = []
+        for _ in range(given.count):
+            of = connected(given.address, "feed", lambda: Subscriber(done))
+            opened.append(await stack.enter_async_context(of))
+        port = json.loads(given.address)["feed"]
+        reader, control = await asyncio.open_connection("127.0.0.1", port)
+        expecting = asyncio.ensure_future(keep_expecting())
+        await serve({})
+        expecting.cancel()
+
+
 if __name__ == "__main__":
-    program.main(__doc__, server=server, client=client, connections=connections)
+    program.main(
+        __doc__,
+        server=server,
+        client=client,
+        connections=connections,
+        publisher=publisher,
+        subscribers=subscribers,
+    )

@@ -229,6 +229,17 @@ def test_large_messages_are_counted_in_whatever_pieces_come(piece: int) -> None:
     assert transport.written == [b"!", loads.tally(len(sent), len(sent) * size, sent[-1])]
 
 
+@pytest.mark.parametrize(
+    ("came", "wrong"), [(b"ababab", 0), (b"abaab", -1), (b"abacab", 1), (b"abababab", 1)]
+)
+def test_a_subscriber_compares_each_and_counts_them(came: bytes, wrong: int) -> None:
+    said: list[int] = []
+    subscriber = uvloop_protocol.Subscriber(said.append)
+    subscriber.expect(3, b"ab")
+    subscriber.data_received(came)
+    assert said == [wrong] * (wrong >= 0)
+
+
 async def test_what_a_turn_of_the_loop_asks_is_written_together() -> None:
     asker, transport = uvloop_protocol.Asker(), Writes()
     asker.connection_made(transport)
