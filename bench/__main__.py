@@ -31,7 +31,7 @@ SCALING = ROOT / "docs" / "scaling.md"
 README = ROOT / "README.md"
 EXAMPLES = """\
 examples:
-  python -m bench                               everything, some twelve minutes
+  python -m bench                               everything, some fourteen minutes
   python -m bench --only call-reply --rounds 15
   python -m bench --only round-trip --only flood
   python -m bench --check                       exit code 1 also for a target that was missed or

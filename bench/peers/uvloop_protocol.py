@@ -1,6 +1,8 @@
-"""Plain asyncio Protocols on uvloop, an echo and a sink: as little as Python can do with a socket.
+"""Plain asyncio Protocols on uvloop: an echo, sinks, and a publisher with its subscribers.
 
 They have no messages: both ends know that all are of one size, and that answers keep their order.
+What a turn of the loop asks, answers or publishes is written together, and no Protocol knows more
+than its work takes; there may be faster ones still.
 """
 
 from __future__ import annotations
