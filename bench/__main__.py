@@ -156,6 +156,32 @@ def terminated(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
+def stored(parser: argparse.ArgumentParser, source: Path) -> report.Report:
+    """The run that ``--from`` names."""
+    allowed = "a file that a run has written is allowed, for example bench/out/latest.json"
+    try:
+        return report.read(source)
+    except OSError as error:
+        parser.error(f"--from {source}: {error.strerror}; {allowed}")
+    except ValueError as error:
+        parser.error(f"--from {source}: {error}; {allowed}")
+
+
+def refuse_place(parser: argparse.ArgumentParser, path: Path) -> None:
+    """Before anything is measured, say why the results could not be written there."""
+    is_there = os.path.lexists(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        parser.error(
+            f"the results cannot be written to {path} ({error.strerror}: {error.filename}); "
+            "--json FILE names another place, for example --json /tmp/run.json"
+        )
+    if not is_there:
+        path.unlink()
+
+
 def refuse_docs(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     """Before anything is measured, say what would keep the results out of the docs."""
     if importlib.util.find_spec("matplotlib") is None:
@@ -203,14 +229,16 @@ def main() -> int:
     if given.write_docs:
         refuse_docs(parser, given)
     if given.source:
-        found = report.read(given.source)
+        found = stored(parser, given.source)
         if given.write_docs:
             refuse_part(parser, found, given.source)
     else:
         signal.signal(signal.SIGTERM, terminated)
         settings = settings_of(parser, given)
-        found = measure(chosen(parser, given.only), settings)
+        benchmarks = chosen(parser, given.only)
         path = given.json or OUT / ("smoke.json" if given.smoke else "latest.json")
+        refuse_place(parser, path)
+        found = measure(benchmarks, settings)
         report.save(found, path)
         print(f"{found.circumstances['seconds']:g} s; {path}")
     smoke = bool(found.circumstances["smoke"])

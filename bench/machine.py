@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -94,6 +95,12 @@ def _commit() -> dict[str, Any]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        prog="python -m bench.machine",
+        description=(__doc__ or "").splitlines()[0],
+        epilog="example:\n  python -m bench.machine    prints it as JSON, as each run keeps it",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     print(json.dumps(machine(), indent=2))
 
 

@@ -176,16 +176,29 @@ def save(report: Report, path: Path) -> None:
 
 
 def read(path: Path) -> Report:
-    """What :func:`save` wrote."""
-    document = json.loads(path.read_text(encoding="utf-8"))
-    return Report(
-        machine=document["machine"],
-        circumstances=document["circumstances"],
-        figures=[Figure.from_json(figure) for figure in document["figures"]],
-        broken=document["broken"],
-        skipped=document["skipped"],
-        left_out=document.get("left_out", {}),
-    )
+    """What :func:`save` wrote.
+
+    :raises OSError: it cannot be read.
+    :raises ValueError: it is something else.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        found = Report(
+            machine=document["machine"],
+            circumstances=document["circumstances"],
+            figures=[Figure.from_json(figure) for figure in document["figures"]],
+            broken=document["broken"],
+            skipped=document["skipped"],
+            left_out=document.get("left_out", {}),
+        )
+        found.heading()
+    except json.JSONDecodeError as error:
+        raise ValueError(f"no JSON, {error}") from None
+    except UnicodeDecodeError:
+        raise ValueError("no JSON, nor any text") from None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise ValueError("JSON, but not of a run of the benchmarks") from None
+    return found
 
 
 def replace_between(path: Path, start: str, end: str, lines: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -12,6 +13,14 @@ from importlib import metadata
 from packaging.requirements import Requirement
 
 from bench.peers.peer import nats_server
+
+NATS_SERVER = "nats-server"
+EXAMPLE = """\
+example:
+  python -m bench.peers.install    exit code 1 when nothing of this could be had
+
+what is installed:
+"""
 
 
 def wanted(extra: str) -> Iterator[str]:
@@ -33,22 +42,35 @@ def install_nats_server() -> bool:
     """On Debian, as root."""
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         return False
-    install = ("apt-get", "install", "-y", "-qq", "--no-install-recommends", "nats-server")
+    install = ("apt-get", "install", "-y", "-qq", "--no-install-recommends", NATS_SERVER)
     # The lists may be old or absent.
     return succeeds(*install) or (succeeds("apt-get", "update", "-qq") and succeeds(*install))
 
 
-def main() -> None:
+def arguments() -> argparse.ArgumentParser:
+    listed = "".join(f"  {name}\n" for name in [*wanted("peers"), NATS_SERVER])
+    return argparse.ArgumentParser(
+        prog="python -m bench.peers.install",
+        description=(__doc__ or "").splitlines()[0],
+        epilog=EXAMPLE + listed,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def main() -> int:
+    arguments().parse_args()
+    needed = list(wanted("peers"))
     absent = [
         requirement
-        for requirement in wanted("peers")
+        for requirement in needed
         if not succeeds(sys.executable, "-m", "pip", "install", "-q", requirement)
     ]
     if nats_server() is None and not install_nats_server():
-        absent.append("nats-server")
+        absent.append(NATS_SERVER)
     for name in absent:
         print(f"domi_fast: not installed, and left out of the benchmarks: {name}", file=sys.stderr)
+    return int(len(absent) > len(needed))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from dataclasses import replace
@@ -11,9 +12,10 @@ from typing import Any
 import pytest
 
 from bench import __main__ as command
-from bench import report, scaling, summary
+from bench import machine, report, scaling, summary
 from bench.figures import Figure
 from bench.page import START
+from bench.peers import install
 from bench.report import Report
 from bench.suite import SEVERAL
 from tests.measured import FASTER, FIGURES, FLOODED, PICTURES, SLOWER, empty_page, run
@@ -201,3 +203,104 @@ def test_no_part_is_measured_for_the_docs(
     assert ended.value.code == 2
     assert "neither --smoke nor --only" in capsys.readouterr().err
     assert measured == []
+
+
+# ------------------------------------------------------------------------------- what is not usable
+
+ALLOWED = "a file that a run has written is allowed, for example bench/out/latest.json"
+
+
+@pytest.mark.parametrize("content", [None, "no JSON", "[]", "{}", '{"machine": {}}', b"\xff\xfe"])
+def test_what_is_no_run_is_refused_with_what_is_allowed(
+    content: str | bytes | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source = tmp_path / "run.json"
+    if content is not None:
+        source.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SystemExit) as ended:
+        call(monkeypatch, "--from", source)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert f"error: --from {source}: " in said
+    assert said.endswith(f"; {ALLOWED}\n")
+
+
+@pytest.mark.parametrize("lacking", ["machine", "circumstances", "figures", "broken", "skipped"])
+def test_so_is_a_run_that_lacks_something(lacking: str, tmp_path: Path) -> None:
+    source = tmp_path / "run.json"
+    report.save(run(FIGURES), source)
+    document = json.loads(source.read_text())
+    del document[lacking]
+    source.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="JSON, but not of a run of the benchmarks"):
+        report.read(source)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    measured: list[str],
+) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path, tmp_path / "file" / "run.json"):
+        with pytest.raises(SystemExit) as ended:
+            call(monkeypatch, "--json", place)
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert f"error: the results cannot be written to {place} (" in said
+        assert "--json FILE names another place, for example" in said
+    assert measured == []
+
+
+def test_a_place_that_can_be_written_is_as_it_was_until_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, new = tmp_path / "there.json", tmp_path / "folder" / "new.json"
+    there.write_text("an older run")
+    parser = command.arguments()
+    for place in (there, new):
+        command.refuse_place(parser, place)
+    assert there.read_text() == "an older run"
+    assert not new.exists()
+
+
+# --------------------------------------------------------------------------- the commands beside it
+
+
+@pytest.mark.parametrize("program", [machine, install], ids=lambda program: program.__name__)
+def test_a_command_explains_itself_with_an_example(
+    program: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for argument, code in (("--help", 0), ("nonsense", 2)):
+        monkeypatch.setattr(sys, "argv", ["", argument])
+        with pytest.raises(SystemExit) as ended:
+            program.main()
+        assert ended.value.code == code
+    printed = capsys.readouterr()
+    assert f"example:\n  python -m {program.__name__} " in printed.out
+    assert "unrecognized arguments: nonsense" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("absent", "code"), [("", 0), ("a", 0), ("nats-server", 0), ("a b", 0), ("a b nats-server", 1)]
+)
+def test_installing_names_what_could_not_be_had(
+    absent: str,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = absent.split()
+    monkeypatch.setattr(sys, "argv", ["install"])
+    monkeypatch.setattr(install, "wanted", lambda extra: iter("ab"))
+    monkeypatch.setattr(install, "succeeds", lambda *command: command[-1] not in names)
+    monkeypatch.setattr(install, "nats_server", lambda: None)
+    monkeypatch.setattr(install, "install_nats_server", lambda: "nats-server" not in names)
+    assert install.main() == code
+    assert capsys.readouterr().err.splitlines() == [
+        f"domi_fast: not installed, and left out of the benchmarks: {name}" for name in names
+    ]
