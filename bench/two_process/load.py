@@ -48,6 +48,7 @@ class Requests:
     """Requests, each of which is due at a time of its own, on one channel: answered in order.
 
     :param dues: nanoseconds from now.
+    :ivar ended: when each has ended, with an answer or without, by the clock that ``began`` is of.
     """
 
     def __init__(self, node: Node, dues: Sequence[int]) -> None:
@@ -57,30 +58,34 @@ class Requests:
         self._dues = dues
         self._clock = time.perf_counter_ns
         self._wrong = 0
-        self.answered = array("q")
+        self.ended = array("q")
         self.began = self._clock()
 
     def begin(self, count: int) -> None:
         """So many more of them."""
-        request, answered, context = self._request, self._answered, self._context
+        request, note, context = self._request, self._note, self._context
         for _ in range(count):
-            request(PING, PING_DATA).add_done_callback(answered, context=context)
+            request(PING, PING_DATA).add_done_callback(note, context=context)
 
-    def _answered(self, request: Request) -> None:
-        self.answered.append(self._clock())
-        if request.result() != PING_DATA:
-            self._wrong += 1
+    def _note(self, request: Request) -> None:
+        self.ended.append(self._clock())
+        # What raises in here is lost in the loop.
+        has_failed = request.cancelled() or request.exception() is not None
+        self._wrong += has_failed or request.result() != PING_DATA
 
     async def end(self) -> array[int]:
-        """Wait until all have been answered; how long each took from when it was due."""
+        """Wait until all have been answered; how long each took from when it was due.
+
+        :raises RuntimeError: if one failed, or its answer was wrong.
+        """
         count = len(self._dues)
-        end = time.perf_counter() + WAIT
-        while len(self.answered) < count:
-            check(time.perf_counter() < end, f"{len(self.answered)} of {count} answers came")
+        limit = time.perf_counter() + WAIT
+        while len(self.ended) < count:
+            check(time.perf_counter() < limit, f"{len(self.ended)} of {count} requests ended")
             await asyncio.sleep(0)
-        check(self._wrong == 0, f"{self._wrong} of {count} answers were wrong")
-        pairs = zip(self.answered, self._dues, strict=True)
-        return array("q", (answered - self.began - due for answered, due in pairs))
+        check(self._wrong == 0, f"{self._wrong} of {count} failed, or their answers were wrong")
+        pairs = zip(self.ended, self._dues, strict=True)
+        return array("q", (then - self.began - due for then, due in pairs))
 
 
 class Probe:
@@ -92,6 +97,10 @@ class Probe:
         self._wrong = 0
         self._taken = array("q")
         self._asking = asyncio.ensure_future(self._ask())
+
+    @property
+    def answers(self) -> int:
+        return len(self._taken)
 
     async def _ask(self) -> None:
         clock = time.perf_counter_ns
@@ -126,7 +135,8 @@ class Load:
         """Requests that come at this rate, each timed from when it was due until its answer.
 
         The loop never sleeps: in each of its turns, which are microseconds apart, it begins what is
-        due by then. A timer of the loop would begin those of a whole millisecond together.
+        due by then. A timer of the loop would begin those of a whole millisecond together. A turn
+        in which nothing begins, and nothing is answered, of these or of the probe, is idle.
         """
         dues = arrivals(rate, seconds, seed)
         node = self.client.node
@@ -137,7 +147,7 @@ class Load:
         requests = Requests(node, dues)
         began = now = requests.began
         count = len(dues)
-        begun = answered = turns = idle = 0
+        begun = ended = turns = idle = 0
         while begun < count:
             first, begun = begun, bisect.bisect_right(dues, now - began, begun)
             requests.begin(begun - first)
@@ -145,9 +155,9 @@ class Load:
             then, now = now, clock()
             if begun > first:
                 turns += 1
-            elif answered == len(requests.answered):
+            elif ended == len(requests.ended) + probe.answers:
                 idle += now - then
-            answered = len(requests.answered)
+            ended = len(requests.ended) + probe.answers
         times = await requests.end()
         taken = clock() - began
         beside = await probe.end()

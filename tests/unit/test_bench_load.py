@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import math
 from array import array
+from collections.abc import Generator
 from typing import Any, cast
 
 import pytest
@@ -15,6 +16,7 @@ from bench.load_suite import why_void
 from bench.two_process.channels import PING, PING_DATA
 from bench.two_process.client import Client
 from bench.two_process.load import Load, Probe, Requests, arrivals, p99_of_parts
+from domi_fast import PeerLost
 from tests.support import until
 
 
@@ -39,9 +41,12 @@ def test_each_seed_has_its_own_arrivals_every_time() -> None:
 
 
 class Answering:
-    """In the place of a node: it answers after a turn of the loop."""
+    """In the place of a node: it answers after a turn of the loop.
 
-    def __init__(self, answer: bytes = PING_DATA) -> None:
+    :param answer: what with; an exception is raised.
+    """
+
+    def __init__(self, answer: bytes | BaseException = PING_DATA) -> None:
         self.answer = answer
         self.under_way = self.most = self.asked = 0
 
@@ -55,10 +60,12 @@ class Answering:
     async def _answer(self) -> bytes:
         await asyncio.sleep(0)
         self.under_way -= 1
+        if isinstance(self.answer, BaseException):
+            raise self.answer
         return self.answer
 
 
-async def taken_by(answer: bytes, *late: int) -> list[int]:
+async def taken_by(answer: bytes | BaseException, *late: int) -> list[int]:
     """Nanoseconds of requests that were due so long ago."""
     node: Any = Answering(answer)
     requests = Requests(node, [-each for each in late])
@@ -77,16 +84,21 @@ def test_the_end_is_when_all_have_been_answered() -> None:
     assert len(asyncio.run(taken_by(PING_DATA, *range(100)))) == 100
 
 
-def test_a_wrong_answer_breaks_the_benchmark() -> None:
-    with pytest.raises(RuntimeError, match="2 of 2 answers were wrong"):
-        asyncio.run(taken_by(b"another", 0, 0))
+@pytest.mark.parametrize(
+    "answer",
+    [b"another", PeerLost(1), asyncio.CancelledError()],
+    ids=["wrong", "failed", "cancelled"],
+)
+def test_a_request_without_its_answer_breaks_the_benchmark(answer: bytes | BaseException) -> None:
+    with pytest.raises(RuntimeError, match="2 of 2 failed, or their answers were wrong"):
+        asyncio.run(taken_by(answer, 0, 0))
 
 
 class Asked(Client):
     """What the load wants of a client, with nobody at the other end."""
 
-    def __init__(self) -> None:
-        self.answering = Answering()
+    def __init__(self, answering: Answering) -> None:
+        self.answering = answering
         self.node = cast(Any, self.answering)
         self.compared = 0
 
@@ -95,7 +107,7 @@ class Asked(Client):
 
 
 def test_requests_come_at_the_rate_and_are_counted_with_the_probe_beside() -> None:
-    client = Asked()
+    client = Asked(Answering())
     rate, seconds = 2_000.0, 0.2
     measured = asyncio.run(Load(client).arriving(rate, seconds, seed=1))
     assert measured["count"] == len(arrivals(rate, seconds, seed=1))
@@ -103,8 +115,29 @@ def test_requests_come_at_the_rate_and_are_counted_with_the_probe_beside() -> No
     assert client.answering.under_way == 0
     assert measured["rate"] <= 1.5 * rate
     assert measured["arrivals_a_turn"] >= 1.0
-    assert 0.0 <= measured["share_idle"] < 1.0
+    assert 0.0 < measured["share_idle"] < 1.0
     assert client.compared == 1
+
+
+class Prompt(asyncio.Future[bytes]):
+    """It is done, and who awaits it goes on in the next turn of the loop."""
+
+    def __await__(self) -> Generator[Any, None, bytes]:
+        yield
+        return self.result()
+
+
+class AnsweringPromptly(Answering):
+    def request(self, channel: int, data: bytes) -> asyncio.Future[bytes]:
+        answer = Prompt()
+        answer.set_result(PONG_DATA)
+        return answer
+
+
+def test_a_turn_in_which_the_probe_is_answered_is_not_idle() -> None:
+    measured = asyncio.run(Load(Asked(AnsweringPromptly())).arriving(500.0, 0.1, seed=1))
+    assert measured["probe"]["count"] > 10 * measured["count"]
+    assert measured["share_idle"] == 0.0
 
 
 def test_a_moment_that_holds_many_up_is_not_in_the_middle_part() -> None:
