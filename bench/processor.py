@@ -31,11 +31,13 @@ def stay(process: int, cpu: int) -> None:
 
 
 def kept_waiting(*processes: int) -> float:
-    """Seconds that these, or this one, could have run and had no processor; 0 where nobody counts
-    them.
+    """Seconds that the threads of these processes, or of this one, could have run and had no
+    processor; 0 where nobody counts them. Those that have ended are left out, and of a process
+    that has, all.
     """
     waited = 0
-    with suppress(OSError):
-        for process in processes or ("self",):
-            waited += int(Path(f"/proc/{process}/schedstat").read_text().split()[1])
+    for process in processes or ("self",):
+        for thread in Path(f"/proc/{process}/task").glob("*/schedstat"):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                waited += int(thread.read_text().split()[1])
     return waited * 1e-9

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import math
+import os
+import subprocess
+import sys
+import threading
 from array import array
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from bench.figures import Figure
 from bench.load_suite import why_void
+from bench.processor import kept_waiting
 from bench.two_process.channels import PING, PING_DATA
 from bench.two_process.client import Client
 from bench.two_process.load import Load, Probe, Requests, arrivals, p99_of_parts
@@ -130,7 +137,7 @@ class Prompt(asyncio.Future[bytes]):
 class AnsweringPromptly(Answering):
     def request(self, channel: int, data: bytes) -> asyncio.Future[bytes]:
         answer = Prompt()
-        answer.set_result(PONG_DATA)
+        answer.set_result(PING_DATA)
         return answer
 
 
@@ -183,3 +190,41 @@ def test_a_wrong_answer_to_the_probe_breaks_the_benchmark() -> None:
 
     with pytest.raises(RuntimeError, match="answers were wrong"):
         asyncio.run(one())
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the kernel does not count")
+def test_of_every_thread_it_is_counted_how_long_it_waited_for_a_processor() -> None:
+    """Two that compute on one, while the main thread sleeps."""
+    cpu = min(os.sched_getaffinity(0))
+    together, over = threading.Barrier(3), threading.Event()
+
+    def compute() -> None:
+        os.sched_setaffinity(0, {cpu})
+        together.wait()
+        # Without the interpreter's lock.
+        hashlib.sha256(bytes(32 << 20))
+        together.wait()
+        over.wait()
+
+    def of_this_thread() -> float:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) * 1e-9
+
+    threads = [threading.Thread(target=compute) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    before, mine = kept_waiting(), of_this_thread()
+    together.wait()
+    together.wait()
+    waited, mine = kept_waiting() - before, of_this_thread() - mine
+    at_all = kept_waiting(os.getpid(), os.getpid()) / kept_waiting()
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert waited > mine + 0.005
+    assert at_all == pytest.approx(2.0, rel=0.2)
+
+
+def test_who_has_ended_has_not_waited() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    assert kept_waiting(ended.pid) == 0.0
