@@ -160,15 +160,16 @@ def main(words: list[str] | None = None) -> int:
     if reason == "":
         parser.error("--store: say why the figures change")
     here = stored.environment(measure.core_file())
+    names = given.only or list(PATHS)
     try:
-        figures = stored.read(stored.FILE, edited=reason is not None)
+        found = stored.read(stored.FILE, [(here, name) for name in names if reason is not None])
     except stored.Edited as error:
         print(f"bench.guard: {error}", file=sys.stderr)
         return FAILED
-    mine = figures.get(here, {})
+    figures, mine = found.figures, found.figures.get(here, {})
     compared = []
     try:
-        for name in given.only or PATHS:
+        for name in names:
             print(f"counting {name}", file=sys.stderr)
             compared.append(compare(name, given.keep, mine.get(name)))
     except BenchError as error:
@@ -177,9 +178,10 @@ def main(words: list[str] | None = None) -> int:
     print(here)
     show(compared)
     if reason is not None:
+        reasons = found.reasons(here)
         figures[here] = stored.updated(mine, compared, reason, every=bool(given.only))
         changed = [name for name, figure in figures[here].items() if figure != mine.get(name)]
-        same = [name for name in changed if name in mine and mine[name].reason == reason]
+        same = [name for name in changed if reasons.get(name) == reason]
         if same:
             parser.error(f"--store: that is the reason of the old figure of {', '.join(same)}")
         stored.write(figures, stored.FILE)

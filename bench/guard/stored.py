@@ -3,8 +3,8 @@
 The figures are those of one environment, and of another they say nothing: another compiler, or
 other headers of Python, make other instructions of the same source.
 
-Each figure has a seal over itself and its reason: one that was changed by hand, and would keep the
-reason of another, is not read.
+Each figure has a seal over itself, its reason, its environment and its path: one that was changed
+by hand, and would keep the reason of another, is not read.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import json
 import platform
 import re
 import sysconfig
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 
@@ -37,6 +37,7 @@ __all__ = [
     "Comparison",
     "Edited",
     "Figure",
+    "Stored",
     "environment",
     "read",
     "updated",
@@ -58,16 +59,35 @@ class Figure:
     cython: str
     reason: str
 
-    @property
-    def seal(self) -> str:
-        return hashlib.blake2b(json.dumps(asdict(self)).encode(), digest_size=8).hexdigest()
+    def seal(self, place: str, name: str) -> str:
+        """Of this environment and path."""
+        sealed = json.dumps([place, name, asdict(self)])
+        return hashlib.blake2b(sealed.encode(), digest_size=8).hexdigest()
+
+
+KEYS = {field.name for field in fields(Figure)}
+Figures = dict[str, Figure]  # by the name of the path
 
 
 class Edited(Exception):
     """A figure or a reason is not what was stored."""
 
 
-Figures = dict[str, Figure]  # by the name of the path
+@dataclass(frozen=True)
+class Stored:
+    """What stands in the file.
+
+    :ivar figures: of each environment, those that are as they were stored.
+    :ivar edited: by environment and path, the reasons beside those that are not.
+    """
+
+    figures: dict[str, Figures]
+    edited: dict[tuple[str, str], str]
+
+    def reasons(self, place: str) -> dict[str, str]:
+        """Beside each figure of the environment, edited or not."""
+        edited = {name: reason for (of, name), reason in self.edited.items() if of == place}
+        return edited | {name: each.reason for name, each in self.figures.get(place, {}).items()}
 
 
 @dataclass(frozen=True)
@@ -122,30 +142,35 @@ def cython() -> str:
         return "unknown"
 
 
-def read(path: Path, *, edited: bool = False) -> dict[str, Figures]:
-    """The figures of each environment. Raises Edited.
+def read(path: Path, anew: Collection[tuple[str, str]] = ()) -> Stored:
+    """Raises Edited.
 
-    :param edited: leave out what was edited, to be stored anew, instead of raising.
+    :param anew: environments and paths that may have been edited: they are about to be stored.
     """
     document = json.loads(path.read_text(encoding="utf-8"))
-    found: dict[str, Figures] = {place: {} for place in document}
-    for place, figures in document.items():
-        for name, entry in figures.items():
+    found = Stored({place: {} for place in document}, {})
+    for place, entries in document.items():
+        for name, entry in entries.items():
             seal = entry.pop("seal", None)
-            figure = Figure(**entry)
-            if figure.seal == seal:
-                found[place][name] = figure
-            elif not edited:
+            if entry.keys() == KEYS and Figure(**entry).seal(place, name) == seal:
+                found.figures[place][name] = Figure(**entry)
+            elif (place, name) in anew:
+                found.edited[place, name] = str(entry.get("reason"))
+            else:
                 raise Edited(
-                    f"{path.name}: {name} was not stored as it stands there. A figure changes "
-                    f'together with its reason: python -m bench.guard --only {name} --store "..."'
+                    f"{path.name}: {name} was not stored as it stands there, of {place}. A figure "
+                    "changes together with its reason: take the change back, or store it there: "
+                    f'python -m bench.guard --only {name} --store "..."'
                 )
     return found
 
 
 def write(stored: Mapping[str, Figures], path: Path) -> None:
     document = {
-        place: {name: {**asdict(figure), "seal": figure.seal} for name, figure in figures.items()}
+        place: {
+            name: {**asdict(figure), "seal": figure.seal(place, name)}
+            for name, figure in figures.items()
+        }
         for place, figures in stored.items()
     }
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

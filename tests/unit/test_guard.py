@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,8 @@ HERE = "x86_64, CPython 3.11, gcc 12.2.0, -O3"
 ELSEWHERE = "x86_64, CPython 3.11, gcc 13.1.0, -O3"
 FIGURE = Figure(1000.0, 20.0, "3.1", "as it was first")
 SAME = Count(1000.0, 20.0, 5000.0)
+
+Edit = Callable[..., None]
 
 
 @pytest.fixture
@@ -176,7 +180,7 @@ def test_only_what_has_left_the_tolerance_is_stored(counts: dict[str, Count], fi
     counts["notify"] = Count(1040.0, 20.0, 0.0)
     counts["publish"] = Count(700.0, 20.0, 0.0)
     assert command.main(["--store", "it does more now"]) == 0
-    found = stored.read(file)
+    found = stored.read(file).figures
     assert found[ELSEWHERE] == {"notify": FIGURE}
     changed = {name for name, figure in found[HERE].items() if figure != FIGURE}
     assert changed == {"request", "publish"}
@@ -190,7 +194,7 @@ def test_only_what_has_left_the_tolerance_is_stored(counts: dict[str, Count], fi
 def test_what_is_named_is_stored_in_any_case(counts: dict[str, Count], file: Path) -> None:
     counts["notify"] = Count(1010.0, 20.0, 0.0)
     assert command.main(["--only", "notify", "--store", "measured anew"]) == 0
-    found = stored.read(file)[HERE]
+    found = stored.read(file).figures[HERE]
     assert found["notify"].instructions == 1010.0
     assert found["request"] == FIGURE
 
@@ -220,35 +224,90 @@ def test_a_figure_that_changes_has_another_reason(
     assert file.read_text() == before
 
 
+ANOTHER: dict[str, Any] = {
+    "instructions": 1200.0,
+    "calls": 21.0,
+    "cython": "3.2",
+    "reason": "as it is now",
+    "seal": "0123456789abcdef",
+}
+
+
+@pytest.fixture
+def edit(file: Path) -> Edit:
+    """``edit(name, key, ...)``: change a path's figure by hand, or take a key of it away."""
+
+    def edited(name: str, key: str, value: Any = None, place: str = HERE) -> None:
+        document = json.loads(file.read_text())
+        document[place][name] = {**document[place][name], key: value}
+        if value is None:
+            del document[place][name][key]
+        file.write_text(json.dumps(document))
+
+    return edited
+
+
 @pytest.mark.usefixtures("counts")
-@pytest.mark.parametrize(
-    ("was", "now"),
-    [
-        ('"instructions": 1000.0', '"instructions": 1200.0'),
-        ('"calls": 20.0', '"calls": 21.0'),
-        ('"cython": "3.1"', '"cython": "3.2"'),
-        ('"reason": "as it was first"', '"reason": "as it is now"'),
-        (f',\n   "seal": "{FIGURE.seal}"', ""),
-    ],
-)
+@pytest.mark.parametrize("value", [ANOTHER, {}], ids=["changed", "taken away"])
+@pytest.mark.parametrize("key", ANOTHER)
 def test_a_figure_is_not_changed_by_hand(
-    file: Path, capsys: pytest.CaptureFixture[str], was: str, now: str
+    file: Path, edit: Edit, capsys: pytest.CaptureFixture[str], key: str, value: dict[str, Any]
 ) -> None:
-    """And is stored again with a reason."""
-    text = file.read_text()
-    assert text.count(was) == len(PATHS)
-    file.write_text(text.replace(was, now, 1))
-    with pytest.raises(stored.Edited, match=f"{next(iter(PATHS))} was not stored"):
+    """And is stored again with a reason, though it be near enough."""
+    edit("request", key, value.get(key))
+    with pytest.raises(stored.Edited, match="request was not stored"):
         stored.read(file)
     assert command.main([]) == command.FAILED
-    assert "--store" in capsys.readouterr().err
+    assert "--only request --store" in capsys.readouterr().err
     assert command.main(["--store", "measured anew"]) == 0
-    assert stored.read(file)[HERE][next(iter(PATHS))].reason == "measured anew"
+    found = stored.read(file).figures[HERE]
+    assert (found["request"].instructions, found["request"].reason) == (1000.0, "measured anew")
+    assert found["notify"] == FIGURE
+
+
+@pytest.mark.usefixtures("counts")
+@pytest.mark.parametrize(
+    ("name", "place"), [("notify", HERE), ("request", ELSEWHERE)], ids=["path", "environment"]
+)
+def test_what_was_changed_by_hand_is_not_stored_along_with_another(
+    file: Path, edit: Edit, capsys: pytest.CaptureFixture[str], name: str, place: str
+) -> None:
+    stored.write({each: dict.fromkeys(PATHS, FIGURE) for each in (HERE, ELSEWHERE)}, file)
+    edit(name, "instructions", 1200.0, place)
+    before = file.read_text()
+    assert command.main(["--only", "request", "--store", "measured anew"]) == command.FAILED
+    assert f"{name} was not stored as it stands there, of {place}" in capsys.readouterr().err
+    assert file.read_text() == before
+
+
+@pytest.mark.parametrize("key", ["seal", "instructions"])
+def test_who_breaks_the_seal_needs_another_reason_too(
+    counts: dict[str, Count], file: Path, edit: Edit, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    counts["request"] = Count(1200.0, 20.0, 0.0)
+    edit("request", key)
+    before = file.read_text()
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--store", FIGURE.reason])
+    assert ended.value.code == 2
+    assert "the old figure of request" in capsys.readouterr().err
+    assert file.read_text() == before
+
+
+@pytest.mark.parametrize("place", [HERE, ELSEWHERE])
+def test_a_figure_is_of_its_path_and_environment(file: Path, place: str) -> None:
+    """A cheaper one is not put in the place of another, with its seal."""
+    stored.write({HERE: {"notify": FIGURE}}, file)
+    figures = json.loads(file.read_text())[HERE]
+    name = "request" if place == HERE else "notify"
+    file.write_text(json.dumps({place: {name: figures["notify"]}}))
+    with pytest.raises(stored.Edited, match=f"{name} was not stored as it stands there"):
+        stored.read(file)
 
 
 def test_the_stored_figures() -> None:
     """Of every path, in each environment, and with a reason."""
-    found = stored.read(stored.FILE)
+    found = stored.read(stored.FILE).figures
     assert found
     for figures in found.values():
         assert set(figures) == set(PATHS)
