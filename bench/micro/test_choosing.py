@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -66,11 +67,14 @@ def test_peak_ewma(measure: Any, items: int) -> None:
 
 @pytest.fixture
 def pair(loop: Any) -> Iterator[Any]:
-    """Makes two nodes of which the first sends to the second, with these settings."""
+    """Makes two nodes of which the first sends to the second, with these settings, and which know
+    nobody else.
+    """
     made: list[Node] = []
+    numbers = itertools.count()
 
     async def start(settings: dict[str, Any]) -> tuple[Node, int]:
-        registry = f"memory://choosing-{id(settings)}"
+        registry = f"memory://choosing-{next(numbers)}"
         server, client = Node("server", registry=registry), Node("c", registry=registry, **settings)
         made.extend((client, server))
         server.subscribe(SINK, lambda contexts: None, batch=True)
@@ -80,8 +84,10 @@ def pair(loop: Any) -> Iterator[Any]:
         return client, server.id
 
     yield lambda **settings: loop.run_until_complete(start(settings))
+    peers = [len(node.peers) for node in made]
     for node in made:
         loop.run_until_complete(node.close())
+    assert peers == [1] * len(made)
 
 
 def test_breaker(measure: Any, items: int, loop: Any, pair: Any) -> None:
