@@ -35,12 +35,12 @@ def logged(caplog: pytest.LogCaptureFixture) -> Any:
     forget_records(caplog)
 
 
-def fill_at_once(node: Node, size: int = 60_000) -> int:
-    """Likewise, while the loop stands still."""
+def fill_at_once(node: Node, **to: int) -> int:
+    """Send until there is no room, while the loop stands still; how many."""
     sent = 0
     with contextlib.suppress(Overloaded):
         while True:
-            node.notify(50, bytes(size))
+            node.notify(50, bytes(60_000), **to)
             sent += 1
     return sent
 
@@ -306,9 +306,7 @@ async def test_a_request_that_the_node_has_no_room_for_says_so(registry_url: str
             other.subscribe(50, lambda ctx: None)
         await a.wait_subscribed(50, 2, timeout=5)
         for other in others:
-            with contextlib.suppress(Overloaded):
-                while True:
-                    a.notify(50, bytes(60_000), to=other.id)
+            fill_at_once(a, to=other.id)
         asked, refused = ask(a, 50, 1000, to=others[1].id)
         assert "as many as the node has room for" in str(refused)
         assert refused.limit == 1 << 20
