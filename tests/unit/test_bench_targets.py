@@ -31,6 +31,7 @@ AGREED = {
     "notify-1MiB": (">=", "ratio", 0.95),
     "fan-out": (">=", "ratio", 0.8),
     "half-load": ("<=", "tail", 3),
+    "half-load-arrivals": ("<=", "tail", 3),
     "idle-session": ("<=", "value", 4096),
     "wheel-schedule-cancel": (">=", "ratio", 8),
     "growth-nodes-trip-20": ("<=", "ratio", 1.2),
