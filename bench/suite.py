@@ -303,6 +303,7 @@ MICRO = {
     "test_ring_drain": ("RingBuffer: drain many of 64 B", "SimpleQueue"),
     "test_wheel_schedule_cancel": ("TimeWheel: set a timer and cancel it", "uvloop call_later"),
     "test_serial_schedule_cancel": ("Serial: set a timer and cancel it", "uvloop call_later"),
+    "test_dispatch_frames": ("dispatch: frames of a socket to a handler", "recv and struct"),
     "test_local_notify": ("notify to a handler of the same node", "Python function"),
     "test_local_request": ("Awaited request to the same node", "future and call_soon"),
     "test_round_robin": ("choose among 10: round_robin", "random.choice"),

@@ -118,7 +118,11 @@ PEERS = (
 
 
 def named(*names: str) -> tuple[Peer, ...]:
-    return tuple(peer for peer in PEERS if peer.name in names)
+    """
+    :raises KeyError: of a name that none of them has.
+    """
+    by_name = {peer.name: peer for peer in PEERS}
+    return tuple(by_name[name] for name in names)
 
 
 def nats_server() -> str | None:
