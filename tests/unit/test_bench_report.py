@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +13,10 @@ from typing import Any
 import pytest
 
 from bench import report, summary
+from bench.child import ROOT
 from bench.figures import Figure, Target
 from bench.findings import noise, undecided, where_others_win
+from bench.machine import machine
 from bench.page import END, START, write_docs
 from bench.suite import ONE, SEVERAL, SINGLE
 from tests.measured import (
@@ -19,6 +24,7 @@ from tests.measured import (
     FASTER,
     FIGURES,
     FLOODED,
+    GROWN,
     LARGE,
     LOST,
     MEMORY,
@@ -139,6 +145,44 @@ def test_what_was_saved_is_read_again(tmp_path: Path) -> None:
     source = tmp_path / "run.json"
     report.save(run(FIGURES), source)
     assert report.read(source) == run(FIGURES)
+
+
+def test_a_run_is_json_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With percentiles, or a rate, and how far the rounds lie apart; machine, versions, commit."""
+    here = machine()
+    found = replace(run([FASTER, SLOWER, COSTS_NOTHING, GROWN]), machine=here)
+    source = tmp_path / "run.json"
+    report.save(found, source)
+    document = json.loads(source.read_text())
+    assert document["machine"] == here
+    figures = {figure["name"]: figure for figure in document["figures"]}
+    for of in ("values", "p99", "p999", "anchor_values", "anchor_p99", "anchor_p999"):
+        assert figures["round-trip"][of] == getattr(FASTER, of)
+    assert figures["calls-vs-pyzmq"]["values"] == [1e6, 2e6, 4e6]
+    assert figures["calls-vs-pyzmq"]["ratios"] == SLOWER.ratios
+    report.show(found, judge=True)
+    printed = capsys.readouterr().out
+    for level in (SEVERAL, ONE, SINGLE):
+        assert re.search(rf"^{level}\s*$", printed, re.MULTILINE)
+    printed = " ".join(printed.split())  # long lines are broken
+    for words in (
+        *("9.00 µs / 30.0 µs / 70.0 µs", "8.00–9.00–10.0 µs", "2.00 M/s", "1.00–2.00–4.00 M/s"),
+        *(here["cpu"], here["kernel"], here["python"], here["compiler"]),
+        *(f"domi_fast {here['domi_fast']}", f"uvloop {here['uvloop']}"),
+        (here["commit"] or "no commit")[:12],
+        *(f"{name} {version}" for name, version in here["peers"].items()),
+    ):
+        assert words in printed
+
+
+def test_the_commit_is_the_one_that_is_here() -> None:
+    """And none, where the tree is not a clone, though it lie in that of somebody else."""
+    told = ""
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        command = ["git", "rev-parse", "HEAD"]
+        done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+        told = done.stdout.strip()
+    assert machine()["commit"] == (told or None)
 
 
 # ------------------------------------------------------------------------------------ the findings
