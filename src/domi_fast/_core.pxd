@@ -265,8 +265,8 @@ cdef class Engine:
         int depth               # > 0 while frames are dispatched: no nested dispatch
         PyObject* parsed        # borrowed: the FrameReader whose window parse() is in, or NULL
         bint burst              # a flush is scheduled for this turn of the loop
-        uint64_t published      # messages to all who subscribe, since the last one,
-        bint streaming          # which were several the time before
+        uint64_t published      # messages to all who subscribe, outside a batch, since the last;
+        bint streaming          # the time before there were several
         uint64_t flushed        # sessions, in this flush or the last one
         uint64_t busy_ns        # how long to poll after the last traffic; 0: not at all
         list pollers            # what those who poll want `busy_ns` to be

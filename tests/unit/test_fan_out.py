@@ -99,6 +99,22 @@ async def test_the_first_of_a_turn_waits_where_the_turn_before_had_several(
         assert [there(peer) for peer in peers] == [published(b"at once")] * 3
 
 
+async def test_what_handlers_publish_does_not_hold_up_the_first_of_a_turn(
+    registry_url: str,
+) -> None:
+    async with subscribers(registry_url, 2) as (node, peers):
+        node.subscribe(61, lambda ctx: [node.publish(FEED, ctx.data) for _ in range(3)])
+        await peers[0].say(reference.encode(61, b"x"))
+        for peer in peers:
+            assert [await next_of_feed(peer) for _ in range(3)] == [b"x"] * 3
+            there(peer)
+        for _ in range(2):
+            node.publish(FEED, b"at once")
+            assert [there(peer) for peer in peers] == [published(b"at once")] * 2
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+
 async def test_of_a_handler_too_all_goes_out_before_the_loop_waits(registry_url: str) -> None:
     async with subscribers(registry_url, 2) as (node, peers):
         node.subscribe(61, lambda ctx: [node.publish(FEED, ctx.data) for _ in range(3)])

@@ -29,9 +29,10 @@ cdef int publish_to_all(Router router, int channel, bytes data) except -1:
     cdef Session session
     cdef Session latest = None  # of those that it has gone to at once
     cdef Py_ssize_t i, count = len(targets)
-    router.engine.published += 1
-    if first and router.engine.streaming and count > 0:
-        router.engine.end_soon()
+    if router.engine.depth == 0:
+        router.engine.published += 1
+        if first and router.engine.streaming and count > 0:
+            router.engine.end_soon()
     if encoded:
         write_header(frame, <uint32_t>length, 1, <uint16_t>channel)
         copy(frame + HEADER, PyBytes_AS_STRING(data), size)
