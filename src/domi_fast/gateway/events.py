@@ -26,7 +26,7 @@ class LibraryEvent(IntEnum):
     REFUSED = 9
     LOST = 10
     LEAVE = 11
-    """For the handlers of a group: the session of a member is over, and it is no member any more."""
+    """For the handlers of a group: the session of a member is over; it is no member any more."""
     AWAY = 12
     """For the handlers of a group: the connection of a member is gone; it may come back."""
     BACK = 13

@@ -1,7 +1,7 @@
 """Ids of 64 bits that no other in the cluster has, and that say which node made them.
 
-From the top: 0, 41 bits of milliseconds since 2024, 10 bits of machine id, 12 bits that count (after
-Twitter's Snowflake, 2010). All are above 1,023, and so none is a machine id.
+From the top: 0, 41 bits of milliseconds since 2024, 10 bits of machine id, 12 bits that count
+(after Twitter's Snowflake, 2010). All are above 1,023, and so none is a machine id.
 """
 
 from __future__ import annotations

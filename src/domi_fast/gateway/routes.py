@@ -1,0 +1,511 @@
+"""The ways from a gateway's clients to their groups, and back.
+
+A route is a group as this gateway knows it: which zone has it, and which of this gateway's clients
+are its members. It is made when a client first writes to the group, or when the group takes a client
+in. Its zone is found by the registry; if none has the group, the one with most room is told to make
+it. Messages wait until the zone has said that the group is there. Everything here belongs to the
+gateway's loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NamedTuple
+
+from .. import Context, DomiError, LibraryChannel, Node, Overloaded, Peer, encode_frame
+from ..errors import FrameError, RegistryError
+from . import frames, wire
+from .config import GatewayConfig
+from .events import Refusal
+from .frames import Address
+from .sessions import Session, Sessions
+from .wire import ToGateway, ToZone
+from .zones import Zones, kind_of
+
+log = logging.getLogger(__name__)
+
+_PAUSE: Final = 0.05
+_LATEST_PAUSE: Final = 0.5
+
+
+class Held(NamedTuple):
+    """A message that waits for its group to be found."""
+
+    session: Session
+    event: int
+    data: bytes
+
+
+class Refused(Exception):
+    """A group cannot be had: a :class:`Refusal`, and why."""
+
+    def __init__(self, code: Refusal, why: str) -> None:
+        super().__init__(why)
+        self.code = code
+
+
+class Route:
+    """A group as this gateway knows it.
+
+    :ivar machine: the machine id of the node that has it, or is asked for it; -1 for none.
+    :ivar peer: that node; None if it is this one.
+    :ivar is_open: whether messages are sent on, rather than held.
+    :ivar members: this gateway's clients that are in it, by user.
+    :ivar held: what waits.
+    :ivar answer: what the zone that was asked has said.
+    """
+
+    __slots__ = ("answer", "group", "held", "is_open", "machine", "members", "peer", "service", "task")
+
+    def __init__(self, service: str, group: int) -> None:
+        self.service = service
+        self.group = group
+        self.machine = -1
+        self.peer: Peer | None = None
+        self.is_open = False
+        self.members: dict[int, Session] = {}
+        self.held: deque[Held] = deque()
+        self.answer: asyncio.Future[tuple[int, int, str] | None] | None = None
+        self.task: asyncio.Task[None] | None = None
+
+
+class Routes:
+    """All routes of a gateway.
+
+    :param count: notes one more of what has this name.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        config: GatewayConfig,
+        sessions: Sessions,
+        zones: Zones,
+        count: Callable[[str], None],
+    ) -> None:
+        self._node = node
+        self._config = config
+        self._sessions = sessions
+        self._zones = zones
+        self._count = count
+        self._routes: dict[tuple[str, int], Route] = {}
+        # Those that a zone has, or was asked for.
+        self._placed: dict[tuple[int, int], Route] = {}
+        # The zones that were greeted or heard of, each as the peer that it was then.
+        self._greeted: dict[int, Peer | None] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._hears: dict[int, Callable[[int, bytes], None]] = {
+            ToGateway.STATE: self._on_state,
+            ToGateway.OPENED: self._on_opened,
+            ToGateway.CLOSED: self._on_closed,
+            ToGateway.JOIN: self._on_join,
+            ToGateway.PART: self._on_part,
+            ToGateway.SEND: self._on_send,
+            ToGateway.BROADCAST: self._on_broadcast,
+            ToGateway.REFUSED: self._on_refused,
+            ToGateway.MOVED: self._on_moved,
+            ToGateway.LOST: self._on_lost,
+        }
+
+    # ------------------------------------------------------------------------------ of the clients
+
+    def send(self, session: Session, address: Address, data: bytes) -> None:
+        """A client writes to a group."""
+        service = self._service(address.node)
+        if service is None:
+            which = f"node {address.node}" if address.node else "this gateway"
+            self._refuse(
+                session, address.group, address.event, Refusal.NO_SERVICE, f"{which} has no groups"
+            )
+            return
+        route = self._routes.get((service, address.group))
+        if route is None or route not in session.routes:
+            if self._has_enough(session):
+                why = f"{self._config.groups_per_client} groups are as many as a client may be in"
+                self._refuse(session, address.group, address.event, Refusal.LIMIT, why)
+                return
+            if route is None:
+                route = self._routes[service, address.group] = Route(service, address.group)
+            session.routes.add(route)
+        if route.is_open:
+            self._pass_on(route, Held(session, address.event, data))
+        else:
+            self._hold(route, Held(session, address.event, data))
+
+    def _has_enough(self, session: Session) -> bool:
+        most = self._config.groups_per_client
+        if len(session.routes) >= most:
+            known = self._routes
+            gone = {r for r in session.routes if known.get((r.service, r.group)) is not r}
+            session.routes -= gone
+        return len(session.routes) >= most
+
+    def ended(self, session: Session) -> None:
+        """The session of a client is over: it leaves all its groups."""
+        for route in session.routes:
+            if route.members.pop(session.user, None) is not None and route.is_open:
+                self._say(route.machine, wire.member(ToZone.LEAVE, route.group, session.user))
+        session.routes.clear()
+
+    def went_away(self, session: Session) -> None:
+        """The connection of a client is gone."""
+        self._tell_groups(session, ToZone.AWAY)
+
+    def came_back(self, session: Session) -> None:
+        """A client that was away is there again."""
+        self._tell_groups(session, ToZone.BACK)
+
+    def _tell_groups(self, session: Session, what: ToZone) -> None:
+        for route in session.routes:
+            if route.is_open and session.user in route.members:
+                self._say(route.machine, wire.member(what, route.group, session.user))
+
+    def _service(self, node: int) -> str | None:
+        if node:
+            return self._zones.service_of(node)
+        if self._config.service is not None:
+            return self._config.service
+        return self._zones.only_service or self._zones.service_of(0)
+
+    def _refuse(self, session: Session, group: int, event: int, code: int, why: str) -> None:
+        self._count("client_messages_refused")
+        self._sessions.send(session, frames.refused(group, event, code, why))
+
+    # ------------------------------------------------------------------------------ to the zones
+
+    def _pass_on(self, route: Route, held: Held) -> None:
+        session = held.session
+        raw = wire.message(route.group, session.user, held.event, session.identity, held.data)
+        try:
+            self._node.notify(LibraryChannel.ZONE, raw, to=route.machine)
+        except Overloaded as error:
+            self._refuse(session, route.group, held.event, Refusal.OVERLOADED, str(error))
+        except DomiError:
+            # The zone is gone, and nobody has said so yet.
+            self._lose(route, "its zone is gone")
+            self._hold(route, held)
+
+    def _hold(self, route: Route, held: Held) -> None:
+        if len(route.held) >= self._config.held_limit:
+            why = f"{len(route.held)} messages wait for the group to be found"
+            self._refuse(held.session, route.group, held.event, Refusal.OVERLOADED, why)
+            return
+        route.held.append(held)
+        if route.task is None:
+            # Perhaps it was given up a moment ago.
+            self._routes[route.service, route.group] = route
+            route.task = self._spawn(self._find(route))
+
+    def _say(self, machine: int, message: bytes) -> bool:
+        """Tell a zone; one that is gone will be noticed."""
+        try:
+            self._node.notify(LibraryChannel.ZONE, message, to=machine)
+            return True
+        except DomiError as error:
+            log.debug("node %d cannot be told: %s", machine, error)
+            self._count("zone_messages_lost")
+            return False
+
+    # ------------------------------------------------------------------------------ finding a zone
+
+    async def _find(self, route: Route) -> None:
+        """Have the group opened by a zone, or refuse what waits for it."""
+        try:
+            await asyncio.wait_for(self._open(route), self._config.place_timeout)
+        except asyncio.TimeoutError:
+            self._give_up(route, self._why_late(route))
+        except Refused as refused:
+            self._give_up(route, refused)
+        finally:
+            route.task = None
+
+    def _why_late(self, route: Route) -> Refused:
+        seconds = f"within {self._config.place_timeout:g} s"
+        if not self._zones.of(route.service):
+            return Refused(
+                Refusal.NO_SERVICE, f"no zone of service {route.service!r} was there {seconds}"
+            )
+        return Refused(Refusal.TIMEOUT, f"no zone has opened group {route.group} {seconds}")
+
+    async def _open(self, route: Route) -> None:
+        full: set[int] = set()
+        pause = _PAUSE
+        while not route.is_open:
+            machine = await self._holder(route)
+            if machine is None:
+                machine = self._place(route, full)
+            if machine is not None:
+                answer = await self._ask(route, machine)
+                if answer is None:
+                    continue
+                code, _, why = answer
+                if code in (Refusal.FULL, Refusal.NO_GROUP):
+                    full.add(machine)
+                    self._check_any_left(route, full, Refusal(code), why)
+                    continue
+                if code:
+                    raise Refused(Refusal(code), why)
+            # Its holder has died, and keeps it until its lease ends; or is about to change.
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+            pause = min(2 * pause, _LATEST_PAUSE)
+
+    async def _holder(self, route: Route) -> int | None:
+        """The machine id of the node that the registry has for the group, which may be gone."""
+        names = self._node.cluster.names(kind_of(route.service))
+        try:
+            holder = await names.find(str(route.group))
+        except (RegistryError, OSError) as error:
+            log.warning("group %d cannot be looked for: %s", route.group, error)
+            return -1
+        return None if holder is None else holder.id
+
+    def _place(self, route: Route, full: set[int]) -> int | None:
+        """The machine id of the zone that is to make the group; None for none yet.
+
+        :raises Refused: all zones are full.
+        """
+        state = self._zones.place(route.service, full)
+        if state is not None:
+            return state.machine
+        if self._zones.is_full(route.service) or full:
+            count = len(self._zones.of(route.service))
+            raise Refused(
+                Refusal.FULL,
+                f"the zones of service {route.service!r} ({count}) have no room for another group: "
+                "try again later",
+            )
+        return None
+
+    def _check_any_left(self, route: Route, full: set[int], code: Refusal, why: str) -> None:
+        """Raise when no zone is left that could be asked."""
+        if code is Refusal.NO_GROUP or self._zones.place(route.service, full) is None:
+            raise Refused(code, why)
+
+    async def _ask(self, route: Route, machine: int) -> tuple[int, int, str] | None:
+        """Have a zone open the group; None when it has, otherwise what it says instead."""
+        peer = self._node.peers.get(machine)
+        if machine < 0 or (peer is None and machine != self._node.id):
+            return 0, wire.NOWHERE, "its node is not connected"
+        self._put(route, machine)
+        route.answer = asyncio.get_running_loop().create_future()
+        try:
+            if not self._say(machine, wire.group(ToZone.OPEN, route.group)):
+                return 0, wire.NOWHERE, "it cannot be told"
+            return await route.answer
+        finally:
+            route.answer = None
+            if not route.is_open:
+                self._take_off(route)
+
+    def _give_up(self, route: Route, refused: Refused) -> None:
+        """Refuse what waits; the next message tries again."""
+        if not route.members:
+            self._drop(route)
+        held, route.held = route.held, deque()
+        for session, event, _ in held:
+            session.routes.discard(route)
+            self._refuse(session, route.group, event, refused.code, str(refused))
+
+    def _put(self, route: Route, machine: int) -> None:
+        self._take_off(route)
+        route.machine = machine
+        route.peer = self._node.peers.get(machine)
+        self._placed[machine, route.group] = route
+
+    def _take_off(self, route: Route) -> None:
+        if self._placed.get((route.machine, route.group)) is route:
+            del self._placed[route.machine, route.group]
+        route.machine = -1
+        route.peer = None
+        route.is_open = False
+
+    def _drop(self, route: Route) -> None:
+        self._take_off(route)
+        if self._routes.get((route.service, route.group)) is route:
+            del self._routes[route.service, route.group]
+
+    # ------------------------------------------------------------------------------ of the zones
+
+    def hear(self, context: Context) -> None:
+        """A zone says something."""
+        raw = context.data
+        hear = self._hears.get(raw[0]) if raw else None
+        if hear is None:
+            self._count("zone_messages_bad")
+            return
+        try:
+            hear(context.sender, raw)
+        except FrameError as error:
+            log.warning("node %d: %s", context.sender, error)
+            self._count("zone_messages_bad")
+
+    def _on_state(self, machine: int, raw: bytes) -> None:
+        self._zones.heard(machine, raw[1:])
+        self._greeted[machine] = self._node.peers.get(machine)
+
+    def _on_opened(self, machine: int, raw: bytes) -> None:
+        _, group = wire.unpack(wire.GROUP, raw)
+        route = self._placed.get((machine, group))
+        if route is not None:
+            self._begin(route)
+
+    def _begin(self, route: Route) -> None:
+        """The group is there: send on what waits, in order, and what comes from now on."""
+        if route.answer is not None and not route.answer.done():
+            route.answer.set_result(None)
+        route.is_open = True
+        while route.held and route.is_open:
+            self._pass_on(route, route.held.popleft())
+
+    def _on_closed(self, machine: int, raw: bytes) -> None:
+        _, group, code, elsewhere = wire.unpack(wire.CLOSED, raw)
+        route = self._placed.get((machine, group))
+        if route is None:
+            return
+        answer = code, elsewhere, wire.text(wire.CLOSED, raw)
+        if route.answer is not None and not route.answer.done():
+            route.answer.set_result(answer)
+        elif route.is_open:
+            self._lose(route, answer[2] or "its zone has it no more")
+
+    def _on_join(self, machine: int, raw: bytes) -> None:
+        _, group, user = wire.unpack(wire.MEMBER, raw)
+        session = self._sessions.get(user)
+        if session is None:
+            self._say(machine, wire.member(ToZone.LEAVE, group, user))
+            return
+        route = self._placed.get((machine, group))
+        if route is None:
+            service = self._service_at(machine)
+            if service is None:
+                return
+            route = self._routes.get((service, group))
+            if route is None:
+                route = self._routes[service, group] = Route(service, group)
+            self._put(route, machine)
+        route.members[user] = session
+        session.routes.add(route)
+        if not route.is_open:
+            self._begin(route)
+
+    def _service_at(self, machine: int) -> str | None:
+        if machine == self._node.id:
+            return self._node.config.name
+        peer = self._node.peers.get(machine)
+        return None if peer is None else peer.name
+
+    def _on_part(self, machine: int, raw: bytes) -> None:
+        _, group, user = wire.unpack(wire.MEMBER, raw)
+        route = self._placed.get((machine, group))
+        session = None if route is None else route.members.pop(user, None)
+        if route is not None and session is not None:
+            session.routes.discard(route)
+
+    def _on_send(self, machine: int, raw: bytes) -> None:
+        _, user, event = wire.unpack(wire.SEND, raw)
+        session = self._sessions.get(user)
+        if session is None:
+            self._count("frames_for_lost_users")
+            return
+        self._sessions.send(session, encode_frame(event, wire.rest(wire.SEND, raw)))
+
+    def _on_broadcast(self, machine: int, raw: bytes) -> None:
+        group, event, excluded, data = wire.parse_broadcast(raw)
+        route = self._placed.get((machine, group))
+        if route is None:
+            self._count("broadcasts_for_lost_groups")
+            return
+        self._count("broadcasts")
+        self._sessions.send_all(_without(route.members, excluded), encode_frame(event, data))
+
+    def _on_refused(self, machine: int, raw: bytes) -> None:
+        _, group, user, event, code = wire.unpack(wire.REFUSED, raw)
+        session = self._sessions.get(user)
+        if session is not None:
+            self._refuse(session, group, event, code, wire.text(wire.REFUSED, raw))
+
+    def _on_moved(self, machine: int, raw: bytes) -> None:
+        _, group, to = wire.unpack(wire.MOVED, raw)
+        route = self._placed.get((machine, group))
+        self._say(machine, wire.group(ToZone.SWITCHED, group))
+        if route is None:
+            return
+        if to == wire.NOWHERE or not route.is_open:
+            self._let_go(route, "it has ended")
+        elif to != self._node.id and to not in self._node.peers:
+            self._let_go(route, "it has moved to a node that this gateway has no connection to")
+        else:
+            self._put(route, to)
+            route.is_open = True
+
+    def _on_lost(self, machine: int, raw: bytes) -> None:
+        _, group = wire.unpack(wire.GROUP, raw)
+        route = self._placed.get((machine, group))
+        if route is not None:
+            self._let_go(route, wire.text(wire.GROUP, raw))
+
+    # ------------------------------------------------------------------------------ losses
+
+    def peers_changed(self) -> None:
+        """Nodes have come or gone: forget the zones that have, and greet those that are new."""
+        peers = self._node.peers
+        for machine, peer in list(self._greeted.items()):
+            if machine != self._node.id and peers.get(machine) is not peer:
+                del self._greeted[machine]
+                self._zones.lost(machine)
+        for route in list(self._placed.values()):
+            if route.machine != self._node.id and peers.get(route.machine) is not route.peer:
+                self._lose(route, "its zone is gone")
+        known: dict[int, Peer | None] = {**peers, self._node.id: None}
+        for machine, peer in known.items():
+            if machine not in self._greeted and machine in self._zone_nodes():
+                self._greeted[machine] = peer
+                self._say(machine, bytes((ToZone.HELLO,)))
+
+    def _zone_nodes(self) -> list[int]:
+        return self._node.subscribers(LibraryChannel.ZONE)
+
+    def _lose(self, route: Route, why: str) -> None:
+        """The zone has the group no more."""
+        log.info("group %d of service %r: %s", route.group, route.service, why)
+        self._let_go(route, why)
+
+    def _let_go(self, route: Route, why: str) -> None:
+        """The group is gone from its zone: its members hear of it, and what waits goes on to wait."""
+        if route.answer is not None and not route.answer.done():
+            route.answer.set_result((0, wire.NOWHERE, why))
+        self._take_off(route)
+        members, route.members = route.members, {}
+        if members:
+            self._count("groups_lost")
+            self._sessions.send_all(iter(members.values()), frames.lost(route.group, why))
+        for session in members.values():
+            session.routes.discard(route)
+        if not route.held and route.task is None:
+            self._drop(route)
+
+    # ------------------------------------------------------------------------------ the end
+
+    async def close(self) -> None:
+        """Stop looking for groups."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _without(members: dict[int, Session], excluded: tuple[int, ...]) -> Iterator[Session]:
+    if not excluded:
+        return iter(list(members.values()))
+    left = set(excluded)
+    return iter([session for user, session in members.items() if user not in left])

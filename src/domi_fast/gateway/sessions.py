@@ -1,0 +1,189 @@
+"""Sessions: what is known of a client, over all its connections.
+
+A session begins with HELLO, outlives its connection by the time of grace, and keeps the last frames
+that were sent, so that a client which comes back gets those that it has not had. Everything here
+belongs to the gateway's loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from .ids import Ids
+
+if TYPE_CHECKING:
+    from .connection import Connection
+    from .routes import Route
+
+_TOKEN_SIZE: Final = 16
+
+
+class Session:
+    """A client that was let in.
+
+    :ivar user: its id of 64 bits, which no other user of the cluster has.
+    :ivar identity: what ``authenticate`` has said who it is.
+    :ivar connection: the one that it has at present; None while it is away.
+    :ivar sent: counted frames that were sent in it, or kept for it.
+    :ivar received: counted frames that have come in it.
+    :ivar kept: the last of those that were sent.
+    :ivar kept_bytes: how many bytes they have together.
+    :ivar routes: the groups that it is a member of, or has written to.
+    """
+
+    __slots__ = (
+        "connection",
+        "identity",
+        "kept",
+        "kept_bytes",
+        "received",
+        "routes",
+        "sent",
+        "timer",
+        "token",
+        "user",
+    )
+
+    def __init__(self, user: int, identity: bytes) -> None:
+        self.user = user
+        self.token = secrets.token_bytes(_TOKEN_SIZE)
+        self.identity = identity
+        self.connection: Connection | None = None
+        self.sent = 0
+        self.received = 0
+        self.kept: deque[bytes] = deque()
+        self.kept_bytes = 0
+        self.routes: set[Route] = set()
+        self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def id(self) -> bytes:
+        """What the client shows to get this session again; nobody else may know it."""
+        return self.user.to_bytes(8, "little") + self.token
+
+    def __repr__(self) -> str:
+        state = "away" if self.connection is None else f"at {self.connection.address}"
+        return f"<Session {self.user} {state}>"
+
+
+class Sessions:
+    """The sessions of a gateway, by user.
+
+    :param ids: makes their ids.
+    :param grace: seconds that one outlives its connection.
+    :param history: frames that are kept of each, at most,
+    :param history_bytes: and bytes.
+    :param ended: called with each that is over.
+    """
+
+    def __init__(
+        self,
+        ids: Ids,
+        grace: float,
+        history: int,
+        history_bytes: int,
+        ended: Callable[[Session], None],
+    ) -> None:
+        self._ids = ids
+        self._grace = grace
+        self._history = history if grace > 0 else 0
+        self._history_bytes = history_bytes
+        self._ended = ended
+        self._sessions: dict[int, Session] = {}
+
+    def renumber(self, ids: Ids) -> None:
+        """Those that begin from now on have ids of another machine id."""
+        self._ids = ids
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(list(self._sessions.values()))
+
+    def get(self, user: int) -> Session | None:
+        return self._sessions.get(user)
+
+    def begin(self, identity: bytes) -> Session:
+        session = Session(self._ids.next(), identity)
+        self._sessions[session.user] = session
+        return session
+
+    def find(self, id: bytes, received: int) -> Session | str:
+        """The session that a client shows the id of, or why it cannot be resumed.
+
+        :param received: counted frames of it that the client says it has.
+        """
+        session = self._sessions.get(int.from_bytes(id[:8], "little"))
+        if session is None or not hmac.compare_digest(session.token, id[8:]):
+            return "there is no such session here: it is over, or that of another gateway"
+        missed = session.sent - received
+        if missed < 0:
+            return f"{received} frames are more than were sent: {session.sent}"
+        if missed > len(session.kept):
+            return f"{missed} frames were missed, and {len(session.kept)} are kept"
+        return session
+
+    def missed(self, session: Session, received: int) -> list[bytes]:
+        """The frames behind the first ``received``."""
+        count = session.sent - received
+        return list(session.kept)[len(session.kept) - count :] if count else []
+
+    def send(self, session: Session, frame: bytes) -> None:
+        """Have the client get the frame, now or when it is back."""
+        self.send_all((session,), frame)
+
+    def send_all(self, sessions: Iterator[Session] | tuple[Session, ...], frame: bytes) -> None:
+        """Have all these clients get the frame, now or when they are back."""
+        size, most, most_bytes = len(frame), self._history, self._history_bytes
+        wrapped: dict[Callable[[bytes], bytes], bytes] = {}
+        for session in sessions:
+            session.sent += 1
+            kept = session.kept
+            kept.append(frame)
+            session.kept_bytes += size
+            if session.kept_bytes > most_bytes or len(kept) > most:
+                while kept and (session.kept_bytes > most_bytes or len(kept) > most):
+                    session.kept_bytes -= len(kept.popleft())
+            connection = session.connection
+            if connection is not None:
+                wrap = connection.wrap
+                if wrap not in wrapped:
+                    wrapped[wrap] = wrap(frame)
+                connection.write(wrapped[wrap])
+
+    def attach(self, session: Session, connection: Connection) -> None:
+        """The client is there, by this connection."""
+        if session.timer is not None:
+            session.timer.cancel()
+            session.timer = None
+        session.connection = connection
+        connection.session = session
+
+    def detach(self, session: Session) -> bool:
+        """Its connection is gone; whether the session goes on without."""
+        session.connection = None
+        if self._grace <= 0:
+            self.end(session)
+            return False
+        loop = asyncio.get_running_loop()
+        session.timer = loop.call_later(self._grace, self.end, session)
+        return True
+
+    def end(self, session: Session) -> None:
+        """It is over. A second call does nothing."""
+        if self._sessions.pop(session.user, None) is None:
+            return
+        if session.timer is not None:
+            session.timer.cancel()
+            session.timer = None
+        connection, session.connection = session.connection, None
+        if connection is not None:
+            connection.session = None
+        session.kept.clear()
+        self._ended(session)

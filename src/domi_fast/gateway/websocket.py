@@ -1,0 +1,268 @@
+"""Clients over WebSockets (RFC 6455): one frame of ours in each binary message.
+
+The handshake and the framing are those of websockets' protocol without I/O; here are the transport,
+the joining of fragments, the limits, and what is written to many at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import logging
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+from ..errors import DomiError, FrameError
+from . import frames
+from .config import GatewayConfig
+from .connection import Connection, Listener, Stage, address_of, into_nothing
+from .events import CloseCode
+from .listening import CLOSE_TIME, Port
+
+try:
+    from websockets.frames import Frame, Opcode
+    from websockets.http11 import Request
+    from websockets.protocol import State
+    from websockets.server import ServerProtocol
+except ImportError as error:
+    raise DomiError(
+        f"a gateway's port= needs the extra [gateway], which cannot be imported ({error}): "
+        "pip install 'domi-fast[gateway]'"
+    ) from error
+
+if TYPE_CHECKING:
+    from _codecs import _Decoder
+
+_MOST_REASON: Final = 123
+"""Bytes that a close frame has for its reason."""
+
+# The library tells of each connection that comes and goes.
+_quiet = logging.getLogger(f"{__name__}.library")
+_quiet.setLevel(logging.WARNING)
+
+
+def wrap(frame: bytes) -> bytes:
+    """The frame as one binary message. A server's are not masked, and so the same for all."""
+    return Frame(Opcode.BINARY, frame).serialize(mask=False)
+
+
+class _Framing(ServerProtocol):
+    def recv_frame(self, frame: Frame) -> None:
+        # A close may come amid a fragmented message, as any control frame (RFC 6455, 5.4).
+        if frame.opcode is Opcode.CLOSE:
+            self.current_size = None
+        super().recv_frame(frame)
+
+
+class WebSocketConnection(Connection, asyncio.Protocol):
+    """One connection of a client over a WebSocket."""
+
+    __slots__ = (
+        "_closing",
+        "_code",
+        "_config",
+        "_decode",
+        "_framing",
+        "_headers",
+        "_listener",
+        "_parts",
+        "_path",
+        "_reason",
+        "_transport",
+    )
+
+    wrap = staticmethod(wrap)
+
+    def __init__(self, config: GatewayConfig, listener: Listener) -> None:
+        super().__init__(config.burst)
+        self._config = config
+        self._listener = listener
+        self._framing = _Framing(max_size=config.message_limit, logger=_quiet)
+        self._transport: asyncio.Transport
+        self._closing: asyncio.TimerHandle | None = None
+        self._path = ""
+        self._headers: Mapping[str, str] = {}
+        # Of a message that is not whole yet.
+        self._parts: list[bytes] = []
+        self._decode: Callable[..., str] | None = None
+        self._code = 1006
+        self._reason = "it is lost"
+
+    @property
+    def path(self) -> str:
+        return self._path
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self._headers
+
+    # ------------------------------------------------------------------------------ transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self.address = address_of(transport)
+        transport.set_write_buffer_limits(high=self._config.write_limit)
+        self._listener.began(self)
+
+    def data_received(self, data: bytes) -> None:
+        framing = self._framing
+        framing.receive_data(data)
+        for event in framing.events_received():
+            if isinstance(event, Request):
+                self._begin(event)
+            elif self.stage is not Stage.CLOSED and self._listener.allows(self):
+                self._take(event)
+        self._flush()
+
+    def eof_received(self) -> None:
+        if self._closing is None:
+            self._framing.receive_eof()
+            self._flush()
+
+    def pause_writing(self) -> None:
+        self._listener.slow(self, self._transport.get_write_buffer_size())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._closing is not None:
+            self._closing.cancel()
+        self.write = into_nothing
+        code, reason = self._code, self._reason
+        said = self._framing.close_rcvd
+        if said is not None and self.stage is not Stage.CLOSED:
+            code, reason = said.code, said.reason
+        self._listener.ended(self, code, reason)
+
+    def _flush(self) -> None:
+        """Write what the framing has to say, and see to its end."""
+        transport = self._transport
+        for data in self._framing.data_to_send():
+            if data:
+                transport.write(data)
+            elif transport.can_write_eof():
+                transport.write_eof()
+            else:
+                transport.close()
+        if self._closing is None and self._framing.close_expected():
+            self.write = into_nothing
+            loop = asyncio.get_running_loop()
+            self._closing = loop.call_later(CLOSE_TIME, transport.abort)
+
+    # ------------------------------------------------------------------------------ handshake
+
+    def _begin(self, request: Request) -> None:
+        framing = self._framing
+        refusal = self._refusal(request)
+        response = framing.accept(request) if refusal is None else framing.reject(*refusal)
+        framing.send_response(response)
+        self._path = request.path
+        if self._config.authenticate is not None:
+            self._headers = {name.lower(): value for name, value in request.headers.raw_items()}
+        if framing.state is State.OPEN:
+            self._flush()
+            self.write = self._transport.write
+
+    def _refusal(self, request: Request) -> tuple[int, str] | None:
+        """The HTTP status of who may not come in, and why."""
+        why = self._listener.refusal()
+        if why is not None:
+            return 503, f"{why}\n"
+        origins = request.headers.get_all("Origin")
+        hosts = request.headers.get_all("Host")
+        if len(hosts) != 1:
+            return 400, f"{len(hosts)} Host headers: one is wanted\n"
+        if len(origins) > 1 or not all(self._config.allows(o, hosts[0]) for o in origins):
+            return 403, "pages of this origin may not connect here\n"
+        return None
+
+    # ------------------------------------------------------------------------------ messages
+
+    def _take(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.BINARY and frame.fin:
+            self.message(frame.data)
+        elif frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            self._join(frame)
+
+    def _join(self, frame: Frame) -> None:
+        """A text, or a part of a message."""
+        if frame.opcode is Opcode.TEXT:
+            self._decode = codecs.getincrementaldecoder("utf-8")().decode
+        if self._decode is not None:
+            try:
+                self._decode(frame.data, frame.fin)
+            except UnicodeDecodeError:
+                self._listener.cut(self, CloseCode.INVALID_TEXT, "a text that is not UTF-8")
+                return
+        self._parts.append(bytes(frame.data))
+        if not frame.fin:
+            return
+        parts, self._parts = self._parts, []
+        is_text, self._decode = self._decode is not None, None
+        if is_text:
+            self.text(b"".join(parts))
+        else:
+            self.message(b"".join(parts))
+
+    def message(self, data: bytes) -> None:
+        """A whole binary message."""
+        try:
+            frame = frames.parse(data)
+        except FrameError as error:
+            self._listener.cut(self, CloseCode.PROTOCOL_ERROR, str(error))
+            return
+        self._listener.heard(self, *frame)
+
+    def text(self, data: bytes) -> None:
+        """A whole text message."""
+        self._listener.cut(self, CloseCode.UNSUPPORTED, "a text: frames come as binary messages")
+
+    # ------------------------------------------------------------------------------ the end
+
+    def ping(self) -> None:
+        if self._framing.state is State.OPEN:
+            self._framing.send_ping(b"")
+            self._flush()
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        if self.stage is Stage.CLOSED:
+            return
+        self.stage = Stage.CLOSED
+        self._code, self._reason = code, reason
+        self.write = into_nothing
+        if self._framing.state is State.CONNECTING:
+            self._transport.abort()
+            return
+        self._framing.fail(code, _short(reason))
+        self._flush()
+
+    def abort(self, code: CloseCode, reason: str) -> None:
+        if self.stage is not Stage.CLOSED:
+            self.stage = Stage.CLOSED
+            self._code, self._reason = code, reason
+        self.write = into_nothing
+        self._transport.abort()
+
+
+def _short(reason: str) -> str:
+    return reason.encode()[:_MOST_REASON].decode("utf-8", "ignore")
+
+
+class WebSocketListener(Port):
+    """Takes clients over WebSockets, from ``start`` to ``close``.
+
+    :param connection: what serves each of them.
+    """
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        listener: Listener,
+        connection: type[WebSocketConnection] = WebSocketConnection,
+    ) -> None:
+        super().__init__("port", config.host, config.port or 0, config.tls)
+        self._config = config
+        self._listener = listener
+        self._connection = connection
+
+    def protocol(self) -> asyncio.Protocol:
+        return self._connection(self._config, self._listener)
