@@ -25,6 +25,7 @@ from .errors import (
     DomiError,
     FrameError,
     LeadershipLost,
+    NameTaken,
     NoSubscriber,
     Overloaded,
     PeerLost,
@@ -34,10 +35,13 @@ from .errors import (
     VersionTooOld,
 )
 from .events import Event, Events
+from .holder import Holder
+from .names import Name, Names
 from .node import Node
 from .peer import Peer
 from .serial import Serial
 from .tls import Tls
+from .wings import Wing
 
 __all__ = [
     "AlreadyReplied",
@@ -54,12 +58,16 @@ __all__ = [
     "Frame",
     "FrameError",
     "FrameReader",
+    "Holder",
     "JoinContext",
     "Leader",
     "Leadership",
     "LeadershipLost",
     "LibraryChannel",
     "Master",
+    "Name",
+    "NameTaken",
+    "Names",
     "NoSubscriber",
     "Node",
     "NodeConfig",
@@ -77,6 +85,7 @@ __all__ = [
     "Timer",
     "Tls",
     "VersionTooOld",
+    "Wing",
     "connect",
     "encode_frame",
     "run",

@@ -12,9 +12,15 @@ class LibraryChannel(IntEnum):
     """Channels 0-49 and 65500-65535 belong to the library; users have 50-65499.
 
     65500-65510 are the original's. The rest is ours, and spoken only with peers that offered it in
-    the handshake (docs/protocol.md).
+    the handshake (docs/protocol.md). The core serves those from HEARTBEAT_REPLY on; the others are
+    subscribed and sent on as those of users are, by their member, and not by guests.
+
+    :cvar ZONE: a client's message on its way to a group.
+    :cvar GATEWAY: what gateways and zones say to each other.
     """
 
+    ZONE = 8
+    GATEWAY = 9
     NIL = 65500
     HEARTBEAT_REPLY = 65501
     HEARTBEAT = 65502

@@ -1,4 +1,4 @@
-"""Elections and locks of a cluster, kept in its registry.
+"""Elections, locks and names of a cluster, kept in its registry.
 
 A leadership is a key ``domi/<cluster>/leaders/<name>`` (``locks`` for a lock) that is held under a
 lease of its own: to lose one costs neither the node nor its other leaderships. Who waits stands in
@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import random
-import re
 import sys
 import time
 from collections.abc import AsyncIterator, Collection, Coroutine
@@ -24,13 +22,14 @@ from typing import Any
 from .checks import check_number
 from .config import NodeConfig
 from .errors import DeadlineExceeded, DomiError, LeadershipLost, RegistryError
+from .keys import Keys
 from .membership import Membership
+from .names import Keeper, Names
 from .registry.base import Claim, Lease, Registry
 
 log = logging.getLogger(__name__)
 
 RETRY_PAUSE = 0.2
-_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -144,13 +143,13 @@ class Leadership:
 
 
 class Cluster:
-    """Elections and locks of a node's cluster; ``node.cluster``. Belongs to the node's loop."""
+    """Elections, locks and names of a node's cluster; ``node.cluster``. Belongs to its loop."""
 
     def __init__(self, config: NodeConfig, registry: Registry, members: Membership) -> None:
         self._config = config
         self._registry = registry
-        self._members = members
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._keys = Keys(config, members)
+        self._names = Keeper(config, registry, self._keys)
         self._closed = False
         self._joining: set[asyncio.Task[Claim]] = set()
         self._held: set[Leadership] = set()
@@ -199,25 +198,27 @@ class Cluster:
         :raises RegistryError: the registry cannot be reached.
         :raises DomiError: the node has not started, or was closed.
         """
-        key = self._key("leaders", name)
+        key = self._keys.key("leaders", name)
         self._check()
         entry = await self._registry.get(key)
         if entry is None:
             return None
-        try:
-            fields = json.loads(entry.value)
-            machine = int(fields["id"])
-            # The id of a node may have changed since.
-            known = self._members.locate(bytes.fromhex(fields["mark"]))
-            return Leader(machine if known is None else known, str(fields["name"]), entry.epoch)
-        except (ValueError, KeyError, TypeError) as error:
-            raise RegistryError(f"registry entry {key} is not a leader's: {error!r}") from None
+        holder = self._keys.read(entry)[0]
+        return Leader(holder.id, holder.name, holder.epoch)
+
+    def names(self, kind: str) -> Names:
+        """The names of one kind, of which a node may have many.
+
+        :param kind: as a name of :meth:`elect`. Names of different kinds have nothing in common.
+        :raises ValueError: the kind is not allowed.
+        """
+        return Names(self._names, kind)
 
     # ------------------------------------------------------------------ what the node calls
 
     def open(self) -> None:
         """The node starts, on this loop."""
-        self._loop = asyncio.get_running_loop()
+        self._keys.open()
 
     def stop(self) -> None:
         """The node is closing: who waits hears of it, and nobody begins."""
@@ -226,10 +227,12 @@ class Cluster:
             joining.cancel()
 
     async def close(self, closers: Collection[asyncio.Task[Any]]) -> None:
-        """End the blocks, and wait ``drain_timeout`` seconds for them and for the registry.
+        """Give the names back, end the blocks, and wait ``drain_timeout`` seconds for each of the
+        blocks and the registry.
 
         :param closers: tasks that wait for this, and which therefore are not waited for.
         """
+        self._spawn(self._names.close())
         blocks = []
         for held in list(self._held):
             closes_itself = held._task in closers
@@ -255,7 +258,7 @@ class Cluster:
     async def _hold(
         self, folder: str, what: str, name: str, timeout: float | None
     ) -> AsyncIterator[Leadership]:
-        key = self._key(folder, name)
+        key = self._keys.key(folder, name)
         if timeout is not None:
             check_number("timeout", timeout, 0.001, 86400)
         self._check()
@@ -298,7 +301,7 @@ class Cluster:
             try:
                 ttl = max(self._config.lease_ttl, self._registry.limits.min_ttl)
                 lease = await self._registry.grant(ttl)
-                claim = await self._registry.acquire(key, lease, self._value())
+                claim = await self._registry.acquire(key, lease, self._keys.sign())
                 if time.monotonic() < lease.valid_until:
                     return claim
                 log.warning("%s: %s came too late to be used", self._config.name, what)
@@ -311,31 +314,10 @@ class Cluster:
                 log.warning("%s: cannot wait for %s: %s", self._config.name, what, error)
             await asyncio.sleep(RETRY_PAUSE * random.uniform(0.5, 1.5))
 
-    def _value(self) -> bytes:
-        members = self._members
-        return json.dumps(
-            {
-                "id": members.id,
-                "name": self._config.name,
-                "mark": members.offer.mark.hex(),
-            }
-        ).encode()
-
-    def _key(self, folder: str, name: str) -> str:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ValueError(
-                f"name {name!r}: 1 to 128 letters, digits, '.', '_' and '-' are allowed, and no "
-                "'.' in front"
-            )
-        return f"domi/{self._config.cluster}/{folder}/{name}"
-
     def _check(self) -> None:
         if self._closed:
             raise DomiError("the node was closed: it takes part in no election and has no lock")
-        if self._loop is None or self._members.id < 0:
-            raise DomiError("the node has not started: elections and locks come after its start()")
-        if asyncio.get_running_loop() is not self._loop:
-            raise DomiError("the node belongs to another event loop: use its cluster there")
+        self._keys.check()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)

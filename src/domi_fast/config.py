@@ -77,13 +77,17 @@ def checked_secret(what: str, secret: object) -> bytes:
 
 def check_on_error(function: object) -> None:
     """Raise TypeError unless it is None or a callable that need not be awaited."""
-    if function is None:
-        return
+    if function is not None:
+        check_callback("on_error", function, "a function or None")
+
+
+def check_callback(name: str, function: object, wanted: str = "a function") -> None:
+    """Raise TypeError unless it is a callable that need not be awaited."""
     if not callable(function):
-        raise TypeError(f"on_error {function!r} is not callable: a function or None is wanted")
+        raise TypeError(f"{name} {function!r} is not callable: {wanted} is wanted")
     if any(map(inspect.iscoroutinefunction, (function, type(function).__call__))):
         raise TypeError(
-            f"on_error {function!r} is an async def, which nobody would await: a plain function "
+            f"{name} {function!r} is an async def, which nobody would await: a plain function "
             "is wanted; it may start a task"
         )
 

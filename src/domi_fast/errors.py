@@ -7,7 +7,10 @@ can act on them without reading the message. A fact that does not apply is ``Non
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from .holder import Holder
 
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # The files of TLS may be shown; whatever else has a name may be a token or a password.
@@ -107,6 +110,18 @@ class ClusterFull(RegistryError):
 
 class LeadershipLost(DomiError):
     """A leadership or a lock is over, and what still relies on it must stop."""
+
+
+class NameTaken(DomiError):
+    """Another claim, of any node, has the name.
+
+    :ivar holder: whose it is, as the registry has it; a node that was killed has its names until
+        its lease is over.
+    """
+
+    def __init__(self, message: str, holder: Holder) -> None:
+        super().__init__(message, peer=holder.id)
+        self.holder = holder
 
 
 class VersionTooOld(DomiError):

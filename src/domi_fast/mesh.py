@@ -357,9 +357,18 @@ class Mesh:
         peer = self._peers[session.peer] = Peer(session)
         self.witness.saw("joined", peer.id, peer.name, peer.address, "")
         self.conditions.changed()
-        config = self._config
-        if peer.name == config.name and parse_version(peer.version) > parse_version(config.version):
+        if self._is_newer(peer):
             self._newer_came(peer)
+
+    def _is_newer(self, peer: Peer) -> bool:
+        config = self._config
+        return peer.name == config.name and (
+            parse_version(peer.version) > parse_version(config.version)
+        )
+
+    def newer(self) -> list[Peer]:
+        """The peers of this node's name that are of a newer version."""
+        return [peer for peer in self._peers.values() if self._is_newer(peer)]
 
     def refused(self, session: Session, was_up: bool) -> None:
         """This session was closed because of what its other end is, or said."""

@@ -60,6 +60,15 @@ COUNTERS = {
 }
 
 
+def check_counter(name: str) -> None:
+    """Raise ValueError unless the page can show a counter of this name."""
+    if not (name.isascii() and name.isidentifier()) or name in GAUGES:
+        raise ValueError(
+            f"counter {name!r}: letters, digits and '_' are allowed, no digit in front, and none "
+            f"of {sorted(GAUGES)}"
+        )
+
+
 class Measured(Protocol):
     """What is asked of a node; its own attributes, of these names."""
 

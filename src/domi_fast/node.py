@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from . import _core, errors
@@ -13,13 +13,15 @@ from ._core import STATE_DRAINING, STATE_PAUSED, STATE_SERVING, Router, printabl
 from .channels import LibraryChannel
 from .checks import is_number
 from .cluster import Cluster
-from .config import MIB, NodeConfig
+from .config import MIB, NodeConfig, check_callback
 from .endpoint import Endpoint
 from .errors import DomiError
 from .limiter import RateLimit
 from .mesh import Mesh
+from .metrics import check_counter
 from .peer import STATES, Peer
 from .registry import default_url, open_registry
+from .wings import Wing, Wings
 
 if TYPE_CHECKING:
     from .admin import AdminServer
@@ -74,6 +76,8 @@ class Node(Endpoint):
         self._starting: asyncio.Future[None] | None = None
         self._draining: asyncio.Future[bool] | None = None
         self._closers: set[asyncio.Task[Any]] = set()
+        self._wings = Wings(config.name)
+        self._on_newer: Callable[[Peer], object] | None = None
         self._serials: weakref.WeakSet[Endpoint] = weakref.WeakSet()
         self._closed = asyncio.Event()
         self._admin = self._make_admin()
@@ -135,7 +139,8 @@ class Node(Endpoint):
     async def close(self) -> None:
         """Leave the cluster: finish the handlers that run, send what is queued, say goodbye.
 
-        A :class:`~domi_fast.serial.Serial` of this node is closed first, and runs what it holds.
+        What was attached is closed first of all, then each :class:`~domi_fast.serial.Serial` of
+        this node, which runs what it holds.
 
         Who waits for a leadership or a lock gets a DomiError at once. Once the handlers are
         finished, the blocks of those that are held end with LeadershipLost.
@@ -151,14 +156,16 @@ class Node(Endpoint):
         current = asyncio.current_task()
         if current is not None:
             self._closers.add(current)
+            self._wings.let_go(current)
 
     async def _close(self) -> None:
         self._state = "closed"
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
             await asyncio.wait([self._starting])
-        self._end_watches()
         self._cluster.stop()
+        await self._wings.close(self.config.drain_timeout)
+        self._end_watches()
         try:
             await self._close_serials()
             await self._mesh.drain_itself()
@@ -232,6 +239,8 @@ class Node(Endpoint):
     async def drain(self, deadline: float = 30.0, *, until_closed: bool = True) -> bool:
         """Leave without losing work: take no more, finish what was taken, and close.
 
+        What was attached is drained first, while this node still serves.
+
         Finished are the handlers that run, the requests that are still to be answered, what waits
         in serial mode and in ``watch_channel`` blocks, and the requests that this node has sent,
         its guests' among them: each has its outcome, so a program that goes on asking holds the
@@ -281,6 +290,9 @@ class Node(Endpoint):
         return False
 
     async def _finish(self, patience: float) -> None:
+        await self._wings.drain()
+        if self._closing is not None:
+            raise DomiError("the node was closed")
         await self._mesh.enter_state(STATE_DRAINING, patience)
         await asyncio.gather(*[serial.close() for serial in self._serials])
         while (
@@ -293,8 +305,13 @@ class Node(Endpoint):
                 raise DomiError("the node was closed")
 
     def _newer_came(self, peer: Peer) -> None:
+        if self._draining is not None or self._closing is not None:
+            return
+        if self._on_newer is not None:
+            self._tell_newer(self._on_newer, peer)
+            return
         deadline = self.config.roll_deadline
-        if deadline is not None and self._draining is None and self._closing is None:
+        if deadline is not None:
             log.info(
                 "%s %s is there as node %d: node %d, of version %s, drains",
                 printable(peer.name),
@@ -304,6 +321,50 @@ class Node(Endpoint):
                 self.config.version,
             )
             self._begin_draining(deadline)
+
+    def _tell_newer(self, function: Callable[[Peer], object], peer: Peer) -> None:
+        try:
+            function(peer)
+        except Exception:
+            log.exception("%s: what on_newer was given has raised", self.config.name)
+
+    def on_newer(self, function: Callable[[Peer], object]) -> None:
+        """Have ``function(peer)`` called when a newer version of this node's name has come.
+
+        Without it the node drains by itself, within ``roll_deadline`` seconds. It is called for
+        each such peer, for one that connects anew again, and in here for those that are there; no
+        more once the node drains or closes. What it raises is logged.
+
+        :param function: a plain function; it may start a task.
+        :raises TypeError: it is not callable, or an ``async def``.
+        :raises DomiError: there is one already.
+        """
+        check_callback("on_newer", function)
+        if self._on_newer is not None:
+            raise DomiError(f"on_newer is {self._on_newer!r} already, and a node has one")
+        self._on_newer = function
+        for peer in self._mesh.newer():
+            self._newer_came(peer)
+
+    def attach(self, wing: Wing) -> None:
+        """Let a wing end with this node: drained before the node drains, closed before it closes.
+
+        It may be attached before and after the start; a second time changes nothing.
+
+        :raises DomiError: the node is closing, or was closed.
+        """
+        if self._closing is not None:
+            raise DomiError("the node was closed: attach to one that runs, or will")
+        self._wings.attach(wing)
+
+    def count(self, name: str) -> None:
+        """Add one to a counter of ``counters()`` and the metrics page; it begins at 0.
+
+        :param name: as an identifier of ASCII, ``domi_<name>_total`` on the page.
+        :raises ValueError: the name is not allowed.
+        """
+        check_counter(name)
+        self._router.note(name)
 
     async def _end_handlers(self, timeout: float) -> None:
         tasks = self._router.handler_tasks() - self._closers
@@ -330,7 +391,7 @@ class Node(Endpoint):
 
     @property
     def cluster(self) -> Cluster:
-        """Elections and locks, once the node has started."""
+        """Elections, locks and names, once the node has started."""
         return self._cluster
 
     @property
