@@ -73,5 +73,7 @@ class Keys:
             machine = int(fields["id"]) if known is None else known
             holder = Holder(machine, str(fields["name"]), value, entry.epoch)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise RegistryError(f"registry entry {entry.key} is not a node's: {error!r}") from None
+            raise RegistryError(
+                f"registry entry {entry.key} is not a holder's: {error!r}"
+            ) from None
         return holder, mark == self._members.offer.mark

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable
 from typing import Final
 
 from ._core import printable
@@ -116,7 +115,11 @@ class Name:
         """Give it back; nothing happens when it was released or lost before.
 
         :raises RegistryError: the registry cannot be reached, and the name is still held.
+        :raises DomiError: it was called on another loop than the node's.
         """
+        if not self.held:
+            return
+        self._keeper.check()
         async with self._changing:
             if self.held:
                 await self._keeper.release(self)
@@ -201,7 +204,8 @@ class Keeper:
                 raise
             self.check()
             # Somebody has deleted the key.
-            await self._claim_again(name, claim.lease, value)
+            if not await self._claim_again(name, claim.lease, value):
+                return
         name._value = value
 
     async def release(self, name: Name) -> None:
@@ -335,17 +339,18 @@ class Keeper:
             if name.held and name._claim.lease is not lease:
                 await self._claim_again(name, lease, name.value)
 
-    async def _claim_again(self, name: Name, lease: Lease, value: bytes) -> None:
-        """Claim what this node has had until now; it is lost if another was quicker."""
+    async def _claim_again(self, name: Name, lease: Lease, value: bytes) -> bool:
+        """Claim what this node has had until now; False, and lost, if another was quicker."""
         holder: Holder | None = None
         while holder is None:
             with contextlib.suppress(NoKeyFree):
                 name._claim = await self._registry.claim([name._key], self._keys.sign(value), lease)
-                return
+                return True
             holder = await self._other(name._key)
         log.warning("%s: %s was lost: node %d has it now", self._config.name, name._key, holder.id)
         self._held.pop(name._key, None)
         name.lost.set()
+        return False
 
 
 def check_value(value: object) -> None:

@@ -124,7 +124,7 @@ async def test_what_was_dropped_is_shown_by_peer_and_channel(registry_url: str) 
 def test_every_counter_is_explained() -> None:
     """So that each is there from the beginning, with a HELP of its own."""
     package = CORE_PARTS.parent
-    parts = [*CORE_PARTS.glob("*.pxi"), package / "mesh.py", package / "admin.py"]
+    parts = [*CORE_PARTS.glob("*.pxi"), *package.rglob("*.py")]
     text = "".join(path.read_text() for path in parts)
     counted = set(re.findall(r'\b(?:count|note)\("(\w+)"[,)]', text))
     assert len(counted) > 10

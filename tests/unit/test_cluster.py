@@ -529,7 +529,7 @@ async def test_an_entry_that_no_leader_wrote(registry_url: str) -> None:
         registry = a._mesh._registry
         for value in (b"x", b"{}", b"[]", b'{"id": 1, "name": "n", "mark": "zz"}'):
             await registry.put("domi/default/leaders/post", value)
-            with pytest.raises(RegistryError, match="leaders/post is not a leader's"):
+            with pytest.raises(RegistryError, match="leaders/post is not a holder's"):
                 await a.cluster.leader("post")
 
 

@@ -18,10 +18,12 @@ from domi_fast import (
     Node,
     NoSubscriber,
     Overloaded,
+    connect,
 )
 from tests.support import echo, forget_records, nodes, until
 
 WRONG_CHANNELS = [-1, 0, 49, 65500, 65501, 65535, 65536, 1 << 40, True]
+WINGS = (LibraryChannel.ZONE, LibraryChannel.GATEWAY)
 
 
 @pytest.fixture(autouse=True)
@@ -191,10 +193,64 @@ async def test_library_channels_only_by_name(registry_url: str) -> None:
         a.notify(LibraryChannel.NIL, b"by name")
         await until(lambda: got)
         assert got == [b"by name"]
-        served = [channel for channel in LibraryChannel if channel is not LibraryChannel.NIL]
-        for channel in served:
+        for channel in set(LibraryChannel) - {LibraryChannel.NIL, *WINGS}:
             with pytest.raises(ValueError, match="served by the core"):
                 b.subscribe(channel, echo)
+
+
+async def test_the_channels_of_wings(registry_url: str) -> None:
+    """Announced and routed as those of users are; by their members, and not by guests."""
+    async with nodes(registry_url, "a", "b", "c") as (a, b, c):
+        for channel in WINGS:
+            got: list[tuple[int, bytes]] = []
+
+            def take(ctx: Context, got: list[tuple[int, bytes]] = got, own: int = a.id) -> None:
+                assert ctx.sender == own
+                got.append((ctx.channel, ctx.data))
+
+            for node in (b, c):
+                node.subscribe(channel, take)
+            await a.wait_subscribed(channel, 2, timeout=5)
+            assert a.subscribers(channel) == sorted([b.id, c.id])
+            assert channel in a.peers[b.id].channels
+            a.notify(channel, b"one", to=c.id)
+            await until(lambda got=got: len(got) == 1)
+            assert a.publish(channel, b"all") == 2
+            await until(lambda got=got: len(got) == 3)
+            assert got == [(channel, b"one"), *[(channel, b"all")] * 2]
+            c.unsubscribe(channel)
+            await until(lambda channel=channel: a.subscribers(channel) == [b.id])
+            with pytest.raises(ValueError, match="members of LibraryChannel"):
+                a.publish(int(channel), b"by number")
+            with pytest.raises(ValueError, match="members of LibraryChannel"):
+                c.subscribe(int(channel), take)
+
+
+async def test_the_channels_of_wings_are_not_for_guests(registry_url: str) -> None:
+    async with (
+        nodes(registry_url, "a", "b") as (a, b),
+        await connect(f"tcp://127.0.0.1:{a.port}") as guest,
+    ):
+        got: list[bytes] = []
+        refused: list[DomiError] = []
+        guest.on_error = lambda error, _: refused.append(error)
+        for channel in WINGS:
+            b.subscribe(channel, lambda ctx: got.append(ctx.data))
+            await a.wait_subscribed(channel, timeout=5)
+            guest.notify(channel, b"from a guest")
+            guest.publish(channel, b"from a guest")
+            with pytest.raises(DomiError, match="members of LibraryChannel"):
+                await guest.request(channel, b"from a guest")
+            guest.subscribe(channel, lambda ctx: got.append(ctx.data))
+        # What is announced and sent in order has been seen once this is.
+        guest.subscribe(60, echo)
+        await b.wait_subscribed(60, timeout=5)
+        for channel in WINGS:
+            assert b.subscribers(channel) == [b.id]
+            assert a.publish(channel, b"to nodes") == 1
+        await until(lambda: len(got) == len(WINGS))
+        assert got == [b"to nodes"] * len(WINGS)
+        assert [error.channel for error in refused] == [8, 8, 9, 9]
 
 
 async def test_subscriptions_made_before_the_start(registry_url: str) -> None:
