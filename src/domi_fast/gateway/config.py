@@ -104,7 +104,7 @@ class GatewayConfig(Checked):
                 self._check_type(name, int)
                 self._check_port(name)
         if self.port is None and self.tcp_port is None:
-            raise ValueError("port and tcp_port are None: a gateway listens on one of them at least")
+            raise ValueError("port and tcp_port are None: a gateway listens on one of them")
         if self.tls is not None:
             self._check_type("tls", ssl.SSLContext)
         if self.service is not None:
@@ -183,7 +183,7 @@ def identity_of(answer: object) -> bytes | None:
     if not isinstance(raw, bytes) or len(raw) > 255:
         what = f"{len(raw)} bytes" if isinstance(raw, bytes) else type(answer).__name__
         raise DomiError(
-            f"authenticate returned {what}: text or bytes of at most 255 bytes are wanted, True for "
-            "nobody in particular, None to refuse"
+            f"authenticate returned {what}: text or bytes of at most 255 bytes are wanted, True "
+            "for nobody in particular, None to refuse"
         )
     return raw

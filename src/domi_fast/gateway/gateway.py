@@ -12,12 +12,20 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
-from .. import Context, DomiError, LibraryChannel, Node, encode_frame
+from .. import DomiError, LibraryChannel, Node, encode_frame
 from ..errors import AuthError, FrameError
 from . import frames
 from .config import GatewayConfig, Login, identity_of
 from .connection import Connection, Stage
-from .events import COUNTED_FROM, ENDS_SESSION, LAST_EVENT, USER_EVENT, CloseCode, LibraryEvent, Refusal
+from .events import (
+    COUNTED_FROM,
+    ENDS_SESSION,
+    LAST_EVENT,
+    USER_EVENT,
+    CloseCode,
+    LibraryEvent,
+    Refusal,
+)
 from .ids import Ids
 from .pages import Pages
 from .routes import Routes
@@ -87,6 +95,7 @@ class Gateway:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing: asyncio.Future[None] | None = None
         self._closed = asyncio.Event()
+        self._empty = asyncio.Event()
         self._machine = -1
         self._websockets = None if config.port is None else WebSocketListener(config, self)
         self._tcp = None if config.tcp_port is None else TcpListener(config, self)
@@ -134,7 +143,7 @@ class Gateway:
         self._routes.peers_changed()
 
     async def close(self) -> None:
-        """Stop listening, tell the clients (1001), and end their sessions. Every call waits for it."""
+        """Stop listening, tell the clients (1001) and end their sessions. All calls wait for it."""
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)
@@ -171,8 +180,9 @@ class Gateway:
         """Take no new clients, and wait until those that are there have gone."""
         if self._state == "serving":
             self._state = "draining"
-        while self._state == "draining" and len(self._sessions):
-            await asyncio.sleep(0.05)
+        if self._machine >= 0 and len(self._sessions):
+            self._empty.clear()
+            await self._empty.wait()
 
     async def __aenter__(self) -> Gateway:
         await self.start()
@@ -268,7 +278,7 @@ class Gateway:
 
     def refusal(self) -> str | None:
         """Why no more clients are taken; None while they are."""
-        if self._state != "serving" and self._state != "starting":
+        if self._state not in {"serving", "starting"}:
             return f"this gateway is {self._state}"
         if len(self._connections) >= self._client_limit:
             return f"this gateway has {self._client_limit} clients, as many as it may have"
@@ -388,8 +398,7 @@ class Gateway:
         waiting, connection.waiting = connection.waiting or [], None
         self._welcome(connection, identity)
         for event, data, extend in waiting:
-            if connection.stage is Stage.OPEN:
-                self._take(connection, event, data, extend)
+            self._take(connection, event, data, extend)
 
     def _welcome(self, connection: Connection, identity: bytes) -> None:
         why = self.refusal()
@@ -493,6 +502,8 @@ class Gateway:
 
     def _session_ended(self, session: Session) -> None:
         self._routes.ended(session)
+        if not len(self._sessions):
+            self._empty.set()
 
     # ------------------------------------------------------------------------------ by the clock
 

@@ -1,10 +1,10 @@
 """The ways from a gateway's clients to their groups, and back.
 
 A route is a group as this gateway knows it: which zone has it, and which of this gateway's clients
-are its members. It is made when a client first writes to the group, or when the group takes a client
-in. Its zone is found by the registry; if none has the group, the one with most room is told to make
-it. Messages wait until the zone has said that the group is there. Everything here belongs to the
-gateway's loop.
+are its members. It is made when a client first writes to the group, or when the group takes a
+client in. Its zone is found by the registry; if none has the group, the one with most room is told
+to make it. Messages wait until the zone has said that the group is there. Everything here belongs
+to the gateway's loop.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final, NamedTuple
 
 from .. import Context, DomiError, LibraryChannel, Node, Overloaded, Peer, encode_frame
@@ -59,7 +59,17 @@ class Route:
     :ivar answer: what the zone that was asked has said.
     """
 
-    __slots__ = ("answer", "group", "held", "is_open", "machine", "members", "peer", "service", "task")
+    __slots__ = (
+        "answer",
+        "group",
+        "held",
+        "is_open",
+        "machine",
+        "members",
+        "peer",
+        "service",
+        "task",
+    )
 
     def __init__(self, service: str, group: int) -> None:
         self.service = service
@@ -475,7 +485,7 @@ class Routes:
         self._let_go(route, why)
 
     def _let_go(self, route: Route, why: str) -> None:
-        """The group is gone from its zone: its members hear of it, and what waits goes on to wait."""
+        """The group is gone from its zone: its members hear of it; what waits goes on to wait."""
         if route.answer is not None and not route.answer.done():
             route.answer.set_result((0, wire.NOWHERE, why))
         self._take_off(route)
@@ -497,7 +507,7 @@ class Routes:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _spawn(self, work: Any) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import Final, cast
 
 from .. import FrameReader, encode_frame
 from ..errors import FrameError
@@ -23,7 +23,7 @@ def _as_it_is(frame: bytes) -> bytes:
 class TcpConnection(Connection, asyncio.Protocol):
     """One connection of a client over raw TCP."""
 
-    __slots__ = ("_closing", "_config", "_code", "_listener", "_reader", "_reason", "_transport")
+    __slots__ = ("_closing", "_code", "_config", "_listener", "_reader", "_reason", "_transport")
 
     wrap = staticmethod(_as_it_is)
 
@@ -38,11 +38,11 @@ class TcpConnection(Connection, asyncio.Protocol):
         self._reason = "it is lost"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's is no subclass of asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
         self.address = address_of(transport)
-        self.write = transport.write
-        transport.set_write_buffer_limits(high=self._config.write_limit)
+        self.write = self._transport.write
+        self._transport.set_write_buffer_limits(high=self._config.write_limit)
         self._listener.began(self)
 
     def data_received(self, data: bytes) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import codecs
 import logging
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from ..errors import DomiError, FrameError
 from . import frames
@@ -31,7 +31,7 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from _codecs import _Decoder
+    pass
 
 _MOST_REASON: Final = 123
 """Bytes that a close frame has for its reason."""
@@ -99,10 +99,10 @@ class WebSocketConnection(Connection, asyncio.Protocol):
     # ------------------------------------------------------------------------------ transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's is no subclass of asyncio's.
+        self._transport = cast(asyncio.Transport, transport)
         self.address = address_of(transport)
-        transport.set_write_buffer_limits(high=self._config.write_limit)
+        self._transport.set_write_buffer_limits(high=self._config.write_limit)
         self._listener.began(self)
 
     def data_received(self, data: bytes) -> None:
@@ -111,7 +111,7 @@ class WebSocketConnection(Connection, asyncio.Protocol):
         for event in framing.events_received():
             if isinstance(event, Request):
                 self._begin(event)
-            elif self.stage is not Stage.CLOSED and self._listener.allows(self):
+            elif isinstance(event, Frame) and self._may_come():
                 self._take(event)
         self._flush()
 
@@ -177,9 +177,13 @@ class WebSocketConnection(Connection, asyncio.Protocol):
 
     # ------------------------------------------------------------------------------ messages
 
+    def _may_come(self) -> bool:
+        # Control frames count as messages do.
+        return self.stage is not Stage.CLOSED and self._listener.allows(self)
+
     def _take(self, frame: Frame) -> None:
         if frame.opcode is Opcode.BINARY and frame.fin:
-            self.message(frame.data)
+            self.message(bytes(frame.data))
         elif frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
             self._join(frame)
 
