@@ -96,13 +96,13 @@ class Client:
 
     async def closed(self) -> Closed:
         """How the gateway closes the connection; what comes before that is dropped."""
-        with contextlib.suppress(ConnectionError):
+        try:
             while True:
-                try:
-                    await self.take()
-                except Closed as closed:
-                    return closed
-        return Closed(1006, "")
+                await self.take()
+        except Closed as closed:
+            return closed
+        except ConnectionError as error:
+            return Closed(1006, str(error))
 
     async def close(self) -> None:
         raise NotImplementedError

@@ -136,7 +136,7 @@ class Gateway:
             Ids(node.id), config.grace, config.history, config.history_bytes, self._session_ended
         )
         self._routes = Routes(node, config, self._sessions, self.zones, node.count)
-        node.attach(self)
+        node.attach(_Wing(self))
         node.subscribe(LibraryChannel.GATEWAY, self._routes.hear)
         self._spawn(self._follow())
         self._spawn(self._sweep())
@@ -144,6 +144,12 @@ class Gateway:
 
     async def close(self) -> None:
         """Stop listening, tell the clients (1001) and end their sessions. All calls wait for it."""
+        await self.close_itself()
+        if self._owns_node:
+            await self.node.close()
+
+    async def close_itself(self) -> None:
+        """As :meth:`close`, and leave the node to whom it belongs."""
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)
@@ -168,8 +174,6 @@ class Gateway:
         for part in (self._websockets, self._tcp, self._pages):
             if part is not None:
                 await part.close()
-        if self._owns_node:
-            await self.node.close()
         self._closed.set()
 
     async def wait_closed(self) -> None:
@@ -553,6 +557,19 @@ class Gateway:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+class _Wing:
+    """The gateway as its node knows it, which closes it and is not to be closed by it."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def drain(self) -> None:
+        await self._gateway.drain()
+
+    async def close(self) -> None:
+        await self._gateway.close_itself()
 
 
 def check_event(event: object) -> None:
