@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -59,7 +60,7 @@ class Connection(ABC):
     :ivar session: whose it is, once it has one.
     :ivar wrap: makes of a frame what goes over this kind of connection.
     :ivar write: writes what was made of it; nothing, once it is closed.
-    :ivar opened_at: when it was opened, in the loop's seconds,
+    :ivar opened_at: when it was opened, in seconds of ``time.monotonic()``,
     :ivar heard_at: and when something came last;
     :ivar pinged: whether it was pinged since.
     :ivar waiting: frames that have come while it is judged.
@@ -82,7 +83,7 @@ class Connection(ABC):
     write: Callable[[bytes], object]
 
     def __init__(self, burst: int) -> None:
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         self.address = ""
         self.stage = Stage.NEW
         self.session: Session | None = None

@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import logging
 import resource
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -284,23 +285,20 @@ class Gateway:
         """Why no more clients are taken; None while they are."""
         if self._state not in {"serving", "starting"}:
             return f"this gateway is {self._state}"
-        if len(self._connections) >= self._client_limit:
+        if len(self._connections) > self._client_limit:
             return f"this gateway has {self._client_limit} clients, as many as it may have"
         return None
 
     def began(self, connection: Connection) -> None:
         """It is there, and has said nothing yet."""
         self._connections.add(connection)
-        why = self.refusal() if len(self._connections) > self._client_limit else None
-        if why is not None:
-            self.cut(connection, CloseCode.TRY_LATER, why)
 
     def allows(self, connection: Connection) -> bool:
         """Whether one more of its messages may come; if not, it has been cut."""
         if connection.stage is Stage.CLOSED:
             return False
         config = self.config
-        connection.heard_at = now = asyncio.get_running_loop().time()
+        connection.heard_at = now = time.monotonic()
         connection.pinged = False
         if connection.allow(now, config.rate, config.burst):
             return True
@@ -405,10 +403,6 @@ class Gateway:
             self._take(connection, event, data, extend)
 
     def _welcome(self, connection: Connection, identity: bytes) -> None:
-        why = self.refusal()
-        if why is not None:
-            self.cut(connection, CloseCode.TRY_LATER, why)
-            return
         session = self._sessions.begin(identity)
         connection.stage = Stage.OPEN
         connection.send(frames.welcome(session.id, self.config.grace))
@@ -517,7 +511,7 @@ class Gateway:
         shortest = min(config.ping_interval, config.ping_timeout, config.authenticate_timeout)
         while True:
             await asyncio.sleep(max(0.01, min(1.0, shortest / _SWEEPS)))
-            now = asyncio.get_running_loop().time()
+            now = time.monotonic()
             for connection in list(self._connections):
                 self._look_at(connection, now)
 

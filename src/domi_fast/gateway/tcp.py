@@ -44,6 +44,9 @@ class TcpConnection(Connection, asyncio.Protocol):
         self.write = self._transport.write
         self._transport.set_write_buffer_limits(high=self._config.write_limit)
         self._listener.began(self)
+        why = self._listener.refusal()
+        if why is not None:
+            self._listener.cut(self, CloseCode.TRY_LATER, why)
 
     def data_received(self, data: bytes) -> None:
         if self.stage is Stage.CLOSED:
@@ -96,7 +99,8 @@ class TcpConnection(Connection, asyncio.Protocol):
 
 
 def _code_of(error: FrameError) -> CloseCode:
-    return CloseCode.TOO_BIG if error.limit is not None else CloseCode.PROTOCOL_ERROR
+    # The reasons are those of docs/protocol.md.
+    return CloseCode.TOO_BIG if "over the limit" in str(error) else CloseCode.PROTOCOL_ERROR
 
 
 class TcpListener(Port):

@@ -113,7 +113,14 @@ class WebSocketConnection(Connection, asyncio.Protocol):
                 self._begin(event)
             elif isinstance(event, Frame) and self._may_come():
                 self._take(event)
+        self._notice_failure()
         self._flush()
+
+    def _notice_failure(self) -> None:
+        """The framing closes the connection by itself where a client breaks the protocol."""
+        sent = self._framing.close_sent
+        if sent is not None and self._framing.close_rcvd is None and self.stage is not Stage.CLOSED:
+            self._listener.cut(self, CloseCode(sent.code), sent.reason)
 
     def eof_received(self) -> None:
         if self._closing is None:
