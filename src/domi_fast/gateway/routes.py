@@ -128,9 +128,8 @@ class Routes:
         service = self._service(address.node)
         if service is None:
             which = f"node {address.node}" if address.node else "this gateway"
-            self._refuse(
-                session, address.group, address.event, Refusal.NO_SERVICE, f"{which} has no groups"
-            )
+            why = f"{which} has no groups: name the node of a service"
+            self._refuse(session, address.group, address.event, Refusal.NO_SERVICE, why)
             return
         route = self._routes.get((service, address.group))
         if route is None or route not in session.routes:
