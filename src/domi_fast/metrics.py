@@ -76,7 +76,8 @@ COUNTERS = {
 
 def check_counter(name: str) -> None:
     """Raise ValueError unless the page can show a counter of this name."""
-    if not (name.isascii() and name.isidentifier()) or name in GAUGES:
+    fits = isinstance(name, str) and name.isascii() and name.isidentifier()
+    if not fits or name in GAUGES:
         raise ValueError(
             f"counter {name!r}: letters, digits and '_' are allowed, no digit in front, and none "
             f"of {sorted(GAUGES)}"
