@@ -232,7 +232,8 @@ class Cluster:
 
         :param closers: tasks that wait for this, and which therefore are not waited for.
         """
-        self._spawn(self._names.close())
+        self._names.end()
+        self._spawn(self._names.revoke())
         blocks = []
         for held in list(self._held):
             closes_itself = held._task in closers

@@ -152,12 +152,15 @@ class Keeper:
             raise DomiError("the node was closed: it has no names any more")
         self._keys.check()
 
-    async def close(self) -> None:
-        """All names are lost, and free for others; nothing is claimed any more."""
+    def end(self) -> None:
+        """All names are lost, and nothing is claimed any more; :meth:`revoke` frees them."""
         self._closed = True
         for name in list(self._held.values()):
             name.lost.set()
         self._held.clear()
+
+    async def revoke(self) -> None:
+        """Give the lease back; a registry out of reach will see it run out."""
         tasks = [task for task in (self._granting, self._keeping) if task is not None]
         for task in tasks:
             task.cancel()

@@ -164,9 +164,9 @@ class Node(Endpoint):
             self._starting.cancel()
             await asyncio.wait([self._starting])
         self._cluster.stop()
-        await self._wings.close(self.config.drain_timeout)
-        self._end_watches()
         try:
+            await self._wings.close(self.config.drain_timeout)
+            self._end_watches()
             await self._close_serials()
             await self._mesh.drain_itself()
             await self._end_handlers(self.config.drain_timeout)

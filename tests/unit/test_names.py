@@ -324,6 +324,13 @@ async def test_closing_the_node_frees_its_names_at_once(url: str, lease: float) 
                 await late
 
 
+async def test_names_are_lost_also_with_a_node_that_waits_for_nothing(registry_url: str) -> None:
+    async with nodes(registry_url, "a", drain_timeout=0) as (a,):
+        name = await a.cluster.names(KIND).claim("r1")
+        await a.close()
+        assert name.lost.is_set()
+
+
 async def test_a_claim_under_way_when_its_node_closes(registry_url: str) -> None:
     async with nodes(registry_url, "b") as (b,):
         for turns in range(8):
