@@ -232,8 +232,9 @@ class Cluster:
 
         :param closers: tasks that wait for this, and which therefore are not waited for.
         """
-        self._names.end()
-        self._spawn(self._names.revoke())
+        lease = await self._names.end()
+        if lease is not None:
+            self._spawn(_revoke(lease))
         blocks = []
         for held in list(self._held):
             closes_itself = held._task in closers

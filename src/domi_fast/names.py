@@ -152,23 +152,18 @@ class Keeper:
             raise DomiError("the node was closed: it has no names any more")
         self._keys.check()
 
-    def end(self) -> None:
-        """All names are lost, and nothing is claimed any more; :meth:`revoke` frees them."""
+    async def end(self) -> Lease | None:
+        """All names are lost, and nothing is claimed any more; the lease is to be revoked."""
         self._closed = True
         for name in list(self._held.values()):
             name.lost.set()
         self._held.clear()
-
-    async def revoke(self) -> None:
-        """Give the lease back; a registry out of reach will see it run out."""
         tasks = [task for task in (self._granting, self._keeping) if task is not None]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        if self._lease is not None:
-            with contextlib.suppress(DomiError, OSError):
-                await self._lease.revoke()
+        return self._lease
 
     # ------------------------------------------------------------------ what names ask for
 
