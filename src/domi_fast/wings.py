@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
 from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
@@ -51,11 +50,14 @@ class Wings:
         await self._all("drain", None)
 
     async def close(self, timeout: float) -> None:
-        """Close all, together; what drains stops.
+        """Close all, together, once what drains has stopped.
 
         :param timeout: seconds; who has not closed then is cancelled, and has as long to obey.
         """
-        self._cancel([task for task, over in self._awaited.items() if not over.done()])
+        draining = [task for task, over in self._awaited.items() if not over.done()]
+        self._cancel(draining)
+        if draining:
+            await asyncio.wait(draining, timeout=timeout)
         await self._all("close", timeout)
 
     async def _all(self, verb: str, timeout: float | None) -> None:
@@ -87,9 +89,8 @@ class Wings:
         return task
 
     async def _run(self, verb: str, wing: Wing) -> None:
-        work: Coroutine[Any, Any, None] = getattr(wing, verb)()
         try:
-            await work
+            await (wing.drain() if verb == "drain" else wing.close())
         except Exception:
             log.exception("%s: a wing failed to %s: %r", self._node, verb, wing)
 

@@ -178,12 +178,16 @@ async def test_a_wing_that_drains_for_too_long(
     """It has the whole deadline, and is closed after it."""
     async with nodes(registry_url, "a") as (a,):
         told: list[str] = []
-        wing = Recorder(a, drain=lambda: cancelled_late(told))
+
+        async def close() -> None:
+            told.append("closed")
+
+        wing = Recorder(a, drain=lambda: cancelled_late(told), close=close)
         a.attach(wing)
         begun = time.monotonic()
         assert not await a.drain(0.3)
         assert 0.25 < time.monotonic() - begun < 5.0
-        assert told == ["cancelled"]
+        assert told == ["cancelled", "closed"]
         assert wing.told == [("drain", "serving"), ("close", "closed")]
         assert "not everything was finished within 0.3 s" in caplog.text
 
