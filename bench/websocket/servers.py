@@ -25,6 +25,7 @@ __all__ = ["SERVERS"]
 HOST = "127.0.0.1"
 BACKLOG = 1024
 MAX_MESSAGE = 32 << 20  # bytes; the longest of the Autobahn cases have 16 MiB
+SMALL = 2048  # bytes, the smallest buffer that picows takes
 INVALID_TEXT = 1007
 
 Write = Callable[[bytes], object]
@@ -305,8 +306,9 @@ class Aiohttp(Server):
 
 SERVERS: dict[str, Callable[[], Server]] = {
     "picows": Picows,
-    # On the loop's transport rather than aiofastnet's, and with the smallest buffer that it takes.
-    "picows, lean": lambda: Picows(use_aiofastnet=False, read_buffer_init_size=2048),
+    "picows, small": lambda: Picows(read_buffer_init_size=SMALL),
+    # On the loop's transport rather than on aiofastnet's.
+    "picows, small, loop's": lambda: Picows(read_buffer_init_size=SMALL, use_aiofastnet=False),
     "websockets sans-I/O": WebsocketsSansIO,
     "websockets asyncio": Websockets,
     "aiohttp": Aiohttp,
