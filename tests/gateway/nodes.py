@@ -11,9 +11,12 @@ from domi_fast import Node
 from domi_fast.gateway import Gateway
 
 
+def gateway_of(**settings: Any) -> Gateway:
+    settings.setdefault("tcp_port", 0)
+    return Gateway(Node("gate", registry=f"memory://{uuid.uuid4().hex}"), **settings)
+
+
 @contextlib.asynccontextmanager
 async def gateway(**settings: Any) -> AsyncIterator[Gateway]:
-    settings.setdefault("tcp_port", 0)
-    node = Node("gate", registry=f"memory://{uuid.uuid4().hex}")
-    async with Gateway(node, **settings) as gate:
+    async with gateway_of(**settings) as gate:
         yield gate

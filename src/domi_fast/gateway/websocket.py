@@ -108,6 +108,9 @@ class WebSocketConnection(Connection, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         framing = self._framing
         framing.receive_data(data)
+        if framing.state is State.OPEN:
+            # Answers to pings, which came before the end of whatever came last.
+            self._flush()
         for event in framing.events_received():
             if isinstance(event, Request):
                 self._begin(event)
