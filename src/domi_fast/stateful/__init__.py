@@ -1,0 +1,8 @@
+"""Groups with state, of users at many gateways, in zones that share them out."""
+
+from .group import Group
+from .messages import Message
+from .snapshots import SnapshotStore, SqliteSnapshots
+from .zone import Zone
+
+__all__ = ["Group", "Message", "SnapshotStore", "SqliteSnapshots", "Zone"]

@@ -1,0 +1,448 @@
+"""Group: the users that share something, and the state that they share."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+
+from ..errors import DomiError, PeerLost
+from ..gateway import wire
+from ..gateway.events import LAST_EVENT, USER_EVENT, LibraryEvent, Refusal
+from ..gateway.ids import machine_of
+from ..gateway.wire import ToGateway, UserMessage
+from . import snapshots
+from .mailbox import Mailbox
+from .messages import Message
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from ..names import Name
+    from .links import Link
+    from .zone import Zone
+
+log = logging.getLogger(__name__)
+
+_MEMBERS_EVENTS: Final = (LibraryEvent.LEAVE, LibraryEvent.AWAY, LibraryEvent.BACK)
+_MOST_ID: Final = (1 << 64) - 1
+
+Handler = Callable[[Message], object]
+H = TypeVar("H", bound=Handler)
+
+
+class Users(AbstractSet[int]):
+    """The members of a group; a live view."""
+
+    def __init__(self, users: AbstractSet[int]) -> None:
+        self._users = users
+
+    @classmethod
+    def _from_iterable(cls, users: Iterable[int]) -> AbstractSet[int]:  # type: ignore[override]
+        return set(users)
+
+    def __contains__(self, user: object) -> bool:
+        return user in self._users
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._users)
+
+    def __len__(self) -> int:
+        return len(self._users)
+
+    def __repr__(self) -> str:
+        return f"Users({set(self._users)!r})"
+
+
+class Group:
+    """A group of a zone. One handler of it runs at a time, in the order in which messages came.
+
+    Made by the zone's factory for who asks for it, or by hand: ``Group(666, zone)``, which claims
+    its id in the cluster when the zone has started (:meth:`ready`) and stays when it is empty. A
+    subclass registers its handlers in ``__init__``, and may have :meth:`save`, :meth:`load` and
+    :meth:`on_close`. Belongs to the loop of its zone.
+
+    :param id: 0 to 2**64 - 1; one group of a service has it, in the whole cluster.
+    :raises ValueError: no such id is allowed.
+    :raises DomiError: the zone has such a group already, or takes no more.
+    """
+
+    def __init__(self, id: int, zone: Zone) -> None:
+        if not isinstance(id, int) or isinstance(id, bool) or not 0 <= id <= _MOST_ID:
+            raise ValueError(f"group {id!r}: an int from 0 to 2**64 - 1 is wanted")
+        self._id = id
+        self._zone = zone
+        self._handlers: dict[int, Handler] = {}
+        self._users: set[int] = set()
+        self._gateways: dict[int, set[int]] = {}
+        self._links: dict[int, Link] = {}
+        self._mailbox = Mailbox(self._run, held=True)
+        # What does not let the program change the members, or send anything: the reason, for people
+        self._fixed = ""
+        self._silent = "is not the zone's yet: await its ready()"
+        # Where messages go that are not for the mailbox.
+        self._detour: Callable[[UserMessage], None] | None = None
+        self._name: Name | None = None
+        self._claimed: asyncio.Future[None] | None = None
+        self._loaded = False
+        self._touched = 0.0
+        self._by_hand = zone._enrol(self)
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def id(self) -> int:
+        return self._id
+
+    @property
+    def zone(self) -> Zone:
+        return self._zone
+
+    @property
+    def users(self) -> AbstractSet[int]:
+        """The ids of the members; a live, read-only view."""
+        return Users(self._users)
+
+    @property
+    def gateways(self) -> frozenset[int]:
+        """The machine ids of the gateways that members are at."""
+        return frozenset(self._gateways)
+
+    def __len__(self) -> int:
+        return len(self._users)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __contains__(self, user: object) -> bool:
+        return user in self._users
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._id} users={len(self._users)}>"
+
+    async def ready(self) -> None:
+        """Wait until the group is the zone's own, and users can reach it.
+
+        :raises NameTaken: another zone has the group; its ``holder`` says where.
+        :raises DomiError: the zone has not started, or the group is gone.
+        """
+        if self._claimed is None:
+            if self._silent:
+                raise DomiError(f"group {self._id} {self._silent}, once the zone has started")
+            return
+        await asyncio.shield(self._claimed)
+
+    # ------------------------------------------------------------------ handlers
+
+    @overload
+    def handle(self, event: int) -> Callable[[H], H]: ...
+    @overload
+    def handle(self, event: int, fn: H) -> H: ...
+    def handle(self, event: int, fn: H | None = None) -> H | Callable[[H], H]:
+        """Have ``fn(message)`` called, ``def`` or ``async def``, for each message of this event.
+
+        Without ``fn`` it is a decorator. A ``def`` must not wait for anything: it holds up the
+        whole loop. While an ``async def`` waits, the group's further messages do; other groups go
+        on.
+
+        :param event: 50-65535; or LEAVE, AWAY or BACK of LibraryEvent.
+        :raises ValueError: no such event is handled by groups.
+        :raises DomiError: there is a handler already.
+        """
+        _check_event(event, _MEMBERS_EVENTS)
+        if event in self._handlers:
+            raise DomiError(
+                f"event {int(event)} of group {self._id} has a handler already: "
+                f"{self._handlers[event]!r}"
+            )
+        if fn is None:
+            return lambda decorated: self.handle(event, decorated)
+        if not callable(fn):
+            raise TypeError(f"handler {fn!r} is not callable: a function of one message is wanted")
+        self._handlers[int(event)] = fn
+        return fn
+
+    # ------------------------------------------------------------------ members, and what they hear
+
+    def add_user(self, user: int) -> None:
+        """Make the user a member; one that is a member already stays so.
+
+        :raises PeerLost: the user's gateway is not connected.
+        :raises DomiError: the gateway cannot be told, or the group moves or is gone.
+        """
+        self._check_open(fixed=True)
+        link = self._link_of(user)
+        link.send(wire.member(ToGateway.JOIN, self._id, user))
+        self._note_gateway(link)
+        self._note_user(user)
+
+    def remove_user(self, user: int) -> None:
+        """Make the user no member any more; nothing happens when it is none.
+
+        :raises DomiError: the group moves or is gone.
+        """
+        self._check_open(fixed=True)
+        if user in self._users:
+            link = self._links.get(machine_of(user))
+            self._forget_user(user)
+            if link is not None and link.alive:
+                link.tell(wire.member(ToGateway.PART, self._id, user))
+
+    def send(self, user: int, event: int, data: bytes) -> None:
+        """Send to one user, who need not be a member.
+
+        :param event: 50-65535.
+        :raises PeerLost: the user's gateway is not connected.
+        :raises Overloaded: its queue is full.
+        :raises DomiError: the group moves or is gone.
+        """
+        _check_event(event)
+        self._check_open()
+        self._link_of(user).send(wire.send(user, event, data))
+
+    def broadcast(self, event: int, data: bytes, exclude: int | Iterable[int] = ()) -> None:
+        """Send to all members: one message to each of their gateways.
+
+        When a gateway cannot be sent to, the others are all the same; then the first error is
+        raised. Those of a gateway that is gone are left out: they leave.
+
+        :param event: 50-65535.
+        :param exclude: users who do not get it: one, or an iterable of at most 65,535.
+        :raises ValueError: too many are excluded.
+        :raises Overloaded: the queue to a gateway is full.
+        :raises DomiError: the group moves or is gone.
+        """
+        _check_event(event)
+        self._check_open()
+        excluded = {exclude} if isinstance(exclude, int) else set(exclude)
+        if len(excluded) > wire.MOST_EXCLUDED:
+            raise ValueError(
+                f"{len(excluded)} users to exclude: {wire.MOST_EXCLUDED} at most are allowed; "
+                "send to the others one by one"
+            )
+        plain = b""
+        first: DomiError | None = None
+        for machine, users in self._gateways.items():
+            link = self._links.get(machine)
+            if link is None or link.lost:
+                continue
+            left_out = excluded & users if excluded else excluded
+            if left_out:
+                if len(left_out) == len(users):
+                    continue
+                message = wire.broadcast(self._id, event, data, tuple(sorted(left_out)))
+            else:
+                plain = plain or wire.broadcast(self._id, event, data)
+                message = plain
+            try:
+                link.send(message)
+            except DomiError as error:
+                first = first or error
+        if first is not None:
+            raise first
+
+    # ------------------------------------------------------------------ what it keeps
+
+    def save(self) -> bytes:
+        """The state, for a snapshot; of a subclass. It runs between handlers, and must not wait."""
+        return b""
+
+    def load(self, state: bytes) -> None:
+        """Take over what :meth:`save` has returned; of a subclass."""
+
+    def on_close(self) -> None:
+        """The group has left this zone: it has moved, ended, or was lost. Of a subclass: cancel
+        timers and tasks here.
+        """
+
+    async def snapshot(self) -> bytes:
+        """The group at one moment between two handlers: its id, members and state."""
+        if asyncio.current_task() is self._mailbox.task:
+            return self._packed()
+        await self._mailbox.hold()
+        try:
+            return self._packed()
+        finally:
+            self._mailbox.release()
+
+    @classmethod
+    def restore(cls, snapshot: bytes, zone: Zone) -> Self:
+        """The group of a snapshot, made by hand in this zone. Its members are told to their
+        gateways once it is ready; those of gateways that are not connected leave.
+
+        :raises DomiError: these bytes are no snapshot.
+        """
+        found = snapshots.unpack(snapshot)
+        group = cls(found.group, zone)
+        group._adopt(found)
+        return group
+
+    def _packed(self) -> bytes:
+        members = tuple(sorted(self._users))
+        return snapshots.pack(snapshots.Snapshot(self._id, members, self.save()))
+
+    def _adopt(self, snapshot: snapshots.Snapshot) -> None:
+        self.load(snapshot.state)
+        self._loaded = True
+        for user in snapshot.members:
+            self._note_user(user)
+
+    # ------------------------------------------------------------------ what its zone calls
+
+    def _open(self) -> None:
+        """It is the zone's own: run what waits."""
+        self._silent = self._fixed = ""
+        self._detour = None
+        self._touched = asyncio.get_running_loop().time()
+        self._mailbox.release()
+
+    def _take(self, link: Link, message: UserMessage) -> None:
+        """A gateway has sent this."""
+        if self._links.get(link.machine) is not link:
+            self._note_gateway(link)
+        self._touched = asyncio.get_running_loop().time()
+        if self._detour is not None:
+            self._detour(message)
+            return
+        if len(self._mailbox) >= self._zone.config.mailbox_limit and message.event >= USER_EVENT:
+            self._refuse(message, Refusal.OVERLOADED, f"{len(self._mailbox)} messages wait")
+            return
+        self._mailbox.put(message)
+
+    def _lose(self, machine: int) -> None:
+        """The gateway is lost: its users leave, behind what they have sent."""
+        self._links.pop(machine, None)
+        for user in sorted(self._gateways.get(machine, ())):
+            leave = UserMessage(self._id, user, LibraryEvent.LEAVE, b"", b"")
+            if self._detour is not None:
+                self._detour(leave)
+            else:
+                self._mailbox.put(leave)
+
+    def _join_all(self) -> None:
+        """Tell the members' gateways anew that they are; those of gateways that are gone leave."""
+        for machine, users in list(self._gateways.items()):
+            link = self._zone._links.of(machine)
+            if link is None:
+                self._lose(machine)
+                continue
+            self._note_gateway(link)
+            for user in sorted(users):
+                link.tell(wire.member(ToGateway.JOIN, self._id, user))
+
+    def _end(self, reason: str) -> None:
+        """It is not the zone's any more."""
+        self._silent = reason
+        self._mailbox.stop()
+        self._mailbox.take_all()
+        for link in self._links.values():
+            link.groups.discard(self)
+        self._links.clear()
+        try:
+            self.on_close()
+        except Exception:
+            log.exception("%r: on_close has raised", self)
+
+    def _note_gateway(self, link: Link) -> None:
+        self._links[link.machine] = link
+        link.groups.add(self)
+
+    def _unlink(self, machine: int) -> None:
+        link = self._links.pop(machine, None)
+        if link is not None:
+            link.groups.discard(self)
+
+    def _refuse(self, message: UserMessage, code: Refusal, reason: str) -> None:
+        if message.event < USER_EVENT:
+            return
+        link = self._zone._links.of(machine_of(message.user))
+        if link is not None:
+            link.tell(wire.refused(self._id, message.user, message.event, code, reason))
+
+    # ------------------------------------------------------------------ running
+
+    def _run(self, message: UserMessage) -> Coroutine[Any, Any, None] | None:
+        """Handle one message; the coroutine is what there is to await."""
+        event = message.event
+        if event < USER_EVENT:
+            if message.user not in self._users:
+                return None
+            if event == LibraryEvent.LEAVE:
+                self._forget_user(message.user)
+        handler = self._handlers.get(event)
+        if handler is None:
+            self._refuse(message, Refusal.NO_HANDLER, f"group {self._id} does not handle {event}")
+            return None
+        self._zone._note_changed(self)
+        try:
+            result = handler(Message(self, message.user, event, message.data, message.identity))
+        except Exception as error:
+            self._failed(message, error)
+            return None
+        return self._finish(result, message) if inspect.isawaitable(result) else None
+
+    async def _finish(self, work: Awaitable[object], message: UserMessage) -> None:
+        try:
+            await work
+        except Exception as error:
+            self._failed(message, error)
+        finally:
+            self._zone._note_changed(self)
+
+    def _failed(self, message: UserMessage, error: Exception) -> None:
+        log.error(
+            "%r: the handler of event %d failed on a message of user %d",
+            self,
+            message.event,
+            message.user,
+            exc_info=error,
+        )
+        self._zone.node.count("group_handler_errors")
+        self._refuse(message, Refusal.FAILED, f"{type(error).__name__}: {error}")
+
+    # ------------------------------------------------------------------ members
+
+    def _check_open(self, *, fixed: bool = False) -> None:
+        reason = self._silent or (self._fixed if fixed else "")
+        if reason:
+            raise DomiError(f"group {self._id} {reason}")
+        self._zone._check_held(self)
+
+    def _link_of(self, user: int) -> Link:
+        machine = machine_of(user)
+        link = self._zone._links.of(machine)
+        if link is None:
+            raise PeerLost(
+                f"user {user} is at gateway {machine}, which is not connected", peer=machine
+            )
+        return link
+
+    def _note_user(self, user: int) -> None:
+        if user not in self._users:
+            self._users.add(user)
+            self._gateways.setdefault(machine_of(user), set()).add(user)
+            self._zone._note_members(self, 1)
+
+    def _forget_user(self, user: int) -> None:
+        machine = machine_of(user)
+        self._users.discard(user)
+        users = self._gateways[machine]
+        users.discard(user)
+        if not users:
+            del self._gateways[machine]
+        self._touched = asyncio.get_running_loop().time()
+        self._zone._note_members(self, -1)
+
+
+def _check_event(event: object, beside: tuple[LibraryEvent, ...] = ()) -> None:
+    if not isinstance(event, int) or isinstance(event, bool) or not 0 <= event <= LAST_EVENT:
+        raise ValueError(f"event {event!r}: an int from {USER_EVENT} to {LAST_EVENT} is wanted")
+    if event < USER_EVENT and event not in beside:
+        known = ", ".join(f"{each.name} ({int(each)})" for each in _MEMBERS_EVENTS)
+        raise ValueError(
+            f"event {int(event)} is the library's own: programs have {USER_EVENT} to {LAST_EVENT}, "
+            f"and groups can handle {known}"
+        )

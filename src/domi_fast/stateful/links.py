@@ -1,0 +1,148 @@
+"""Links: the nodes that a zone talks with, each for as long as its session lasts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from ..channels import LibraryChannel
+from ..errors import DomiError, Overloaded
+from ..node import Node
+from ..peer import Peer
+
+if TYPE_CHECKING:
+    from .group import Group
+
+
+class Link:
+    """One session with one node, a gateway's or a zone's; the node's own is never lost.
+
+    :ivar peer: the session, by the node's own object for it: a later session has another.
+    :ivar groups: those that this gateway has open or has members of.
+    """
+
+    __slots__ = ("_flushing", "_node", "_waiting", "groups", "lost", "machine", "peer")
+
+    def __init__(self, node: Node, machine: int, peer: Peer | None) -> None:
+        self._node = node
+        self.machine = machine
+        self.peer = peer
+        self.groups: set[Group] = set()
+        self.lost = False
+        # What its queue had no room for, and may not be left out.
+        self._waiting: deque[tuple[LibraryChannel, bytes]] = deque()
+        self._flushing: asyncio.Task[None] | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether its session is still the node's present one."""
+        if self.peer is None:
+            return not self.lost
+        return not self.lost and self._node.peers.get(self.machine) is self.peer
+
+    def send(self, data: bytes) -> None:
+        """To the gateway there.
+
+        :raises Overloaded: its queue is full.
+        :raises DomiError: it cannot be sent to.
+        """
+        if self._waiting:
+            raise Overloaded(
+                f"the queue to gateway {self.machine} is full: send less, or later",
+                channel=LibraryChannel.GATEWAY,
+                peer=self.machine,
+            )
+        self._node.notify(LibraryChannel.GATEWAY, data, to=self.machine)
+
+    def tell(self, data: bytes, channel: LibraryChannel = LibraryChannel.GATEWAY) -> None:
+        """The same for what the other has to hear: it waits for room, in order. To one that is gone
+        it says nothing.
+        """
+        if not self._waiting:
+            try:
+                self._node.notify(channel, data, to=self.machine)
+                return
+            except Overloaded:
+                self._flushing = asyncio.ensure_future(self._flush())
+            except DomiError:
+                return
+        self._waiting.append((channel, data))
+
+    async def flushed(self) -> None:
+        """Wait until everything was sent, or the other is gone."""
+        if self._flushing is not None:
+            await asyncio.wait([self._flushing])
+
+    async def _flush(self) -> None:
+        try:
+            while self._waiting:
+                await self._node.drained(self.machine)
+                if not self.alive:
+                    return
+                channel, data = self._waiting[0]
+                try:
+                    self._node.notify(channel, data, to=self.machine)
+                except Overloaded:
+                    continue
+                self._waiting.popleft()
+        except DomiError:
+            return
+        finally:
+            self._waiting.clear()
+            self._flushing = None
+
+    def end(self) -> None:
+        self.lost = True
+        if self._flushing is not None:
+            self._flushing.cancel()
+
+
+class Links:
+    """All of a zone's, one a node. Which are lost is looked up, not told: a session that came anew
+    meanwhile is another.
+
+    :param lost: called with each link that is lost, once.
+    """
+
+    def __init__(self, node: Node, lost: Callable[[Link], None]) -> None:
+        self._node = node
+        self._lost = lost
+        self._links: dict[int, Link] = {}
+
+    def __iter__(self) -> Iterator[Link]:
+        return iter(list(self._links.values()))
+
+    def of(self, machine: int) -> Link | None:
+        """The link to this node, begun where there is none; None while it is not connected."""
+        link = self._links.get(machine)
+        if link is not None:
+            if link.alive:
+                return link
+            self._drop(link)
+        if machine == self._node.id:
+            peer = None
+        else:
+            peer = self._node.peers.get(machine)
+            if peer is None:
+                return None
+        link = self._links[machine] = Link(self._node, machine, peer)
+        return link
+
+    def check(self) -> None:
+        """Drop those whose session is over."""
+        for link in list(self._links.values()):
+            if not link.alive:
+                self._drop(link)
+
+    def end(self) -> None:
+        for link in self._links.values():
+            link.end()
+        self._links.clear()
+
+    def _drop(self, link: Link) -> None:
+        if self._links.get(link.machine) is link:
+            del self._links[link.machine]
+            link.end()
+            self._lost(link)

@@ -1,0 +1,113 @@
+"""Mailbox: what waits for one group, handled one at a time in the order of arrival."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Final
+
+from ..gateway.wire import UserMessage
+
+# Messages handled before the loop has a turn.
+BUDGET: Final = 64
+
+
+class Mailbox:
+    """Hands each message to ``handle``, which must not raise; a coroutine that it returns is run as
+    a task, and the next message waits for its end. Belongs to the loop of its zone.
+
+    While it is held, everything waits.
+    """
+
+    def __init__(
+        self, handle: Callable[[UserMessage], Coroutine[Any, Any, None] | None], *, held: bool
+    ) -> None:
+        self._handle = handle
+        self._waiting: deque[UserMessage] = deque()
+        self._holds = int(held)
+        self._busy = False
+        self._scheduled = False
+        self._ended: list[asyncio.Future[None]] = []
+        self.task: asyncio.Task[None] | None = None
+        """Of the ``async def`` handler that runs."""
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not self._busy and not self._waiting
+
+    def put(self, message: UserMessage) -> None:
+        """Handle it, at once where nothing is before it."""
+        if self._busy or self._holds or self._waiting:
+            self._waiting.append(message)
+        else:
+            self._run(message)
+
+    def extend(self, messages: Iterable[UserMessage]) -> None:
+        """Behind what waits."""
+        self._waiting.extend(messages)
+        self._pump()
+
+    def take_all(self) -> list[UserMessage]:
+        """All that waits, which is nobody's any more."""
+        taken = list(self._waiting)
+        self._waiting.clear()
+        return taken
+
+    async def hold(self) -> None:
+        """Begin nothing until :meth:`release`; returns when what runs has ended."""
+        self._holds += 1
+        try:
+            while self._busy:
+                ended = asyncio.get_running_loop().create_future()
+                self._ended.append(ended)
+                await ended
+        except BaseException:
+            self.release()
+            raise
+
+    def stop(self) -> None:
+        """Begin nothing more, ever."""
+        self._holds += 1
+
+    def release(self) -> None:
+        self._holds -= 1
+        self._pump()
+
+    def _run(self, message: UserMessage) -> None:
+        self._busy = True
+        work = self._handle(message)
+        if work is None:
+            self._end()
+        else:
+            self.task = asyncio.get_running_loop().create_task(work)
+            self.task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self.task = None
+        self._end()
+        self._pump()
+
+    def _end(self) -> None:
+        self._busy = False
+        for ended in self._ended:
+            if not ended.done():
+                ended.set_result(None)
+        self._ended.clear()
+
+    def _pump(self) -> None:
+        for _ in range(BUDGET):
+            if self._busy or self._holds or not self._waiting:
+                return
+            self._run(self._waiting.popleft())
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._pump_on)
+
+    def _pump_on(self) -> None:
+        self._scheduled = False
+        self._pump()
