@@ -230,7 +230,9 @@ class Openings:
 
 async def give_back(name: Name) -> None:
     """Release it, however long that takes."""
-    while not await _given_back(name):
+    while True:
+        if await _given_back(name):
+            return
         await asyncio.sleep(RETRY_PAUSE * 10)
 
 
