@@ -21,7 +21,9 @@ from domi_fast import (
     DeadlineExceeded,
     DomiError,
     FrameError,
+    Holder,
     LeadershipLost,
+    NameTaken,
     Node,
     NoSubscriber,
     Overloaded,
@@ -222,10 +224,18 @@ def test_a_remote_error_carries_type_and_message() -> None:
     assert isinstance(error, DomiError)
 
 
+def test_a_taken_name_carries_its_holder() -> None:
+    holder = Holder(7, "a", b"v", 3)
+    error = NameTaken("it is taken", holder)
+    for one in (error, copy.copy(error), pickle.loads(pickle.dumps(error))):
+        assert (one.holder, one.peer, str(one)) == (holder, 7, "it is taken")
+    assert isinstance(error, DomiError)
+
+
 def test_the_tree_of_errors() -> None:
     public = {getattr(domi_fast, name) for name in domi_fast.__all__}
     found = {kind for kind in public if isinstance(kind, type) and issubclass(kind, Exception)}
-    assert found == {*ERRORS, RemoteError}
+    assert found == {*ERRORS, RemoteError, NameTaken}
     assert issubclass(DeadlineExceeded, TimeoutError)
     assert issubclass(RingFull, Overloaded)
     assert issubclass(ClusterFull, RegistryError)
