@@ -86,6 +86,11 @@ class NodeInfo:
         """What one claim on a machine id has that no other has."""
         return self.epoch, self.mark
 
+    @property
+    def listener(self) -> str:
+        """Where its TCP listener is, as text."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
     def encode(self) -> bytes:
         return json.dumps(
             {

@@ -354,7 +354,9 @@ class Mesh:
 
     def listed(self, session: Session) -> None:
         """The channels of this session's peer are known."""
-        peer = self._peers[session.peer] = Peer(session)
+        known = self._members.view.get(session.peer)
+        listener = "" if known is None else known.listener
+        peer = self._peers[session.peer] = Peer(session, listener)
         self.witness.saw("joined", peer.id, peer.name, peer.address, "")
         self.conditions.changed()
         if self._is_newer(peer):

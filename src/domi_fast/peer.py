@@ -11,14 +11,19 @@ STATES: Final = {STATE_SERVING: "serving", STATE_PAUSED: "paused", STATE_DRAININ
 
 
 class Peer:
-    """A connected node, as ``node.peers`` shows it. Read-only; belongs to the loop's thread."""
+    """A connected node, as ``node.peers`` shows it. Read-only; belongs to the loop's thread.
 
-    __slots__ = ("_offer", "_session", "id")
+    :ivar listener: the host and port that it listens on, as the registry has them; empty for a peer
+        that speaks the plain protocol.
+    """
 
-    def __init__(self, session: Session) -> None:
+    __slots__ = ("_offer", "_session", "id", "listener")
+
+    def __init__(self, session: Session, listener: str) -> None:
         self._session = session
         self._offer: Offer | None = session.info
         self.id = session.peer
+        self.listener = listener
 
     @property
     def name(self) -> str:
@@ -36,6 +41,7 @@ class Peer:
 
     @property
     def address(self) -> str:
+        """The other end of the connection, whoever of the two has made it."""
         return self._session.address
 
     @property

@@ -103,7 +103,7 @@ class Pages:
         for peer in node.peers.values():
             if peer.name == service and peer.state == "serving":
                 memory = peer.memory or 0.0
-                found.append((memory, peer.id, peer.address, parse_version(peer.version)))
+                found.append((memory, peer.id, peer.listener, parse_version(peer.version)))
         if not found:
             return None
         newest = max(version for *_, version in found)
