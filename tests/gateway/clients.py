@@ -81,6 +81,15 @@ class Client:
         self.session, self.grace = struct.unpack("<24sI", welcome)
         self.user = int.from_bytes(self.session[:8], "little")
 
+    async def hello_after_pings(self) -> None:
+        """As ``hello`` where the gateway may have pinged meanwhile."""
+        await self.send(HELLO)
+        while (told := await self.take()).event == HEARTBEAT:
+            pass
+        assert told.event == WELCOME
+        self.session, self.grace = struct.unpack("<24sI", told.data)
+        self.user = int.from_bytes(self.session[:8], "little")
+
     async def resume(self, session: bytes, received: int) -> int:
         """How many frames the gateway has; raises Closed or AssertionError when it is not to be."""
         self.session, self.received = session, received

@@ -134,7 +134,29 @@ async def test_who_does_not_say_hello_in_time_is_cut() -> None:
         for carrier in CARRIERS:
             async with connected(gate, carrier) as client:
                 closed = await client.closed()
-                assert (closed.code, closed.reason) == (4001, "no session within 0.1 s")
+                assert (closed.code, closed.reason) == (4001, "not let in within 0.1 s")
+
+
+@pytest.mark.parametrize("carrier", CARRIERS)
+async def test_who_is_let_in_anyway_may_be_silent(carrier: str) -> None:
+    settings = {"authenticate_timeout": 0.1, "ping_interval": 0.05, "ping_timeout": 5.0}
+    async with gateway(**settings) as gate, connected(gate, carrier) as client:
+        await until(lambda: gate.clients == 1)
+        await asyncio.sleep(0.5)  # there is nothing to be awaited
+        await client.hello_after_pings()
+        assert gate.users == {client.user}
+
+
+async def test_there_are_so_many_that_are_away() -> None:
+    async with gateway(client_limit=2) as gate:
+        users = []
+        for _ in range(3):
+            async with connected(gate) as client:
+                await client.hello()
+                users.append(client.user)
+                client.cut()
+            await until(lambda: gate.clients == 0)
+        assert gate.users == set(users[1:])
 
 
 async def test_who_is_judged_for_too_long_is_cut() -> None:

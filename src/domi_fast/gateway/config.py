@@ -53,7 +53,7 @@ class GatewayConfig(Checked):
         :class:`~domi_fast.errors.AuthError` refuses too, with its text for a reason. None takes
         everybody.
     :ivar authenticate_timeout: seconds from the opening of a connection to its end, unless it has
-        a session by then.
+        been let in by then.
     :ivar origins: the origins that a browser's page may come from (``https://example.com``), or
         ``"*"`` for all. None: only pages of the host and port that they connect to. A client that
         names no origin is no browser, and not kept out by this.
@@ -68,7 +68,8 @@ class GatewayConfig(Checked):
     :ivar history: frames that are kept for a client that may come back,
     :ivar history_bytes: and how many bytes they may have together.
     :ivar client_limit: connections of clients. None: three quarters of the descriptors that the
-        process may have. More are refused (1013).
+        process may have. More are refused (1013). Of the sessions whose clients are away there are
+        as many at most: for one more, the session ends whose client has been away for longest.
     :ivar groups_per_client: groups that a client may be in, or write to.
     :ivar held_limit: messages that wait for a group to be found, of all clients.
     :ivar place_timeout: seconds in which a group has to be found or made.
@@ -84,14 +85,14 @@ class GatewayConfig(Checked):
     authenticate_timeout: float = 5.0
     origins: Collection[str] | None = None
     message_limit: int = 64 * 1024
-    rate: float = 100.0
-    burst: int = 200
+    rate: float = 1000.0
+    burst: int = 2000
     write_limit: int = MIB
     ping_interval: float = 20.0
     ping_timeout: float = 20.0
     grace: float = 30.0
     history: int = 256
-    history_bytes: int = MIB
+    history_bytes: int = MIB // 4
     client_limit: int | None = None
     groups_per_client: int = 64
     held_limit: int = 1024

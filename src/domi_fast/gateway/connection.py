@@ -103,6 +103,11 @@ class Connection(ABC):
         """Of the WebSocket's request, with names in lower case; empty over raw TCP."""
         return {}
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether frames can go over it; before, a WebSocket's request has to come."""
+        return True
+
     def send(self, frame: bytes) -> None:
         """Write a whole frame."""
         self.write(self.wrap(frame))

@@ -38,6 +38,7 @@ from .zones import Zones
 log = logging.getLogger(__name__)
 
 _SWEEPS: Final = 4
+_FAREWELL: Final = 1.0
 _MOST_WAITING: Final = 256
 
 
@@ -96,15 +97,14 @@ class Gateway:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing: asyncio.Future[None] | None = None
         self._closed = asyncio.Event()
+        # No session is left; no connection is.
         self._empty = asyncio.Event()
+        self._deserted = asyncio.Event()
         self._machine = -1
         self._websockets = None if config.port is None else WebSocketListener(config, self)
         self._tcp = None if config.tcp_port is None else TcpListener(config, self)
         self._pages = None if config.http_port is None else Pages(config, node, self.zones)
-        limit = config.client_limit
-        if limit is None:
-            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] * 3 // 4
-        self._client_limit = limit
+        self._client_limit = config.client_limit or _most_clients()
 
     # ------------------------------------------------------------------------------ life
 
@@ -134,7 +134,12 @@ class Gateway:
         config, node = self.config, self.node
         self._machine = node.id
         self._sessions = Sessions(
-            Ids(node.id), config.grace, config.history, config.history_bytes, self._session_ended
+            Ids(node.id),
+            config.grace,
+            config.history,
+            config.history_bytes,
+            self._client_limit,
+            self._session_ended,
         )
         self._routes = Routes(node, config, self._sessions, self.zones, node.count)
         node.attach(_Wing(self))
@@ -172,10 +177,23 @@ class Gateway:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        await self._see_off()
         for part in (self._websockets, self._tcp, self._pages):
             if part is not None:
                 await part.close()
         self._closed.set()
+
+    async def _see_off(self) -> None:
+        """Give the clients a moment to take what they were told."""
+        if self._connections:
+            self._deserted.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._deserted.wait(), _FAREWELL)
+        for connection in list(self._connections):
+            connection.abort(CloseCode.GOING_AWAY, "the gateway closes")
+        if self._connections:
+            self._deserted.clear()
+            await self._deserted.wait()
 
     async def wait_closed(self) -> None:
         """Wait until it is closed, by whomever."""
@@ -324,6 +342,8 @@ class Gateway:
         """It is gone."""
         connection.stage = Stage.CLOSED
         self._connections.discard(connection)
+        if not self._connections:
+            self._deserted.set()
         session, connection.session = connection.session, None
         if session is None or session.connection is not connection:
             return
@@ -518,11 +538,16 @@ class Gateway:
     def _look_at(self, connection: Connection, now: float) -> None:
         config = self.config
         silent = now - connection.heard_at
-        if connection.stage is Stage.NEW or connection.stage is Stage.JUDGED:
+        if connection.stage is Stage.CLOSED:
+            return
+        is_let_in = connection.stage is Stage.OPEN or (
+            config.authenticate is None and connection.is_ready
+        )
+        if not is_let_in:
             if now - connection.opened_at > config.authenticate_timeout:
-                why = f"no session within {config.authenticate_timeout:g} s"
+                why = f"not let in within {config.authenticate_timeout:g} s"
                 self.cut(connection, CloseCode.UNAUTHENTICATED, why)
-        elif connection.stage is Stage.OPEN and silent > config.ping_interval:
+        elif silent > config.ping_interval:
             if not connection.pinged:
                 connection.pinged = True
                 connection.ping()
@@ -551,6 +576,11 @@ class Gateway:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _most_clients() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 20 if soft == resource.RLIM_INFINITY else max(1, soft * 3 // 4)
 
 
 class _Wing:

@@ -78,6 +78,7 @@ class Sessions:
     :param grace: seconds that one outlives its connection.
     :param history: frames that are kept of each, at most,
     :param history_bytes: and bytes.
+    :param most_away: how many may be without a connection.
     :param ended: called with each that is over.
     """
 
@@ -87,14 +88,18 @@ class Sessions:
         grace: float,
         history: int,
         history_bytes: int,
+        most_away: int,
         ended: Callable[[Session], None],
     ) -> None:
         self._ids = ids
         self._grace = grace
         self._history = history if grace > 0 else 0
         self._history_bytes = history_bytes
+        self._most_away = most_away
         self._ended = ended
         self._sessions: dict[int, Session] = {}
+        # By user, who has been away for longest first.
+        self._away: dict[int, Session] = {}
 
     def renumber(self, ids: Ids) -> None:
         """Those that begin from now on have ids of another machine id."""
@@ -159,9 +164,7 @@ class Sessions:
 
     def attach(self, session: Session, connection: Connection) -> None:
         """The client is there, by this connection."""
-        if session.timer is not None:
-            session.timer.cancel()
-            session.timer = None
+        self._forget_absence(session)
         session.connection = connection
         connection.session = session
 
@@ -171,17 +174,24 @@ class Sessions:
         if self._grace <= 0:
             self.end(session)
             return False
+        if len(self._away) >= self._most_away:
+            self.end(next(iter(self._away.values())))
         loop = asyncio.get_running_loop()
         session.timer = loop.call_later(self._grace, self.end, session)
+        self._away[session.user] = session
         return True
+
+    def _forget_absence(self, session: Session) -> None:
+        self._away.pop(session.user, None)
+        if session.timer is not None:
+            session.timer.cancel()
+            session.timer = None
 
     def end(self, session: Session) -> None:
         """It is over. A second call does nothing."""
         if self._sessions.pop(session.user, None) is None:
             return
-        if session.timer is not None:
-            session.timer.cancel()
-            session.timer = None
+        self._forget_absence(session)
         connection, session.connection = session.connection, None
         if connection is not None:
             connection.session = None

@@ -93,6 +93,10 @@ class WebSocketConnection(Connection, asyncio.Protocol):
         return self._path
 
     @property
+    def is_ready(self) -> bool:
+        return self._framing.state is State.OPEN
+
+    @property
     def headers(self) -> Mapping[str, str]:
         return self._headers
 
