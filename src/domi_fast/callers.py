@@ -44,10 +44,11 @@ def most_handshakes(tls: bool) -> int:
     """Incomplete ones of one address, where nobody says how many: at most a quarter of the
     descriptors that this process may have.
     """
-    return max(1, min(TLS_HANDSHAKES if tls else HANDSHAKES, _descriptors() // 4))
+    return max(1, min(TLS_HANDSHAKES if tls else HANDSHAKES, most_descriptors() // 4))
 
 
-def _descriptors() -> int:
+def most_descriptors() -> int:
+    """How many this process may have; where nothing limits them, as many as there are sessions."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return SESSIONS if soft == resource.RLIM_INFINITY else soft
 
@@ -119,7 +120,7 @@ class Callers:
 
     def __init__(self, handshakes: int, sessions: int | None, of_an_address: int | None) -> None:
         self._most_handshakes = handshakes
-        self._most = sessions or max(1, _descriptors() * 3 // 4)
+        self._most = sessions or max(1, most_descriptors() * 3 // 4)
         self._most_of_one = of_an_address or max(1, self._most // 2)
         self._most_incomplete = (self._most + 1) // 2
         self._incomplete = Handshakes()

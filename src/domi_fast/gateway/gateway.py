@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import inspect
 import logging
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from types import TracebackType
 from typing import Any, Final, TypeVar
 
 from .. import DomiError, LibraryChannel, Node, encode_frame
+from ..callers import most_descriptors
 from ..errors import AuthError, FrameError
 from . import frames
 from .config import GatewayConfig, Login, identity_of
@@ -104,7 +104,7 @@ class Gateway:
         self._websockets = None if config.port is None else WebSocketListener(config, self)
         self._tcp = None if config.tcp_port is None else TcpListener(config, self)
         self._pages = None if config.http_port is None else Pages(config, node, self.zones)
-        self._client_limit = config.client_limit or _most_clients()
+        self._client_limit = config.client_limit or max(1, most_descriptors() * 3 // 4)
 
     # ------------------------------------------------------------------------------ life
 
@@ -576,11 +576,6 @@ class Gateway:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _most_clients() -> int:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 1 << 20 if soft == resource.RLIM_INFINITY else max(1, soft * 3 // 4)
 
 
 class _Wing:
