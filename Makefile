@@ -150,7 +150,7 @@ endif
 # ---------------------------------------------------------------------------------------------------
 # Targets
 
-.PHONY: help setup setup-others demo test consul-agent lint format test-debug test-asan fuzz \
+.PHONY: help setup setup-others demo test test-alone test-together consul-agent lint format test-debug test-asan fuzz \
 	test-oldest test-newest bench bench-peers bench-smoke guard soak sdist check-sdist clean distclean
 
 help: ## Say what can be made
@@ -171,12 +171,21 @@ demo: $(VENV)/.ready ## Run the demonstration
 servers:
 	@sh tests/install_servers.sh
 	@sh tests/native/consul/build.sh --cheap
+	@sh tests/autobahn/install.sh || true
 
 consul-agent: ## Build the Consul that the tests start, in some minutes (needs Go)
 	@sh tests/native/consul/build.sh
 
 test: servers $(VENV)/.ready ## Run the tests
 	$(PY) $(PYTEST) $(ARGS)
+
+# The same in two halves, which CI runs at once: most of their tests wait. Each hears what its own
+# say (test_secrecy.py).
+ALONE := tests/unit tests/property tests/serial tests/fuzz
+test-alone: servers $(VENV)/.ready
+	$(PY) $(PYTEST) $(ALONE) tests/test_secrecy.py $(ARGS)
+test-together: servers $(VENV)/.ready
+	$(PY) $(PYTEST) tests $(addprefix --ignore=,$(ALONE)) $(ARGS)
 
 # stubtest says "Success" of a private module whose stub it did not find, hence MYPYPATH.
 lint: $(VENV)/.ready ## Check style and types
@@ -190,10 +199,10 @@ format: $(VENV)/.ready ## Put the Python files in form
 	$(PY) -m ruff check --fix-only --quiet .
 	$(PY) -m ruff format .
 
-# What a build of the core changes, the other servers' registries, the command, plain Python, and
-# programs in C of their own do not show, nor does a picture; and the two builds share the loops
+# What a build of the core changes, the other servers' registries, the command, the wings, plain
+# Python, and programs in C of their own do not show, nor does a picture; and the two builds share the loops
 # between them, whose parts of the core are the same (--loop=both: both).
-OF_THE_CORE := not external and not command and not native and not picture
+OF_THE_CORE := not external and not command and not wing and not native and not picture
 test-debug: .venv-debug/.ready ## Run the tests with run-time checks, live-object counters, asyncio's debug mode
 	DOMI_DEBUG=1 PYTHONASYNCIODEBUG=1 .venv-debug/bin/python -X dev $(PYTEST) -m "$(OF_THE_CORE)" \
 		--loop=asyncio $(ARGS)

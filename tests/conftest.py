@@ -26,6 +26,8 @@ from tests.overheard import EAR
 
 SOAK = os.environ.get("DOMI_SOAK") == "1"
 DEADLINE = 600.0 if SOAK else 60.0
+# The folders whose tests are of what stands on a node.
+WINGS = {"browser", "gateway", "rooms", "stateful"}
 
 settings.register_profile(
     "default", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=200
@@ -58,6 +60,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if WINGS.intersection(item.path.parts):
+            item.add_marker("wing")
     items.sort(key=lambda item: item.path.name == "test_secrecy.py")
 
 
