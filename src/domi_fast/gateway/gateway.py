@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from .. import DomiError, LibraryChannel, Node, encode_frame
 from ..callers import most_descriptors
@@ -28,12 +28,14 @@ from .events import (
     Refusal,
 )
 from .ids import Ids
-from .pages import Pages
 from .routes import Routes
 from .sessions import Session, Sessions
 from .tcp import TcpListener
-from .websocket import WebSocketListener
 from .zones import Zones
+
+if TYPE_CHECKING:
+    from .pages import Pages
+    from .websocket import WebSocketListener
 
 log = logging.getLogger(__name__)
 
@@ -101,10 +103,24 @@ class Gateway:
         self._empty = asyncio.Event()
         self._deserted = asyncio.Event()
         self._machine = -1
-        self._websockets = None if config.port is None else WebSocketListener(config, self)
+        self._websockets = self._make_websockets()
         self._tcp = None if config.tcp_port is None else TcpListener(config, self)
-        self._pages = None if config.http_port is None else Pages(config, node, self.zones)
+        self._pages = self._make_pages()
         self._client_limit = config.client_limit or max(1, most_descriptors() * 3 // 4)
+
+    def _make_websockets(self) -> WebSocketListener | None:
+        if self.config.port is None:
+            return None
+        from .websocket import WebSocketListener
+
+        return WebSocketListener(self.config, self)
+
+    def _make_pages(self) -> Pages | None:
+        if self.config.http_port is None:
+            return None
+        from .pages import Pages
+
+        return Pages(self.config, self.node, self.zones)
 
     # ------------------------------------------------------------------------------ life
 
