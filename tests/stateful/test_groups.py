@@ -109,3 +109,255 @@ async def test_a_gateway_that_cannot_be_sent_to_does_not_keep_others_from_it(
         assert caught.value.channel == LibraryChannel.GATEWAY
         await until(lambda: quick.got(user, SAID) == [b"all the same"])
         slow.node.subscribe(LibraryChannel.GATEWAY, slow._on)
+
+
+async def test_the_handlers_of_a_group_run_one_at_a_time_and_groups_do_not_wait(
+    registry_url: str,
+) -> None:
+    async with zone(registry_url, Room) as rooms, gateway(registry_url) as one:
+        await connected(one)
+        first, second = await joined(one, 1, 2)
+        (other,) = await joined(one, 2)
+        one.say(first, 1, WAIT)
+        one.say(second, 1, SAY, b"behind it")
+        one.say(other, 2, SAY, b"beside it")
+        await until(lambda: one.got(other, SAID) == [b"beside it"])
+        room = rooms.group(1)
+        assert isinstance(room, Room)
+        assert room.said == [(first, b"waits")] and not one.got(second, SAID)
+        room.gate.set()
+        await until(lambda: one.got(second, SAID))
+        assert room.said == [(first, b"waits"), (first, b"waited"), (second, b"behind it")]
+
+
+async def test_what_waits_is_handled_in_the_order_of_arrival(registry_url: str) -> None:
+    async with zone(registry_url, Room) as rooms, gateway(registry_url) as one:
+        await connected(one)
+        (user,) = await joined(one, 1)
+        one.say(user, 1, WAIT)
+        sent = [b"%d" % number for number in range(500)]
+        for data in sent:
+            one.say(user, 1, SAY, data)
+        room = rooms.group(1)
+        assert isinstance(room, Room)
+        await until(lambda: len(room._mailbox) == len(sent))
+        room.gate.set()
+        await until(lambda: len(one.got(user, SAID)) == len(sent))
+        assert one.got(user, SAID) == sent
+
+
+async def test_a_full_mailbox_refuses(registry_url: str) -> None:
+    async with zone(registry_url, Room, mailbox_limit=2) as rooms, gateway(registry_url) as one:
+        await connected(one)
+        (user,) = await joined(one, 1)
+        one.say(user, 1, WAIT)
+        for data in (b"1", b"2", b"3"):
+            one.say(user, 1, SAY, data)
+        one.member(ToZone.LEAVE, user, 1)
+        await until(lambda: one.refused[user])
+        assert [(got.event, got.code) for got in one.refused[user]] == [(SAY, Refusal.OVERLOADED)]
+        room = rooms.group(1)
+        assert isinstance(room, Room)
+        await until(lambda: len(room._mailbox) == 3)
+        room.gate.set()
+        # That a member has left is never refused.
+        await until(lambda: not room.users)
+        assert [data for _, data in room.said] == [b"waits", b"waited", b"1", b"2"]
+
+
+async def test_what_nobody_handles_is_refused(registry_url: str) -> None:
+    async with zone(registry_url, Room), gateway(registry_url) as one:
+        await connected(one)
+        (user,) = await joined(one, 1)
+        one.say(user, 1, 999)
+        await until(lambda: one.refused[user])
+        assert one.refused[user] == [(1, 999, Refusal.NO_HANDLER, "group 1 does not handle 999")]
+
+
+async def test_a_handler_that_raises_hurts_only_its_message(
+    registry_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with zone(registry_url, Room) as rooms, gateway(registry_url) as one:
+        await connected(one)
+        (user,) = await joined(one, 1)
+        room = rooms.group(1)
+
+        @room.handle(60)
+        async def fail_later(message: Message) -> None:
+            await asyncio.sleep(0)
+            raise ValueError("too late")
+
+        one.say(user, 1, FAIL)
+        one.say(user, 1, 60)
+        one.say(user, 1, SAY, b"it goes on")
+        await until(lambda: one.got(user, SAID) == [b"it goes on"])
+        assert one.refused[user] == [
+            (1, FAIL, Refusal.FAILED, "LookupError: no such thing"),
+            (1, 60, Refusal.FAILED, "ValueError: too late"),
+        ]
+        assert rooms.node.counters()["group_handler_errors"] == 2
+        assert caplog.text.count("Traceback") == 2
+
+
+async def test_members_that_leave_go_away_and_come_back(registry_url: str) -> None:
+    heard: list[tuple[str, int, bool]] = []
+
+    def make(id: int, rooms: Zone) -> Group:
+        room = Room(id, rooms)
+        for event in (LibraryEvent.LEAVE, LibraryEvent.AWAY, LibraryEvent.BACK):
+
+            @room.handle(event)
+            def note(message: Message) -> None:
+                event = LibraryEvent(message.event).name
+                heard.append((event, message.user, message.user in message.group))
+
+        return room
+
+    async with zone(registry_url, make) as rooms, gateway(registry_url) as one:
+        await connected(one)
+        first, second = await joined(one, 1, 2)
+        one.member(ToZone.AWAY, first, 1)
+        one.member(ToZone.BACK, first, 1)
+        one.member(ToZone.LEAVE, first, 1)
+        one.member(ToZone.LEAVE, first, 1)
+        one.member(ToZone.AWAY, first, 1)
+        one.say(second, 1, SAY, b"done")
+        await until(lambda: one.got(second, SAID))
+        # Who is no member goes neither away nor again.
+        assert heard == [("AWAY", first, True), ("BACK", first, True), ("LEAVE", first, False)]
+        assert rooms.group(1).users == {second}
+
+
+async def test_without_handlers_members_leave_all_the_same(registry_url: str) -> None:
+    async with zone(registry_url, Room) as rooms, gateway(registry_url) as one:
+        await connected(one)
+        (user,) = await joined(one, 1)
+        for what in (ToZone.AWAY, ToZone.BACK, ToZone.LEAVE):
+            one.member(what, user, 1)
+        await until(lambda: not rooms.group(1).users)
+        assert not one.refused[user] and rooms.users == 0
+
+
+async def test_a_user_cannot_say_what_only_the_library_says(registry_url: str) -> None:
+    async with zone(registry_url, Room) as rooms, gateway(registry_url) as one:
+        await connected(one)
+        (user,) = await joined(one, 1)
+        one.say(user, 1, LibraryEvent.LEAVE)
+        await until(lambda: one.refused[user])
+        assert one.refused[user][0].code == Refusal.NO_HANDLER
+        assert user in rooms.group(1)
+
+
+async def test_a_lost_gateway_takes_its_users_along(registry_url: str) -> None:
+    left: list[int] = []
+
+    def make(id: int, rooms: Zone) -> Group:
+        room = Room(id, rooms)
+        room.handle(LibraryEvent.LEAVE, lambda message: left.append(message.user))
+        return room
+
+    async with zone(registry_url, make) as rooms, gateway(registry_url) as one:
+        await connected(one)
+        (stays,) = await joined(one, 1)
+        async with gateway(registry_url) as two:
+            await connected(two)
+            gone = await joined(two, 1, 3)
+            assert rooms.group(1).gateways == {one.node.id, two.node.id}
+        await until(lambda: rooms.group(1).users == {stays})
+        assert sorted(left) == sorted(gone) and rooms.group(1).gateways == {one.node.id}
+        rooms.group(1).broadcast(SAID, b"to who is left")
+        await until(lambda: one.got(stays, SAID))
+
+
+async def test_a_gateway_that_is_back_before_anybody_looked_is_another(registry_url: str) -> None:
+    async with zone(registry_url, Room) as rooms:
+        async with Node("gateway", registry=registry_url) as node:
+            one = Gateway(node)
+            await connected(one)
+            (user,) = await joined(one, 1)
+            session = rooms.node.peers[node.id]._session
+            # Its session ends and begins anew; nobody of its users is a member any more.
+            session.close("for the test") if hasattr(session, "close") else None
+            await until(lambda: user not in rooms.group(1))
+            await one.end()
+
+
+async def test_add_and_remove(registry_url: str) -> None:
+    async with zone(registry_url, Room) as rooms, gateway(registry_url) as one:
+        await connected(one)
+        await one.opened(1)
+        room, user = rooms.group(1), one.user()
+        room.add_user(user)
+        room.add_user(user)
+        await until(lambda: user in one.members[1])
+        assert len(room) == 1 and rooms.users == 1
+        room.remove_user(user)
+        room.remove_user(user)
+        await until(lambda: user not in one.members[1])
+        assert len(one.kinds(ToGateway.PART)) == 1 and not room.users and rooms.users == 0
+        room.send(user, SAID, b"you are no member")
+        await until(lambda: one.got(user, SAID))
+        stranger = Ids(1000).next()
+        for send in (
+            lambda: room.add_user(stranger),
+            lambda: room.send(stranger, SAID, b""),
+        ):
+            with pytest.raises(PeerLost, match="is at gateway 1000, which is not connected"):
+                send()
+
+
+async def test_a_gateway_on_the_zones_own_node(registry_url: str) -> None:
+    async with zone(registry_url, Room) as rooms:
+        one = Gateway(rooms.node)
+        await connected(one)
+        first, second = await joined(one, 1, 2)
+        one.say(first, 1, SAY, b"at home")
+        await until(lambda: one.got(second, SAID) == [b"at home"])
+        assert rooms.group(1).gateways == {rooms.node.id}
+        await one.end()
+
+
+async def test_messages_carry_who_it_is(registry_url: str) -> None:
+    heard: list[Message] = []
+    async with zone(registry_url, Room) as rooms, gateway(registry_url) as one:
+        await connected(one)
+        await one.opened(1)
+        rooms.group(1).handle(60, heard.append)
+        user = one.user()
+        one.say(user, 1, 60, b"data", identity=b"alice")
+        await until(lambda: heard)
+        (message,) = heard
+        assert (message.group, message.user, message.event) == (rooms.group(1), user, 60)
+        assert (message.data, message.identity) == (b"data", b"alice")
+        with pytest.raises(AttributeError):
+            message.user = 1  # type: ignore[misc]
+
+
+def test_events_that_a_group_cannot_handle(registry_url: str) -> None:
+    group = Group(1, Zone(Node("room", registry=registry_url)))
+    group.handle(50, print)
+    group.handle(65535, print)
+    with pytest.raises(ValueError, match="event 8 is the library's own: programs have 50 to 65535"):
+        group.handle(8)
+    with pytest.raises(ValueError, match="an int from 50 to 65535 is wanted"):
+        group.handle(65536, print)
+    with pytest.raises(ValueError, match="event True: an int"):
+        group.handle(True, print)
+    with pytest.raises(DomiError, match="event 50 of group 1 has a handler already"):
+        group.handle(50, print)
+    with pytest.raises(TypeError, match="handler 3 is not callable"):
+        group.handle(51, 3)  # type: ignore[type-var]
+    for id in (-1, 1 << 64, "1", True):
+        with pytest.raises(ValueError, match=r"an int from 0 to 2\*\*64 - 1"):
+            Group(id, group.zone)  # type: ignore[arg-type]
+
+
+async def test_events_that_cannot_be_sent(registry_url: str) -> None:
+    async with zone(registry_url, Room) as rooms, gateway(registry_url) as one:
+        await connected(one)
+        await one.opened(1)
+        for event in (49, 11, 65536, -1):
+            with pytest.raises(ValueError, match=f"event {event}"):
+                rooms.group(1).send(one.user(), event, b"")
+            with pytest.raises(ValueError, match=f"event {event}"):
+                rooms.group(1).broadcast(event, b"")

@@ -55,6 +55,7 @@ class Departure:
         try:
             await group._mailbox.hold()
             try:
+                await self._zone._saver.settled(group)
                 await self._offer()
             except BaseException:
                 group._mailbox.release()

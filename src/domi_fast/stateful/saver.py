@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from .group import Group
     from .zone import Zone
+
+# Snapshots that the store is given at a time.
+_AT_ONCE: Final = 16
 
 log = logging.getLogger(__name__)
 
@@ -20,8 +23,9 @@ class Saver:
         self._zone = zone
         self._store = zone.config.snapshots
         self._changed: set[Group] = set()
-        # A group may be saved by its ending and by the clock: one at a time, or the older wins.
-        self._saving = asyncio.Lock()
+        # A group is saved once at a time, or the older might win.
+        self._locks: dict[Group, asyncio.Lock] = {}
+        self._slots = asyncio.Semaphore(_AT_ONCE)
 
     def note(self, group: Group) -> None:
         if self._store is not None:
@@ -29,18 +33,27 @@ class Saver:
 
     def forget(self, group: Group) -> None:
         self._changed.discard(group)
+        self._locks.pop(group, None)
+
+    async def settled(self, group: Group) -> None:
+        """Wait until the group is not being saved."""
+        lock = self._locks.get(group)
+        if lock is not None:
+            async with lock:
+                pass
 
     async def save(self, group: Group) -> bool:
         """Save it if it has changed. Whether it is saved, or nothing is to be."""
-        if self._store is None:
+        if self._store is None or group not in self._changed:
             return True
-        async with self._saving:
-            if group not in self._changed:
-                return True
+        async with self._locks.setdefault(group, asyncio.Lock()):
+            # A group that moves is the other zone's to save, if it goes.
+            if group not in self._changed or group._fixed:
+                return not group._fixed
             self._changed.discard(group)
             try:
                 snapshot = await group.snapshot()
-                if group.id in self._zone.groups:
+                async with self._slots:
                     await self._store.save(self._zone.service, group.id, snapshot)
                 return True
             except Exception:
@@ -53,8 +66,10 @@ class Saver:
         """Save what has changed, every ``interval`` seconds."""
         while True:
             await asyncio.sleep(interval)
-            await self.save_all()
+            for group in list(self._changed):
+                lock = self._locks.get(group)
+                if lock is None or not lock.locked():
+                    self._zone._spawn(self.save(group))
 
     async def save_all(self) -> None:
-        for group in list(self._changed):
-            await self.save(group)
+        await asyncio.gather(*[self.save(group) for group in list(self._changed)])

@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import struct
 from collections.abc import Callable, Coroutine, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any, Final
 
-from .. import Context
 from ..channels import LibraryChannel
-from ..errors import DomiError, FrameError
+from ..errors import DomiError
 from ..gateway import wire
-from ..gateway.events import LibraryEvent, Refusal
+from ..gateway.events import Refusal
 from ..gateway.ids import Ids
-from ..gateway.wire import NOWHERE, ToGateway, ToZone, UserMessage
+from ..gateway.wire import NOWHERE, ToGateway
 from ..memory import used_share
 from ..node import Node
 from ..peer import Peer
@@ -24,6 +22,7 @@ from .closing import close_groups
 from .endings import Endings
 from .group import Group
 from .hand_over import HandOver
+from .intake import Intake
 from .links import Link, Links
 from .openings import Closed, Openings
 from .saver import Saver
@@ -34,11 +33,6 @@ log = logging.getLogger(__name__)
 
 # Seconds between two looks at memory, and at what a gateway has heard of this zone.
 _INTERVAL: Final = 1.0
-_EVENTS: Final = {
-    ToZone.LEAVE: LibraryEvent.LEAVE,
-    ToZone.AWAY: LibraryEvent.AWAY,
-    ToZone.BACK: LibraryEvent.BACK,
-}
 
 
 class Zone:
@@ -101,15 +95,7 @@ class Zone:
         self._endings = Endings(self)
         self._saver = Saver(self)
         self._hand_over = HandOver(self)
-        self._takes: dict[int, Callable[[Link, bytes], None]] = {
-            ToZone.HELLO: self._hello,
-            ToZone.OPEN: self._open,
-            ToZone.MESSAGE: self._message,
-            ToZone.LEAVE: self._member,
-            ToZone.AWAY: self._member,
-            ToZone.BACK: self._member,
-            ToZone.SWITCHED: self._switched,
-        }
+        self._intake = Intake(self)
 
     # ------------------------------------------------------------------ life
 
@@ -133,7 +119,7 @@ class Zone:
                 self._owns_node = True
                 await self.node.start()
             self.id = Ids(self.node.id).next()
-            self.node.subscribe(LibraryChannel.ZONE, self._heard)
+            self.node.subscribe(LibraryChannel.ZONE, self._intake.heard)
             self.node.attach(self)
             # Neither may be dropped because others were more: who has missed one is out of step.
             for channel in (LibraryChannel.ZONE, LibraryChannel.GATEWAY):
@@ -360,77 +346,6 @@ class Zone:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("%r: a task failed", self, exc_info=task.exception())
-
-    # ------------------------------------------------------------------ what is heard
-
-    def _heard(self, context: Context) -> None:
-        data = context.data
-        link = self._links.of(context.sender)
-        if link is None:
-            return  # its session has ended meanwhile
-        try:
-            if not data:
-                raise FrameError("an empty message")
-            take = self._takes.get(data[0])
-            if take is not None:
-                take(link, data)
-            else:
-                self._hand_over.heard(link, context, data)
-        except (FrameError, ValueError, struct.error) as error:
-            self.node.count("zone_bad_messages")
-            log.warning("node %d says to the zone what it may not: %s", context.sender, error)
-
-    def _hello(self, link: Link, data: bytes) -> None:
-        link.tell(self._described())
-
-    def _open(self, link: Link, data: bytes) -> None:
-        _, id = wire.unpack(wire.OPEN, data)
-        if self._hand_over.opened(link, id):
-            return
-        group = self._groups.get(id)
-        if group is not None and group._name is not None and group._name.lost.is_set():
-            self._lose(group)
-            group = None
-        if group is None or id in self._openings:
-            self._openings.ask(link, id)
-            return
-        self._endings.want(group)
-        group._note_gateway(link)
-        link.tell(wire.group(ToGateway.OPENED, id))
-
-    def _message(self, link: Link, data: bytes) -> None:
-        self._deliver(link, wire.parse_message(data))
-
-    def _member(self, link: Link, data: bytes) -> None:
-        what, id, user = wire.unpack(wire.MEMBER, data)
-        self._deliver(link, UserMessage(id, user, _EVENTS[what], b"", b""))
-
-    def _deliver(self, link: Link, message: UserMessage) -> None:
-        group = self._groups.get(message.group)
-        if group is None:
-            self._stray(link, message)
-            return
-        if group._name is not None and group._name.lost.is_set():
-            self._lose(group)
-            return
-        self._endings.want(group)
-        group._take(link, message)
-
-    def _stray(self, link: Link, message: UserMessage) -> None:
-        """A message for a group that is not here."""
-        if self._hand_over.passed_on(message):
-            return
-        if message.event in _EVENTS.values():
-            return
-        id, user, event, _, _ = message
-        reason = f"group {id} is not in this zone"
-        link.tell(wire.group(ToGateway.LOST, id, reason))
-        link.tell(wire.refused(id, user, event, Refusal.NO_GROUP, reason))
-
-    def _switched(self, link: Link, data: bytes) -> None:
-        _, id = wire.unpack(wire.GROUP, data)
-        self._hand_over.switched(link.machine, id)
-        self._endings.switched(link.machine, id)
 
     def _lost(self, link: Link) -> None:
         """The session with this node is over."""
