@@ -277,7 +277,7 @@ async def test_a_gateway_that_is_back_before_anybody_looked_is_another(registry_
             (user,) = await joined(one, 1)
             session = rooms.node.peers[node.id]._session
             # Its session ends and begins anew; nobody of its users is a member any more.
-            session.close("for the test") if hasattr(session, "close") else None
+            session.close("for the test")
             await until(lambda: user not in rooms.group(1))
             await one.end()
 

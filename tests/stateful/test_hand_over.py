@@ -14,6 +14,7 @@ from domi_fast.gateway.events import Refusal
 from domi_fast.gateway.wire import NOWHERE, ToGateway, ToZone
 from domi_fast.gateway.zones import kind_of
 from domi_fast.stateful import Group, Message, Zone, zone_wire
+from domi_fast.stateful.snapshots import Snapshot, pack
 from tests.stateful.gateway import Gateway, connected, gateway, zone
 from tests.stateful.rooms import COUNT, JOIN, SAID, SAY, WAIT, Room
 from tests.stateful.test_groups import joined
@@ -91,3 +92,371 @@ async def test_a_hundred_hand_overs_under_load(registry_url: str) -> None:
             assert not each.faults and not each.lost and not any(each.refused.values())
             assert each.moves == HAND_OVERS
         assert room.number > HAND_OVERS
+
+
+async def placed(a: Zone, one: Gateway, *users: int) -> None:
+    """Group 7, in this zone, with these members."""
+    await connected(one)
+    await one.opened(7, a.node.id)
+    for user in users:
+        one.say(user, 7, JOIN)
+    await until(lambda: set(users) <= one.members[7])
+
+
+async def goes_on(a: Zone, one: Gateway, user: int) -> None:
+    """The group is where it was, and serves."""
+    one.say(user, 7, SAY, b"goes on")
+    await until(lambda: one.got(user, SAID)[-1:] == [b"goes on"])
+    room = a.group(7)
+    room.add_user(user)
+    assert one.ways[7].zone == a.node.id and not one.faults and not one.lost
+
+
+async def refused(a: Zone, to: Zone, reason: str) -> None:
+    await until(lambda: LibraryChannel.ZONE in a.node.peers[to.node.id].channels)
+    with pytest.raises(DomiError, match=f"does not take group 7: {reason}"):
+        await a.hand_over(7, to.node.id)
+
+
+async def test_a_zone_that_does_not_take_it_leaves_it_where_it_is(registry_url: str) -> None:
+    def fail(id: int, rooms: Zone) -> Group:
+        raise LookupError("no room")
+
+    async with zone(registry_url, Room) as a, gateway(registry_url) as one:
+        user = one.user()
+        await placed(a, one, user)
+        with pytest.raises(DomiError, match=r"no other zone of 'room', of 0 zones"):
+            await a.hand_over(7)
+        async with zone(registry_url, Room, memory=lambda: 0.99) as full:
+            await refused(a, full, "0 groups, 99% of memory are in use")
+            with pytest.raises(DomiError, match=r"no other zone of 'room', of 1 zones"):
+                await a.hand_over(7)
+        async with zone(registry_url) as none:
+            await refused(a, none, "there is none, and none is made on demand")
+        async with zone(registry_url, fail) as failing:
+            await refused(a, failing, "LookupError: no room")
+            assert not failing.groups
+        async with zone(registry_url, Room, node={"name": "hall"}) as other:
+            await refused(a, other, "this zone is one of 'hall'")
+        with pytest.raises(PeerLost, match="node 900 is not connected: group 7 stays"):
+            await a.hand_over(7, 900)
+        with pytest.raises(DomiError, match="is at node 0 already"):
+            await a.hand_over(7, a.node.id)
+        with pytest.raises(DomiError, match="group 8 is not in this zone"):
+            await a.hand_over(8)
+        await goes_on(a, one, user)
+
+
+async def test_an_older_zone_takes_nothing_of_a_newer(registry_url: str) -> None:
+    async with zone(registry_url, Room, node={"version": "1.9"}) as old:
+        async with Node("mover", registry=registry_url) as mover:
+            content = zone_wire.Transfer(7, "room", "1.10", pack(Snapshot(7, (), b"[]")))
+            message = zone_wire.transfer(content)
+            answer = await mover.request(LibraryChannel.ZONE, message, to=old.node.id)
+            assert answer == b"version 1.9 is older"
+
+
+async def test_a_handler_that_runs_ends_before_its_group_moves(registry_url: str) -> None:
+    async with (
+        zone(registry_url, Room) as a,
+        zone(registry_url, Room) as b,
+        gateway(registry_url) as one,
+    ):
+        user = one.user()
+        await placed(a, one, user)
+        room = a.group(7)
+        assert isinstance(room, Room)
+        one.say(user, 7, WAIT)
+        await until(lambda: room.said)
+        moving = asyncio.ensure_future(a.hand_over(7))
+        await asyncio.sleep(0.02)
+        one.say(user, 7, SAY, b"behind it")
+        await until(lambda: len(room._mailbox))
+        with pytest.raises(DomiError, match="is moving to another zone: its members cannot"):
+            room.add_user(one.user())
+        with pytest.raises(DomiError, match="group 7 moves already"):
+            await a.hand_over(7)
+        room.broadcast(SAID, b"before it")
+        room.gate.set()
+        await moving
+        there = b.group(7)
+        assert isinstance(there, Room)
+        await until(lambda: len(one.got(user, SAID)) == 2)
+        assert there.said == [(user, b"waits"), (user, b"waited"), (user, b"behind it")]
+        assert one.got(user, SAID) == [b"before it", b"behind it"] and not one.faults
+        with pytest.raises(DomiError, match=f"group 7 has moved to node {b.node.id}"):
+            room.broadcast(SAID, b"too late")
+        assert room.closings == 1 and a.users == 0 and b.users == 1
+
+
+async def test_a_handler_cannot_wait_for_the_move_of_its_group(registry_url: str) -> None:
+    async with (
+        zone(registry_url, Room) as a,
+        zone(registry_url, Room) as b,
+        gateway(registry_url) as one,
+    ):
+        user = one.user()
+        await placed(a, one, user)
+        moves: list[asyncio.Task[None]] = []
+
+        @a.group(7).handle(60)
+        async def move(message: Message) -> None:
+            with pytest.raises(DomiError, match="waits for its own end"):
+                await a.hand_over(7)
+            moves.append(asyncio.ensure_future(a.hand_over(7)))
+
+        one.say(user, 7, 60)
+        await until(lambda: moves)
+        await moves[0]
+        assert 7 in b.groups
+
+
+async def test_who_leaves_while_the_group_moves_has_left_there(registry_url: str) -> None:
+    async with (
+        zone(registry_url, Room) as a,
+        zone(registry_url, Room) as b,
+        gateway(registry_url) as one,
+    ):
+        stays, leaves = one.user(), one.user()
+        await placed(a, one, stays, leaves)
+        one.hold_switched = True
+        moving = asyncio.ensure_future(a.hand_over(7))
+        await until(lambda: one.held)
+        one.say(leaves, 7, SAY, b"goodbye")
+        one.member(ToZone.LEAVE, leaves, 7)
+        one.let_switch()
+        one.say(stays, 7, SAY, b"alone")
+        await moving
+        await until(lambda: one.got(stays, SAID) == [b"goodbye", b"alone"])
+        assert b.group(7).users == {stays}
+
+
+async def test_who_asks_late_is_told_where_the_group_is(registry_url: str) -> None:
+    async with (
+        zone(registry_url, Room) as a,
+        zone(registry_url, Room) as b,
+        gateway(registry_url) as one,
+        gateway(registry_url) as two,
+        gateway(registry_url) as three,
+    ):
+        user, late = one.user(), two.user()
+        await placed(a, one, user)
+        await connected(two, three, zones=2)
+        one.hold_switched = True
+        moving = asyncio.ensure_future(a.hand_over(7))
+        await until(lambda: one.held)
+        two.open(7, a.node.id)
+        await until(lambda: two.closed)
+        # And where it is already, until it runs there.
+        three.open(7, b.node.id)
+        one.let_switch()
+        await moving
+        await until(lambda: two.ways[7].zone == three.ways[7].zone == b.node.id)
+        assert two.closed[0] == (0, b.node.id) and not three.closed
+        three.ways[7] = type(three.ways[7])()
+        three.open(7, a.node.id)
+        await until(lambda: three.ways[7].zone == b.node.id)
+        # A message that has gone to the wrong zone follows its group.
+        two.tell(a.node.id, wire.message(7, late, JOIN, b"", b""))
+        await until(lambda: late in b.group(7))
+
+
+async def test_a_gateway_that_is_lost_while_the_group_moves(registry_url: str) -> None:
+    async with (
+        zone(registry_url, Room) as a,
+        zone(registry_url, Room) as b,
+        gateway(registry_url) as one,
+    ):
+        user = one.user()
+        await placed(a, one, user)
+        async with gateway(registry_url) as two:
+            await connected(two)
+            (gone,) = await joined(two, 7)
+            two.hold_switched = True
+            moving = asyncio.ensure_future(a.hand_over(7))
+            await until(lambda: two.held)
+            assert gone in b.group(7)
+            two.held.clear()
+        await moving
+        await until(lambda: b.group(7).users == {user})
+
+
+async def test_no_third_zone_makes_the_group_meanwhile(registry_url: str) -> None:
+    async with (
+        zone(registry_url, Room) as a,
+        zone(registry_url, Room) as b,
+        zone(registry_url, Room) as x,
+        gateway(registry_url) as one,
+        gateway(registry_url) as two,
+    ):
+        user = one.user()
+        await placed(a, one, user)
+        await connected(two, zones=3)
+        stop = False
+
+        async def ask() -> None:
+            while not stop:
+                two.tell(x.node.id, wire.group(wire.ToZone.OPEN, 7))
+                await asyncio.sleep(0)
+
+        asking = asyncio.ensure_future(ask())
+        two._on_opened = lambda sender, data: two.faults.append("opened")  # type: ignore[method-assign]
+        two._on_closed = lambda sender, data: two.closed.append(wire.unpack(wire.CLOSED, data)[2:])  # type: ignore[method-assign]
+        here, there = a, b
+        for _ in range(20):
+            await here.hand_over(7, there.node.id)
+            assert 7 not in x.groups
+            here, there = there, here
+        stop = True
+        await asking
+        await until(lambda: len(two.closed) > 20)
+        assert not two.faults and {code for code, _ in two.closed} == {0}
+        await goes_on(here, one, user)
+
+
+async def test_a_name_that_is_free_for_an_instant_is_given_back(registry_url: str) -> None:
+    """What a third zone does that claims a group between its release and the next claim."""
+    async with (
+        zone(registry_url, Room) as x,
+        gateway(registry_url) as one,
+        Node("room", registry=registry_url) as mover,
+    ):
+        await connected(one)
+        marker = await mover.cluster.names(f"handovers.{kind_of('room')}").claim("7")
+        one.tell(x.node.id, wire.group(ToZone.OPEN, 7))
+        await until(lambda: one.kinds(ToGateway.CLOSED))
+        assert one.kinds(ToGateway.CLOSED)[0][:13] == wire.closed(7, 0, NOWHERE, "")
+        assert not x.groups
+        name = None
+        while name is None:
+            try:
+                name = await mover.cluster.names(kind_of("room")).claim("7")
+            except DomiError:
+                await asyncio.sleep(0.01)
+        await name.release()
+        await marker.release()
+        await one.opened(7)
+        assert 7 in x.groups
+
+
+async def test_a_zone_that_dies_before_it_has_the_group_costs_nothing(registry_url: str) -> None:
+    for takes in (False, True):
+        async with zone(registry_url, Room) as a, gateway(registry_url) as one:
+            user = one.user()
+            await placed(a, one, user)
+            heard: list[int] = []
+            async with Node("room", registry=registry_url) as dying:
+
+                @dying.subscribe(LibraryChannel.ZONE)
+                async def answer(
+                    context: Any,
+                    dying: Node = dying,
+                    heard: list[int] = heard,
+                    takes: bool = takes,
+                ) -> None:
+                    heard.append(context.data[0])
+                    if context.data[0] == zone_wire.Between.TRANSFER:
+                        context.reply(b"")
+                    elif context.data[0] == zone_wire.Between.TAKE:
+                        if takes:  # it dies with the name
+                            await dying.cluster.names(kind_of("room")).claim("7")
+                        await dying.close()
+
+                await until(lambda: LibraryChannel.ZONE in a.node.peers[dying.id].channels)
+                with pytest.raises(DomiError):
+                    await a.hand_over(7, dying.id)
+            assert heard[:2] == [zone_wire.Between.TRANSFER, zone_wire.Between.TAKE]
+            await goes_on(a, one, user)
+            holder = await a.node.cluster.names(kind_of("room")).find("7")
+            assert holder is not None and holder.id == a.node.id
+            moves = a.node.cluster.names(f"handovers.{kind_of('room')}")
+            while await moves.find("7") is not None:
+                await asyncio.sleep(0.01)
+
+
+async def transferred(by: Node, to: Zone, user: int) -> None:
+    """A zone that is none sends group 7, with this member, and has it taken."""
+    snapshot = pack(Snapshot(7, (user,), b"[]"))
+    content = zone_wire.Transfer(7, "room", "0", snapshot)
+    request = by.request(LibraryChannel.ZONE, zone_wire.transfer(content), to=to.node.id)
+    assert await request == b""
+    take = zone_wire.simple(zone_wire.Between.TAKE, 7)
+    assert await by.request(LibraryChannel.ZONE, take, to=to.node.id) == b""
+
+
+async def test_a_zone_that_dies_after_it_has_sent_the_group(registry_url: str) -> None:
+    async with zone(registry_url, Room) as b, gateway(registry_url) as one:
+        await connected(one)
+        user = one.user()
+        async with Node("room", registry=registry_url) as dying:
+            await transferred(dying, b, user)
+            moving = zone_wire.with_machines(zone_wire.Between.MOVING, 7, [one.node.id])
+            dying.notify(LibraryChannel.ZONE, moving, to=b.node.id)
+            passed = wire.UserMessage(7, user, SAY, b"", b"first")
+            dying.notify(LibraryChannel.ZONE, zone_wire.forward(passed), to=b.node.id)
+            room = b.group(7)
+            await until(lambda: len(room._mailbox) == 1)
+            one.tell(b.node.id, wire.message(7, user, SAY, b"", b"second"))
+            one.tell(b.node.id, wire.group(ToZone.OPEN, 7))
+            await until(lambda: one.kinds(ToGateway.OPENED))
+            assert not one.got(user, SAID) and not one.members[7]
+        # Its gateways may have told its members that it is lost: they are members all the same.
+        one.faults.clear()
+        await until(lambda: one.members[7] == {user} and len(room.users) == 1)
+        assert isinstance(room, Room)
+        await until(lambda: len(room.said) == 2)
+        assert room.said == [(user, b"first"), (user, b"second")]
+
+
+async def test_a_zone_that_dies_before_the_group_is_taken(registry_url: str) -> None:
+    async with zone(registry_url, Room) as b, gateway(registry_url) as one:
+        await connected(one)
+        async with Node("room", registry=registry_url) as dying:
+            content = zone_wire.Transfer(7, "room", "0", pack(Snapshot(7, (), b"[]")))
+            message = zone_wire.transfer(content)
+            assert await dying.request(LibraryChannel.ZONE, message, to=b.node.id) == b""
+            one.open(7, b.node.id)
+            await until(lambda: b._hand_over._arrivals[7]._asked)
+            assert await dying.request(LibraryChannel.ZONE, message, to=b.node.id) == (
+                b"there is such a group here"
+            )
+        await until(lambda: one.closed)
+        assert one.closed[0] == (0, dying.id)
+        # It is made anew by who asks for it.
+        await until(lambda: one.ways[7].zone == b.node.id)
+
+
+async def test_a_move_that_is_given_up(registry_url: str) -> None:
+    async with (
+        zone(registry_url, Room) as b,
+        gateway(registry_url) as one,
+        Node("room", registry=registry_url) as mover,
+    ):
+        await connected(one)
+        await transferred(mover, b, one.user())
+        mover.notify(
+            LibraryChannel.ZONE,
+            zone_wire.simple(zone_wire.Between.ABORT, 7),
+            to=b.node.id,
+        )
+        await until(lambda: not b.groups)
+        names = mover.cluster.names(kind_of("room"))
+        while await names.find("7") is not None:
+            await asyncio.sleep(0.01)
+        for what in (zone_wire.Between.TAKE, zone_wire.Between.RUN):
+            message = zone_wire.simple(what, 7) + b"\0\0"
+            answer = await mover.request(LibraryChannel.ZONE, message, to=b.node.id)
+            assert answer == b"it is not on its way here"
+
+
+async def test_the_zone_with_most_room_of_the_newest_version_is_chosen(registry_url: str) -> None:
+    async with (
+        zone(registry_url, Room, memory=lambda: 0.1) as a,
+        zone(registry_url, Room, memory=lambda: 0.5),
+        zone(registry_url, Room, memory=lambda: 0.3) as best,
+        zone(registry_url, Room, memory=lambda: 0.01, node={"name": "hall"}),
+        gateway(registry_url) as one,
+    ):
+        await placed(a, one, one.user())
+        await a.hand_over(7)
+        assert 7 in best.groups

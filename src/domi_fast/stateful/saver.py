@@ -50,9 +50,13 @@ class Saver:
             # A group that moves is the other zone's to save, if it goes.
             if group not in self._changed or group._fixed:
                 return not group._fixed
-            self._changed.discard(group)
             try:
-                snapshot = await group.snapshot()
+                await group._mailbox.hold()
+                try:
+                    snapshot = group._packed()
+                    self._changed.discard(group)
+                finally:
+                    group._mailbox.release()
                 async with self._slots:
                     await self._store.save(self._zone.service, group.id, snapshot)
                 return True

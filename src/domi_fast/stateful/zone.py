@@ -118,9 +118,7 @@ class Zone:
             if self.node.state == "new":
                 self._owns_node = True
                 await self.node.start()
-            self.id = Ids(self.node.id).next()
-            self.node.subscribe(LibraryChannel.ZONE, self._intake.heard)
-            self.node.attach(self)
+            self._found()
             # Neither may be dropped because others were more: who has missed one is out of step.
             for channel in (LibraryChannel.ZONE, LibraryChannel.GATEWAY):
                 self.node.when_full("raise", channel=channel)
@@ -132,11 +130,24 @@ class Zone:
                 self._spawn(self._saver.run(self.config.snapshot_interval))
             for group in list(self._groups.values()):
                 self._openings.by_hand(group)
-            self.node.on_newer(self._newer_came)
             await self._openings.settled()
         except BaseException:
             await self.close()
             raise
+
+    def _found(self) -> None:
+        """Become the one zone of the node."""
+        node = self.node
+        try:
+            node.on_newer(self._newer_came)
+            node.subscribe(LibraryChannel.ZONE, self._intake.heard)
+        except DomiError as error:
+            raise DomiError(
+                f"node {node.id} has a zone, or has had one: a node has one, make another for "
+                f"another zone ({error})"
+            ) from error
+        self.id = Ids(node.id).next()
+        node.attach(self)
 
     async def close(self) -> None:
         """End: the handlers that run end, what has changed is saved, gateways are told LOST.

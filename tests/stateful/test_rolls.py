@@ -1,0 +1,117 @@
+"""A new version comes: what becomes of the groups of the old."""
+
+from __future__ import annotations
+
+import asyncio
+
+from domi_fast import Node
+from domi_fast.gateway.events import Refusal
+from domi_fast.gateway.wire import ToZone
+from domi_fast.stateful import Zone
+from tests.stateful.gateway import connected, gateway, zone
+from tests.stateful.rooms import JOIN, SAID, SAY, Room
+from tests.stateful.test_groups import joined
+from tests.support import until
+
+OLD, NEW = {"version": "1"}, {"version": "2"}
+
+
+async def test_leave_keeps_each_group_until_its_last_member_has_gone(registry_url: str) -> None:
+    async with gateway(registry_url) as one, zone(registry_url, Room, node=OLD) as old:
+        await connected(one)
+        first, second = await joined(one, 1, 2)
+        (third,) = await joined(one, 2)
+        by_hand = Room(3, old)
+        await by_hand.ready()
+        async with zone(registry_url, Room, node=NEW) as new:
+            await until(lambda: old.state == "retiring")
+            await until(lambda: not one.states[old.node.id]["open"])
+            # An empty group goes at once, and no new one is made.
+            await until(lambda: sorted(old.groups) == [1, 2])
+            one.open(9, old.node.id)
+            await until(lambda: one.closed)
+            assert one.closed == [(Refusal.FULL, 65535)]
+            one.say(first, 1, SAY, b"we stay")
+            await until(lambda: one.got(second, SAID) == [b"we stay"])
+            one.member(ToZone.LEAVE, first, 1)
+            one.member(ToZone.LEAVE, third, 2)
+            await until(lambda: sorted(old.groups) == [1])
+            assert old.node.state == "serving"
+            one.member(ToZone.LEAVE, second, 1)
+            await old.wait_closed()
+            await old.node.wait_closed()
+            assert not one.lost and not one.faults and not new.groups
+            await joined(one, 1)
+            assert 1 in new.groups
+
+
+async def test_hand_over_moves_the_groups_to_the_newer(registry_url: str) -> None:
+    async with (
+        gateway(registry_url) as one,
+        zone(registry_url, Room, node=OLD, roll="hand_over") as old,
+    ):
+        await connected(one)
+        users = {id: (await joined(one, id))[0] for id in range(20)}
+        async with zone(registry_url, Room, node=NEW) as new:
+            await old.node.wait_closed()
+            assert sorted(new.groups) == sorted(users) and new.users == len(users)
+            for id, user in users.items():
+                one.say(user, id, SAY, b"here")
+            await until(lambda: all(one.got(user, SAID) == [b"here"] for user in users.values()))
+            assert not one.lost and not one.faults and one.moves == len(users)
+
+
+async def test_what_cannot_be_moved_stays(registry_url: str) -> None:
+    async with (
+        gateway(registry_url) as one,
+        zone(registry_url, Room, node=OLD, roll="hand_over") as old,
+    ):
+        await connected(one)
+        (user,) = await joined(one, 1)
+        async with zone(registry_url, node=NEW):
+            await until(lambda: old.state == "retiring")
+            one.say(user, 1, SAY, b"still here")
+            await until(lambda: one.got(user, SAID))
+            assert 1 in old.groups
+            one.member(ToZone.LEAVE, user, 1)
+            await old.node.wait_closed()
+        assert not one.lost
+
+
+async def test_a_node_that_drains_waits_for_the_members(registry_url: str) -> None:
+    async with gateway(registry_url) as one, Node("room", registry=registry_url) as node:
+        async with Zone(node, Room) as rooms:
+            await connected(one)
+            (user,) = await joined(one, 1)
+            draining = asyncio.ensure_future(node.drain(20))
+            await until(lambda: rooms.state == "retiring")
+            one.say(user, 1, SAY, b"a last word")
+            await until(lambda: one.got(user, SAID))
+            assert not draining.done()
+            one.member(ToZone.LEAVE, user, 1)
+            assert await draining
+        assert not one.refused[user]
+
+
+async def test_a_draining_ends_at_its_deadline(registry_url: str) -> None:
+    async with gateway(registry_url) as one, Node("room", registry=registry_url) as node:
+        async with Zone(node, Room) as rooms:
+            await connected(one)
+            (user,) = await joined(one, 1)
+            assert not await node.drain(0.2)
+            assert rooms.state == "closed"
+            await until(lambda: one.lost == [1])
+        one.say(user, 1, JOIN)
+
+
+async def test_a_node_that_drains_hands_its_groups_over(registry_url: str) -> None:
+    async with (
+        gateway(registry_url) as one,
+        zone(registry_url, Room, roll="hand_over") as a,
+        zone(registry_url, Room) as b,
+    ):
+        await connected(one, zones=2)
+        await one.opened(1, a.node.id)
+        (user,) = await joined(one, 1)
+        assert await a.node.drain(20)
+        assert b.group(1).users == {user} and not one.lost
