@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
-from domi_fast import Context, DomiError, LibraryChannel, Node
+from domi_fast import Context, DomiError, LibraryChannel, Names, Node
 from domi_fast.gateway import wire
-from domi_fast.gateway.events import LibraryEvent, Refusal
+from domi_fast.gateway.events import Refusal
 from domi_fast.gateway.ids import Ids
 from domi_fast.gateway.wire import NOWHERE, ToGateway, ToZone
 from domi_fast.gateway.zones import kind_of
@@ -267,10 +268,15 @@ async def zone(
         yield made
 
 
+async def until_free(names: Names, name: str) -> None:
+    """Until nobody has the name."""
+    end = time.monotonic() + 5
+    while await names.find(name) is not None:
+        assert time.monotonic() < end, f"{name} is still {await names.find(name)}'s"
+        await asyncio.sleep(0.005)
+
+
 async def connected(*gateways: Gateway, zones: int = 1) -> None:
     """Until each gateway has heard of so many zones."""
     for each in gateways:
         await until(lambda each=each: len(each.states) >= zones)
-
-
-AWAY, BACK, LEAVE = LibraryEvent.AWAY, LibraryEvent.BACK, LibraryEvent.LEAVE

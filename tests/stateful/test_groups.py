@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 
@@ -35,9 +34,14 @@ async def test_a_group_is_made_for_who_asks_and_all_its_members_hear(registry_ur
         assert one.got(first, SAID) == one.got(second, SAID) == [b"hello"]
         assert one.got(first, JOIN) == [b"welcome"]
         room = rooms.group(666)
-        assert room.users == {first, second} and len(room) == 2 and first in room
-        assert room.gateways == {one.node.id} and room.id == 666 and room.zone is rooms
-        assert rooms.users == 2 and list(rooms.groups) == [666]
+        assert room.users == {first, second}
+        assert len(room) == 2
+        assert first in room
+        assert room.gateways == {one.node.id}
+        assert room.id == 666
+        assert room.zone is rooms
+        assert rooms.users == 2
+        assert list(rooms.groups) == [666]
         assert not one.faults
 
 
@@ -124,7 +128,8 @@ async def test_the_handlers_of_a_group_run_one_at_a_time_and_groups_do_not_wait(
         await until(lambda: one.got(other, SAID) == [b"beside it"])
         room = rooms.group(1)
         assert isinstance(room, Room)
-        assert room.said == [(first, b"waits")] and not one.got(second, SAID)
+        assert room.said == [(first, b"waits")]
+        assert not one.got(second, SAID)
         room.gate.set()
         await until(lambda: one.got(second, SAID))
         assert room.said == [(first, b"waits"), (first, b"waited"), (second, b"behind it")]
@@ -235,7 +240,8 @@ async def test_without_handlers_members_leave_all_the_same(registry_url: str) ->
         for what in (ToZone.AWAY, ToZone.BACK, ToZone.LEAVE):
             one.member(what, user, 1)
         await until(lambda: not rooms.group(1).users)
-        assert not one.refused[user] and rooms.users == 0
+        assert not one.refused[user]
+        assert rooms.users == 0
 
 
 async def test_a_user_cannot_say_what_only_the_library_says(registry_url: str) -> None:
@@ -264,22 +270,19 @@ async def test_a_lost_gateway_takes_its_users_along(registry_url: str) -> None:
             gone = await joined(two, 1, 3)
             assert rooms.group(1).gateways == {one.node.id, two.node.id}
         await until(lambda: rooms.group(1).users == {stays})
-        assert sorted(left) == sorted(gone) and rooms.group(1).gateways == {one.node.id}
+        assert sorted(left) == sorted(gone)
+        assert rooms.group(1).gateways == {one.node.id}
         rooms.group(1).broadcast(SAID, b"to who is left")
         await until(lambda: one.got(stays, SAID))
 
 
 async def test_a_gateway_that_is_back_before_anybody_looked_is_another(registry_url: str) -> None:
-    async with zone(registry_url, Room) as rooms:
-        async with Node("gateway", registry=registry_url) as node:
-            one = Gateway(node)
-            await connected(one)
-            (user,) = await joined(one, 1)
-            session = rooms.node.peers[node.id]._session
-            # Its session ends and begins anew; nobody of its users is a member any more.
-            session.close("for the test")
-            await until(lambda: user not in rooms.group(1))
-            await one.end()
+    async with zone(registry_url, Room) as rooms, gateway(registry_url) as one:
+        await connected(one)
+        (user,) = await joined(one, 1)
+        # Its session ends and begins anew; nobody of its users is a member any more.
+        rooms.node.peers[one.node.id]._session.close("for the test")
+        await until(lambda: user not in rooms.group(1))
 
 
 async def test_add_and_remove(registry_url: str) -> None:
@@ -290,11 +293,14 @@ async def test_add_and_remove(registry_url: str) -> None:
         room.add_user(user)
         room.add_user(user)
         await until(lambda: user in one.members[1])
-        assert len(room) == 1 and rooms.users == 1
+        assert len(room) == 1
+        assert rooms.users == 1
         room.remove_user(user)
         room.remove_user(user)
         await until(lambda: user not in one.members[1])
-        assert len(one.kinds(ToGateway.PART)) == 1 and not room.users and rooms.users == 0
+        assert len(one.kinds(ToGateway.PART)) == 1
+        assert not room.users
+        assert rooms.users == 0
         room.send(user, SAID, b"you are no member")
         await until(lambda: one.got(user, SAID))
         stranger = Ids(1000).next()

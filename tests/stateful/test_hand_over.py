@@ -10,12 +10,11 @@ import pytest
 
 from domi_fast import DomiError, LibraryChannel, Node, PeerLost
 from domi_fast.gateway import wire
-from domi_fast.gateway.events import Refusal
 from domi_fast.gateway.wire import NOWHERE, ToGateway, ToZone
 from domi_fast.gateway.zones import kind_of
 from domi_fast.stateful import Group, Message, Zone, zone_wire
 from domi_fast.stateful.snapshots import Snapshot, pack
-from tests.stateful.gateway import Gateway, connected, gateway, zone
+from tests.stateful.gateway import Gateway, connected, gateway, until_free, zone
 from tests.stateful.rooms import COUNT, JOIN, SAID, SAY, WAIT, Room
 from tests.stateful.test_groups import joined
 from tests.support import until
@@ -75,21 +74,26 @@ async def test_a_hundred_hand_overs_under_load(registry_url: str) -> None:
         here, there = (a, b) if 7 in a.groups else (b, a)
         for _ in range(HAND_OVERS):
             await here.hand_over(7, there.node.id)
-            assert 7 not in here.groups and 7 in there.groups
+            assert 7 not in here.groups
+            assert 7 in there.groups
             here, there = there, here
             # A group that moves on at once handles nothing, and what is said to it only grows.
-            await until(lambda room=here.group(7): room._mailbox.idle)
+            mailbox = here.group(7)._mailbox
+            await until(lambda mailbox=mailbox: mailbox.idle)
         stop = True
         await asyncio.gather(*talking)
         room = here.group(7)
         assert isinstance(room, Counting)
         await until(lambda: room.next == sent, 10)
-        assert room.faults == [] and room.next == sent
+        assert room.faults == []
+        assert room.next == sent
         for each, users in at.items():
             for user in users:
                 await until(lambda each=each, user=user: len(each.got(user, SAID)) == room.number)
                 assert each.got(user, SAID) == [b"%d" % number for number in range(room.number)]
-            assert not each.faults and not each.lost and not any(each.refused.values())
+            assert not each.faults
+            assert not each.lost
+            assert not any(each.refused.values())
             assert each.moves == HAND_OVERS
         assert room.number > HAND_OVERS
 
@@ -109,7 +113,9 @@ async def goes_on(a: Zone, one: Gateway, user: int) -> None:
     await until(lambda: one.got(user, SAID)[-1:] == [b"goes on"])
     room = a.group(7)
     room.add_user(user)
-    assert one.ways[7].zone == a.node.id and not one.faults and not one.lost
+    assert one.ways[7].zone == a.node.id
+    assert not one.faults
+    assert not one.lost
 
 
 async def refused(a: Zone, to: Zone, reason: str) -> None:
@@ -148,12 +154,14 @@ async def test_a_zone_that_does_not_take_it_leaves_it_where_it_is(registry_url: 
 
 
 async def test_an_older_zone_takes_nothing_of_a_newer(registry_url: str) -> None:
-    async with zone(registry_url, Room, node={"version": "1.9"}) as old:
-        async with Node("mover", registry=registry_url) as mover:
-            content = zone_wire.Transfer(7, "room", "1.10", pack(Snapshot(7, (), b"[]")))
-            message = zone_wire.transfer(content)
-            answer = await mover.request(LibraryChannel.ZONE, message, to=old.node.id)
-            assert answer == b"version 1.9 is older"
+    async with (
+        zone(registry_url, Room, node={"version": "1.9"}) as old,
+        Node("mover", registry=registry_url) as mover,
+    ):
+        content = zone_wire.Transfer(7, "room", "1.10", pack(Snapshot(7, (), b"[]")))
+        message = zone_wire.transfer(content)
+        answer = await mover.request(LibraryChannel.ZONE, message, to=old.node.id)
+        assert answer == b"version 1.9 is older"
 
 
 async def test_a_handler_that_runs_ends_before_its_group_moves(registry_url: str) -> None:
@@ -183,10 +191,13 @@ async def test_a_handler_that_runs_ends_before_its_group_moves(registry_url: str
         assert isinstance(there, Room)
         await until(lambda: len(one.got(user, SAID)) == 2)
         assert there.said == [(user, b"waits"), (user, b"waited"), (user, b"behind it")]
-        assert one.got(user, SAID) == [b"before it", b"behind it"] and not one.faults
+        assert one.got(user, SAID) == [b"before it", b"behind it"]
+        assert not one.faults
         with pytest.raises(DomiError, match=f"group 7 has moved to node {b.node.id}"):
             room.broadcast(SAID, b"too late")
-        assert room.closings == 1 and a.users == 0 and b.users == 1
+        assert room.closings == 1
+        assert a.users == 0
+        assert b.users == 1
 
 
 async def test_a_handler_cannot_wait_for_the_move_of_its_group(registry_url: str) -> None:
@@ -252,7 +263,8 @@ async def test_who_asks_late_is_told_where_the_group_is(registry_url: str) -> No
         one.let_switch()
         await moving
         await until(lambda: two.ways[7].zone == three.ways[7].zone == b.node.id)
-        assert two.closed[0] == (0, b.node.id) and not three.closed
+        assert two.closed[0] == (0, b.node.id)
+        assert not three.closed
         three.ways[7] = type(three.ways[7])()
         three.open(7, a.node.id)
         await until(lambda: three.ways[7].zone == b.node.id)
@@ -310,7 +322,8 @@ async def test_no_third_zone_makes_the_group_meanwhile(registry_url: str) -> Non
         stop = True
         await asking
         await until(lambda: len(two.closed) > 20)
-        assert not two.faults and {code for code, _ in two.closed} == {0}
+        assert not two.faults
+        assert {code for code, _ in two.closed} == {0}
         await goes_on(here, one, user)
 
 
@@ -327,12 +340,9 @@ async def test_a_name_that_is_free_for_an_instant_is_given_back(registry_url: st
         await until(lambda: one.kinds(ToGateway.CLOSED))
         assert one.kinds(ToGateway.CLOSED)[0][:13] == wire.closed(7, 0, NOWHERE, "")
         assert not x.groups
-        name = None
-        while name is None:
-            try:
-                name = await mover.cluster.names(kind_of("room")).claim("7")
-            except DomiError:
-                await asyncio.sleep(0.01)
+        names = mover.cluster.names(kind_of("room"))
+        await until_free(names, "7")
+        name = await names.claim("7")
         await name.release()
         await marker.release()
         await one.opened(7)
@@ -368,10 +378,10 @@ async def test_a_zone_that_dies_before_it_has_the_group_costs_nothing(registry_u
             assert heard[:2] == [zone_wire.Between.TRANSFER, zone_wire.Between.TAKE]
             await goes_on(a, one, user)
             holder = await a.node.cluster.names(kind_of("room")).find("7")
-            assert holder is not None and holder.id == a.node.id
+            assert holder is not None
+            assert holder.id == a.node.id
             moves = a.node.cluster.names(f"handovers.{kind_of('room')}")
-            while await moves.find("7") is not None:
-                await asyncio.sleep(0.01)
+            await until_free(moves, "7")
 
 
 async def transferred(by: Node, to: Zone, user: int) -> None:
@@ -399,7 +409,8 @@ async def test_a_zone_that_dies_after_it_has_sent_the_group(registry_url: str) -
             one.tell(b.node.id, wire.message(7, user, SAY, b"", b"second"))
             one.tell(b.node.id, wire.group(ToZone.OPEN, 7))
             await until(lambda: one.kinds(ToGateway.OPENED))
-            assert not one.got(user, SAID) and not one.members[7]
+            assert not one.got(user, SAID)
+            assert not one.members[7]
         # Its gateways may have told its members that it is lost: they are members all the same.
         one.faults.clear()
         await until(lambda: one.members[7] == {user} and len(room.users) == 1)
@@ -440,9 +451,7 @@ async def test_a_move_that_is_given_up(registry_url: str) -> None:
             to=b.node.id,
         )
         await until(lambda: not b.groups)
-        names = mover.cluster.names(kind_of("room"))
-        while await names.find("7") is not None:
-            await asyncio.sleep(0.01)
+        await until_free(mover.cluster.names(kind_of("room")), "7")
         for what in (zone_wire.Between.TAKE, zone_wire.Between.RUN):
             message = zone_wire.simple(what, 7) + b"\0\0"
             answer = await mover.request(LibraryChannel.ZONE, message, to=b.node.id)

@@ -40,7 +40,9 @@ async def test_leave_keeps_each_group_until_its_last_member_has_gone(registry_ur
             one.member(ToZone.LEAVE, second, 1)
             await old.wait_closed()
             await old.node.wait_closed()
-            assert not one.lost and not one.faults and not new.groups
+            assert not one.lost
+            assert not one.faults
+            assert not new.groups
             await joined(one, 1)
             assert 1 in new.groups
 
@@ -54,11 +56,14 @@ async def test_hand_over_moves_the_groups_to_the_newer(registry_url: str) -> Non
         users = {id: (await joined(one, id))[0] for id in range(20)}
         async with zone(registry_url, Room, node=NEW) as new:
             await old.node.wait_closed()
-            assert sorted(new.groups) == sorted(users) and new.users == len(users)
+            assert sorted(new.groups) == sorted(users)
+            assert new.users == len(users)
             for id, user in users.items():
                 one.say(user, id, SAY, b"here")
             await until(lambda: all(one.got(user, SAID) == [b"here"] for user in users.values()))
-            assert not one.lost and not one.faults and one.moves == len(users)
+            assert not one.lost
+            assert not one.faults
+            assert one.moves == len(users)
 
 
 async def test_what_cannot_be_moved_stays(registry_url: str) -> None:
@@ -114,4 +119,5 @@ async def test_a_node_that_drains_hands_its_groups_over(registry_url: str) -> No
         await one.opened(1, a.node.id)
         (user,) = await joined(one, 1)
         assert await a.node.drain(20)
-        assert b.group(1).users == {user} and not one.lost
+        assert b.group(1).users == {user}
+        assert not one.lost

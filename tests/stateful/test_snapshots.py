@@ -56,7 +56,7 @@ def test_there_and_back(snapshot: Snapshot) -> None:
 
 def test_junk_is_no_snapshot() -> None:
     good = pack(Snapshot(5, (1, 2), b"state"))
-    with pytest.raises(DomiError, match="0 bytes that are no snapshot: one begins with b'DOMg'"):
+    with pytest.raises(DomiError, match="0 bytes that are no snapshot"):
         unpack(b"")
     with pytest.raises(DomiError, match="no snapshot"):
         unpack(b"x" * 100)
@@ -79,7 +79,8 @@ async def test_a_group_is_restored_with_its_members(registry_url: str) -> None:
             snapshot = await rooms.group(1).snapshot()
         stranger = Ids(1000).next()
         found = unpack(snapshot)
-        assert found.group == 1 and found.members == tuple(sorted((first, second)))
+        assert found.group == 1
+        assert found.members == tuple(sorted((first, second)))
         await until(lambda: one.lost == [1] and not one.members[1])
         async with zone(registry_url) as other:
             with_stranger = pack(found._replace(members=(*found.members, stranger)))
@@ -117,7 +118,8 @@ async def test_a_snapshot_is_made_between_handlers(registry_url: str) -> None:
         assert not made.done()
         room.gate.set()
         state = unpack(await made).state
-        assert b"waited" in state and b"behind" not in state
+        assert b"waited" in state
+        assert b"behind" not in state
         await until(lambda: one.got(user, SAID))
         one.say(user, 1, 60)
         await until(lambda: within)
@@ -138,7 +140,8 @@ async def test_what_is_disposed_of_is_saved_and_comes_again(registry_url: str) -
         await joined(one, 1)
         room = rooms.group(1)
         assert isinstance(room, Room)
-        assert room.said == [(user, b"remember")] and user not in room
+        assert room.said == [(user, b"remember")]
+        assert user not in room
 
 
 async def test_what_has_changed_is_saved_every_interval(registry_url: str) -> None:
@@ -189,7 +192,8 @@ async def test_a_store_that_fails_costs_no_state(
         one.say(user, 1, SAY, b"remember")
         one.member(ToZone.LEAVE, user, 1)
         await until(lambda: rooms.node.counters().get("group_save_errors", 0) > 1)
-        assert 1 in rooms.groups and "cannot be saved" in caplog.text
+        assert 1 in rooms.groups
+        assert "cannot be saved" in caplog.text
         store.broken = False
         await until(lambda: 1 not in rooms.groups)
         # And what cannot be read is not begun anew.
@@ -253,7 +257,7 @@ async def test_a_killed_zone_loses_what_was_not_in_a_snapshot_alone(
                 async def is_saved() -> bool:
                     return b"remember" in (await store.load("room", 1) or b"")
 
-                while not await is_saved():
+                while not await is_saved():  # noqa: ASYNC110 - nobody tells of it
                     await asyncio.sleep(0.01)
                 place = one.ways[1].zone
                 process.send_signal(signal.SIGKILL)
@@ -268,7 +272,8 @@ async def test_a_killed_zone_loses_what_was_not_in_a_snapshot_alone(
                     await until(lambda: len(one.kinds(ToGateway.JOIN)) == 2, 15)
                     room = rooms.group(1)
                     assert isinstance(room, Room)
-                    assert room.said == [(user, b"remember")] and room.users == {user}
+                    assert room.said == [(user, b"remember")]
+                    assert room.users == {user}
         finally:
             process.kill()
             store.close()

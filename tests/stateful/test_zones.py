@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from domi_fast import DomiError, LibraryChannel, NameTaken, Node
+from domi_fast import DomiError, NameTaken, Node
 from domi_fast.gateway import wire
 from domi_fast.gateway.events import Refusal
 from domi_fast.gateway.ids import machine_of
 from domi_fast.gateway.wire import NOWHERE, ToGateway, ToZone
 from domi_fast.gateway.zones import kind_of
 from domi_fast.stateful import Group, Zone
-from tests.stateful.gateway import Gateway, connected, gateway, zone
+from tests.stateful.gateway import connected, gateway, until_free, zone
 from tests.stateful.rooms import JOIN, SAID, SAY, WAIT, Room
 from tests.stateful.test_groups import joined
 from tests.support import ROOT, until
@@ -111,7 +111,8 @@ async def test_a_zone_that_is_full_makes_no_group(registry_url: str) -> None:
         for id in (1, 2, 3):
             one.open(id, rooms.node.id)
         await until(lambda: len(one.closed) == 2)
-        assert one.closed[1] == (Refusal.FULL, NOWHERE) and sorted(rooms.groups) == [1, 2]
+        assert one.closed[1] == (Refusal.FULL, NOWHERE)
+        assert sorted(rooms.groups) == [1, 2]
         share = 0.95
         # Who is a group already goes on.
         one.say(user, 1, JOIN)
@@ -145,11 +146,8 @@ async def test_a_factory_that_fails_leaves_the_name_free(registry_url: str) -> N
             assert one.closed == [(Refusal.FAILED, NOWHERE)]
             assert reason in wire.text(wire.CLOSED, one.kinds(ToGateway.CLOSED)[0])
             names = rooms.node.cluster.names(kind_of("room"))
-            for _ in range(200):
-                if await names.find("1") is None:
-                    break
-                await asyncio.sleep(0.01)
-            assert await names.find("1") is None and not rooms.groups
+            await until_free(names, "1")
+            assert not rooms.groups
 
 
 async def test_two_zones_that_are_asked_at_once_make_one_group(registry_url: str) -> None:
@@ -222,7 +220,8 @@ async def test_a_group_by_hand_that_another_zone_has(
                 await late.ready()
             assert caught.value.holder.id == a.node.id
             assert json.loads(caught.value.holder.value) == {"zone": str(a.id)}
-            assert not other.groups and "is made by hand and is another's" in caplog.text
+            assert not other.groups
+            assert "is made by hand and is another's" in caplog.text
 
 
 async def test_a_group_without_members_ends(registry_url: str) -> None:
@@ -235,15 +234,18 @@ async def test_a_group_without_members_ends(registry_url: str) -> None:
         assert 1 in rooms.groups
         one.member(ToZone.LEAVE, user, 1)
         await until(lambda: 1 not in rooms.groups)
-        assert one.kinds(ToGateway.MOVED) == [wire.moved(1, NOWHERE)] and one.moves == 1
+        assert one.kinds(ToGateway.MOVED) == [wire.moved(1, NOWHERE)]
+        assert one.moves == 1
         await rooms._endings.over(1)
         assert await rooms.node.cluster.names(kind_of("room")).find("1") is None
-        assert room.closings == 1 and not rooms.users
+        assert room.closings == 1
+        assert not rooms.users
         with pytest.raises(DomiError, match="group 1 has ended: it had no members"):
             room.broadcast(SAID, b"")
         # It is made anew for who asks again.
         await joined(one, 1)
-        assert rooms.group(1) is not room and not one.faults
+        assert rooms.group(1) is not room
+        assert not one.faults
 
 
 async def test_a_message_that_crosses_the_end_is_not_lost(registry_url: str) -> None:
@@ -263,7 +265,9 @@ async def test_a_message_that_crosses_the_end_is_not_lost(registry_url: str) -> 
         two.let_switch()
         two.say(user, 1, SAY, b"still there")
         await until(lambda: two.got(user, SAID) == [b"still there"])
-        assert rooms.group(1) is room and not two.refused[user] and not two.lost
+        assert rooms.group(1) is room
+        assert not two.refused[user]
+        assert not two.lost
 
 
 async def test_a_gateway_that_is_lost_while_a_group_ends_is_not_waited_for(
@@ -293,7 +297,8 @@ async def test_a_group_whose_name_is_anothers_is_lost(
         with pytest.raises(DomiError, match="group 1 is lost: another node has its name"):
             room.broadcast(SAID, b"twice")
         await until(lambda: one.lost == [1])
-        assert not rooms.groups and "another node has its name" in caplog.text
+        assert not rooms.groups
+        assert "another node has its name" in caplog.text
 
 
 async def test_a_group_that_is_lost_is_noticed_by_itself(registry_url: str) -> None:
@@ -346,7 +351,8 @@ async def test_closing_tells_the_gateways_and_lets_handlers_end(registry_url: st
             await closing
         assert room.said == [(user, b"waits"), (user, b"waited")]
         await until(lambda: one.lost == [1])
-        assert rooms.state == "closed" and room.closings == 1
+        assert rooms.state == "closed"
+        assert room.closings == 1
         await rooms.wait_closed()
         # The node was not the zone's.
         assert node.state == "serving"
@@ -377,7 +383,8 @@ async def test_the_node_closes_its_zone(registry_url: str) -> None:
         await connected(one)
         await one.opened(1)
         await rooms.node.close()
-        assert rooms.state == "closed" and one.lost == [1]
+        assert rooms.state == "closed"
+        assert one.lost == [1]
         await rooms.close()
 
 
@@ -393,7 +400,8 @@ async def test_a_node_has_one_zone(registry_url: str) -> None:
     async with zone(registry_url, Room) as rooms:
         with pytest.raises(DomiError, match="a node has one, make another for another zone"):
             await Zone(rooms.node, Room).start()
-        assert rooms.state == "serving" and rooms.node.state == "serving"
+        assert rooms.state == "serving"
+        assert rooms.node.state == "serving"
 
 
 PROGRAM = """
