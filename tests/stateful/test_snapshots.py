@@ -61,7 +61,7 @@ def test_junk_is_no_snapshot() -> None:
     with pytest.raises(DomiError, match="no snapshot"):
         unpack(b"x" * 100)
     for cut in range(len(good)):
-        with pytest.raises(DomiError, match="no snapshot|it was cut or changed"):
+        with pytest.raises(DomiError, match=r"no snapshot|it was cut or changed"):
             unpack(good[:cut])
     with pytest.raises(DomiError, match=f"{len(good) + 1} bytes whose head says {len(good)}"):
         unpack(good + b"x")
