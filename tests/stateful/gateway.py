@@ -279,4 +279,7 @@ async def until_free(names: Names, name: str) -> None:
 async def connected(*gateways: Gateway, zones: int = 1) -> None:
     """Until each gateway has heard of so many zones."""
     for each in gateways:
+        await each.node.wait_subscribed(LibraryChannel.ZONE, zones, 5)
+        for machine in each.node.subscribers(LibraryChannel.ZONE):
+            each.tell(machine, bytes((ToZone.HELLO,)))
         await until(lambda each=each: len(each.states) >= zones)

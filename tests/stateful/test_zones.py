@@ -55,7 +55,7 @@ def test_a_zone_is_of_a_node() -> None:
 def test_the_kind_of_a_services_names() -> None:
     assert kind_of("room") == "groups.room"
     assert re.fullmatch(r"groups\.-[0-9a-f]{64}", kind_of("räume/1"))
-    assert re.fullmatch(r"groups\.[0-9a-f]{64}", kind_of("x" * 101))
+    assert re.fullmatch(r"groups\.-[0-9a-f]{64}", kind_of("x" * 101))
     assert len(f"handovers.{kind_of('x' * 100)}") <= 128
 
 
