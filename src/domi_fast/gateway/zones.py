@@ -15,7 +15,7 @@ from packaging.version import Version
 from ..config import parse_version
 from ..errors import FrameError
 
-_PLAIN: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,100}")
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _MOST_REMEMBERED: Final = 4096
 
 
