@@ -58,7 +58,8 @@ const decoder = new TextDecoder();
  * @property {number} [heartbeat]  Milliseconds between pings; a gateway that is silent for twice as
  *     long is taken for lost. 10,000.
  * @property {number} [timeout]  Milliseconds for a connection and the gateway's answer. 10,000.
- * @property {number} [outboxFrames]  How many messages may wait until the gateway has them. 1,024.
+ * @property {number} [outboxFrames]  How many messages may wait until the gateway has them. 128:
+ *     more than its `burst` would be too many at once, when they are sent again.
  * @property {number} [outboxBytes]  How many bytes of them. 1 MiB.
  *
  * @typedef {object} Sent  A message, as it was given to `send()` or `tell()`.
@@ -130,7 +131,7 @@ export class DomiClient {
     this.#reconnect = reconnect === false ? null : { ...defaults, ...reconnect };
     this.#heartbeat = options.heartbeat ?? 10000;
     this.#timeout = options.timeout ?? 10000;
-    this.#outbox = new Outbox(options.outboxFrames ?? 1024, options.outboxBytes ?? 2 ** 20);
+    this.#outbox = new Outbox(options.outboxFrames ?? 128, options.outboxBytes ?? 2 ** 20);
     if (options.session) this.#restore(options.session);
   }
 
@@ -288,10 +289,17 @@ export class DomiClient {
     this.#socket = socket;
     this.#limit();
     socket.binaryType = "arraybuffer";
-    socket.onopen = () => void this.#begin(socket);
+    let opened = false;
+    socket.onopen = () => {
+      opened = true;
+      void this.#begin(socket);
+    };
     socket.onmessage = (event) => this.#hear(event.data);
     socket.onclose = (event) => this.#lose(event.code, event.reason);
-    socket.onerror = () => {}; // close follows, and says as much
+    // Node's WebSocket says no more than this of a connection that cannot be made.
+    socket.onerror = () => {
+      if (!opened && socket === this.#socket) this.#lose(ABNORMAL, "no connection");
+    };
   }
 
   #limit() {
