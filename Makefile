@@ -150,7 +150,8 @@ endif
 # ---------------------------------------------------------------------------------------------------
 # Targets
 
-.PHONY: help setup setup-others demo test test-alone test-together consul-agent lint format test-debug test-asan fuzz \
+.PHONY: help setup setup-others demo test test-alone test-together consul-agent lint lint-js format \
+	test-debug test-asan fuzz \
 	test-oldest test-newest bench bench-peers bench-smoke guard soak sdist check-sdist clean distclean
 
 help: ## Say what can be made
@@ -195,14 +196,17 @@ lint: $(VENV)/.ready ## Check style and types
 	$(PY) -m mypy
 	MYPYPATH=src $(PY) -m mypy.stubtest --ignore-disjoint-bases domi_fast._core
 
+lint-js: ## Check the types of the JavaScript client (node and npm)
+	@sh tests/browser/check_types.sh
+
 format: $(VENV)/.ready ## Put the Python files in form
 	$(PY) -m ruff check --fix-only --quiet .
 	$(PY) -m ruff format .
 
 # What a build of the core changes, the other servers' registries, the command, the wings, plain
-# Python, and programs in C of their own do not show, nor does a picture; and the two builds share the loops
-# between them, whose parts of the core are the same (--loop=both: both).
-OF_THE_CORE := not external and not command and not wing and not native and not picture
+# Python, and programs in C of their own do not show, nor do a picture and a browser; and the two builds
+# share the loops between them, whose parts of the core are the same (--loop=both: both).
+OF_THE_CORE := not external and not command and not wing and not native and not picture and not browser
 test-debug: .venv-debug/.ready ## Run the tests with run-time checks, live-object counters, asyncio's debug mode
 	DOMI_DEBUG=1 PYTHONASYNCIODEBUG=1 .venv-debug/bin/python -X dev $(PYTEST) -m "$(OF_THE_CORE)" \
 		--loop=asyncio $(ARGS)
@@ -227,8 +231,9 @@ fuzz: .venv-fuzz/.ready ## Fuzz the frame reader and the handshake, for a minute
 setup-others: $(if $(OLDEST_PYTHON),.venv-$(OLDEST)/.ready) $(if $(NEWEST_PYTHON),.venv-$(NEWEST)/.ready) ## Build the library for the oldest and the newest Python that are here
 
 # On other Pythons each external registry shows that it keeps the contract, and the faults of its
-# server are left to the first; so are one of the two loops, and the pictures: no matplotlib there.
-ON_ANOTHER := (contract or not external) and not native and not picture
+# server are left to the first; so are one of the two loops, the browsers, and the pictures: no
+# matplotlib there.
+ON_ANOTHER := (contract or not external) and not native and not picture and not browser
 
 # $(call on_other,version,found)
 define on_other
@@ -289,7 +294,7 @@ check-sdist: sdist ## Install the source distribution as a user would, and impor
 define CHECK_INSTALLED
 import importlib.metadata, pathlib, domi_fast, domi_fast._core
 here = pathlib.Path(domi_fast.__file__).parent
-for name in ("py.typed", "_core.pyi", "_core.pxd", "_serial.pxd"):
+for name in ("py.typed", "_core.pyi", "_core.pxd", "_serial.pxd", "gateway/client.js"):
     assert (here / name).is_file(), name + " is missing from the installation"
 assert not list(here.rglob("*.pyx")), "the sources of the core were installed"
 print("domi_fast", importlib.metadata.version("domi-fast"), "installs and imports from its sdist")

@@ -10,8 +10,7 @@ import json
 
 from domi_fast import Node, run
 from domi_fast.errors import AuthError
-from domi_fast.gateway import Gateway
-from domi_fast.gateway.config import Login
+from domi_fast.gateway import Gateway, Login
 
 MOST_NAME = 24
 

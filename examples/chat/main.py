@@ -32,11 +32,11 @@ GRACE = 10.0  # seconds for the orderly end
 
 EPILOG = """\
 examples:
-  python examples/chat/main.py                          two gateways, two zones, the page on port 8000
-  python examples/chat/main.py --open                   and a browser on it
+  python examples/chat/main.py                  two gateways, two zones, the page on port 8000
+  python examples/chat/main.py --open           and a browser on it
   python examples/chat/main.py --gateways 3 --zones 5
-  python examples/chat/main.py --port 0                 on any port that is free
-  kill -9 PID                                           of a zone: watch its rooms come back
+  python examples/chat/main.py --port 0         on any port that is free
+  kill -9 PID                                   of a zone: watch its rooms come back
 
 Ctrl-C stops all of it. Nothing is started again that has ended.
 """
@@ -158,8 +158,8 @@ async def watch(console: Console, child: Child) -> None:
 
 async def chat(options: argparse.Namespace, console: Console) -> None:
     stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(stop, stopped.set)
     children: list[Child] = []
     gateways: list[Child] = []
     zones: list[Child] = []

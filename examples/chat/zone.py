@@ -16,7 +16,7 @@ from collections import deque
 from typing import Any
 
 from domi_fast import Node, run
-from domi_fast.gateway.events import LibraryEvent
+from domi_fast.gateway import LibraryEvent
 from domi_fast.stateful import Group, Message, SqliteSnapshots, Zone
 
 JOIN = 50  # {room}; answered with HISTORY

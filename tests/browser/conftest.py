@@ -14,7 +14,7 @@ from tests.servers import missing
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
-SIZE = (1200, 760)
+SIZE = (1200, 880)
 
 
 @pytest.fixture

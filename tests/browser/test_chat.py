@@ -154,9 +154,7 @@ def chat(tmp_path: Path) -> Iterator[Chat]:
         started.process.wait()
 
 
-def test_rooms_over_two_gateways(
-    chat: Chat, browser: Callable[[], Chrome], tmp_path: Path
-) -> None:
+def test_rooms_over_two_gateways(chat: Chat, browser: Callable[[], Chrome], tmp_path: Path) -> None:
     urls = chat.urls()
     ada, ben = (Page(browser(), url) for url in urls)
     ada.enter("Ada", "lobby")

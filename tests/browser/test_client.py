@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 import struct
+import subprocess
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
@@ -19,10 +20,11 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from domi_fast import encode_frame
 from domi_fast.gateway import frames
 from domi_fast.gateway.events import LibraryEvent
-from tests.servers import missing
+from tests.servers import absent, missing
 
 DRIVER = Path(__file__).with_name("driver.mjs")
 CLIENT = Path(frames.__file__).with_name("client.js")
+OLDEST_NODE = 20
 PATIENCE = 20.0
 GRACE = 60.0
 ID = struct.pack("<Q", 2**62 + 7) + bytes(range(16))
@@ -60,6 +62,9 @@ class Program:
 @contextlib.asynccontextmanager
 async def program() -> AsyncIterator[Program]:
     missing("node", "nodejs")
+    version = subprocess.run(["node", "--version"], check=True, capture_output=True, text=True)
+    if int(version.stdout[1:].split(".")[0]) < OLDEST_NODE:
+        absent(f"Node {OLDEST_NODE}", "nodejs")
     process = await asyncio.create_subprocess_exec(
         *("node", "--experimental-websocket", "--no-warnings", str(DRIVER), str(CLIENT)),
         stdin=PIPE,
@@ -87,7 +92,8 @@ class Connection:
         """The next frame of the client."""
         message = await asyncio.wait_for(self.socket.receive(), PATIENCE)
         assert message.type is WSMsgType.BINARY, message
-        return tuple(frames.parse(message.data))
+        event, data, extend = frames.parse(message.data)
+        return event, data, extend
 
     async def hears(self, event: int) -> bytes:
         """The data of the next frame, which has this event."""
@@ -106,7 +112,8 @@ class Connection:
         """The code with which the client closes."""
         message = await asyncio.wait_for(self.socket.receive(), PATIENCE)
         assert message.type is WSMsgType.CLOSE, message
-        return self.socket.close_code
+        code: int | None = self.socket.close_code
+        return code
 
     async def say(self, frame: bytes) -> None:
         await self.socket.send_bytes(frame)
@@ -195,8 +202,10 @@ async def test_a_session_from_its_beginning_to_its_end() -> None:
         assert await page.hears(51) == "hello"
         await connection.say(frames.refused(666, 50, 3, "all full"))
         assert await page.hears("refused") == {
-            **{"group": "666", "event": 50},
-            **{"code": 3, "reason": "all full"},
+            "group": "666",
+            "event": 50,
+            "code": 3,
+            "reason": "all full",
         }
         await connection.say(frames.lost(2**64 - 1, "gone"))
         assert await page.hears("lost") == {"group": str(2**64 - 1), "reason": "gone"}
@@ -272,7 +281,9 @@ async def test_another_client_goes_on_with_what_suspend_gave() -> None:
         page.do("session")
         kept = await page.hears("session")
 
-        reloaded.do("make", [f"ws://127.0.0.1:{gateway.port}/other", gateway.url], {"session": kept})
+        reloaded.do(
+            "make", [f"ws://127.0.0.1:{gateway.port}/other", gateway.url], {"session": kept}
+        )
         reloaded.do("connect")
         connection = await gateway.connection()
         assert await connection.hears(LibraryEvent.RESUME) == resume(ID, 1)

@@ -8,6 +8,7 @@ import { DomiClient } from "./client.js";
 const [JOIN, MESSAGE, LEFT, HISTORY, PEOPLE] = [50, 51, 52, 53, 54];
 const KEPT = "domi-chat";
 const AGAIN = 500; // milliseconds before a room is tried again
+const SHOWN = 200; // lines of a room
 
 const $ = (id) => document.getElementById(id);
 const bytes = (value) => new TextEncoder().encode(JSON.stringify(value));
@@ -125,7 +126,7 @@ async function connect(session) {
     const line = value(data);
     const found = rooms.get(line.room);
     if (!found) return;
-    found.lines.push(line);
+    found.lines = [...found.lines, line].slice(-SHOWN);
     if (line.room !== current || document.hidden) found.unread += 1;
     show();
   });
