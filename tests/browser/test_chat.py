@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -91,6 +92,17 @@ class Page:
         pid = self.driver.execute_script("return document.getElementById('zone').dataset.pid")  # type: ignore[no-untyped-call]
         return int(pid or 0)
 
+    def note_badges(self) -> None:
+        """Have each text of the badge noted from now on."""
+        self.driver.execute_script(  # type: ignore[no-untyped-call]
+            "window.noted = []; new MutationObserver(() => noted.push(badge.textContent))"
+            ".observe(document.getElementById('badge'), {childList: true})"
+        )
+
+    @property
+    def badges(self) -> list[str]:
+        return list(self.driver.execute_script("return window.noted"))  # type: ignore[no-untyped-call]
+
     def seen(self) -> object:
         return self.badge, self.said, self.notices, self.people, self.driver.get_log("browser")
 
@@ -130,6 +142,12 @@ class Chat:
             return re.findall(r"http://\S+", text) if "Ctrl-C" in text else []
 
         return until(found, self.log.read_text)
+
+    def pid(self, name: str) -> int:
+        """Of one of its processes, as its table has it."""
+        found = re.search(rf"{name}\D+\d+\D+(\d+)", self.log.read_text())
+        assert found is not None, self.log.read_text()
+        return int(found[1])
 
     def is_kept(self, text: str) -> bool:
         """Whether the snapshot of a room has this."""
@@ -199,11 +217,14 @@ def test_rooms_over_two_gateways(chat: Chat, browser: Callable[[], Chrome], tmp_
     zone = ada.zone
     assert ben.zone == zone
     until(lambda: chat.is_kept(texts[-1]), chat.log.read_text)
+    for page in (ada, ben):
+        page.note_badges()
     os.kill(zone, signal.SIGKILL)
     for page in (ada, ben):
         until(lambda page=page: page.zone not in (0, zone), page.seen)
         page.hears(*texts)
-        assert "gateway" in page.badge
+        assert page.badges == ["Room lost, joining again …", page.badge]
+        assert page.badge.startswith("Connected to gateway")
     ada.say("What was that?")
     ben.hears(*texts, "What was that?")
     ben.say("A zone was killed. We are at the other one.")
@@ -222,3 +243,61 @@ def test_rooms_over_two_gateways(chat: Chat, browser: Callable[[], Chrome], tmp_
             if entry["level"] == "SEVERE" and "WebSocket" not in entry["message"]
         ]
         assert not complaints
+
+
+def test_a_page_goes_to_another_gateway_when_its_own_is_killed(
+    chat: Chat, browser: Callable[[], Chrome]
+) -> None:
+    urls = chat.urls()
+    page = Page(browser(), urls[1])
+    page.enter("Ada", "lobby")
+    page.say("At the first gateway.")
+    page.hears("At the first gateway.")
+    before = page.user
+    os.kill(chat.pid("gateway 1"), signal.SIGKILL)
+    until(lambda: page.badge == "Connected to gateway 0", page.seen)
+    page.say("At the second.")
+    page.hears("At the first gateway.", "At the second.")
+    assert page.user != before
+    until(lambda: page.people == ["Ada (you)"], page.seen)
+    assert "gateway 1 (pid" in chat.log.read_text()
+
+
+def test_a_name_that_the_gateway_refuses_is_asked_for_again(
+    chat: Chat, browser: Callable[[], Chrome]
+) -> None:
+    page = Page(browser(), chat.urls()[0])
+    page.enter("   ", "lobby")
+    until(lambda: page.text_of("#problem") == ["a name of 1 to 24 letters is wanted"], page.seen)
+    page.enter("Ada", "lobby")
+    page.say("Now it knows me.")
+    page.hears("Now it knows me.")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / p) for p in paths if p)}
+    return subprocess.run(
+        [sys.executable, "examples/chat/main.py", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+def test_the_chat_says_how_it_is_used() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    assert "python examples/chat/main.py --gateways 3 --zones 5" in done.stdout
+
+
+def test_a_port_that_is_taken_is_said() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run("--port", str(port))
+    assert done.returncode == 1
+    assert f"no chat: port {port}" in done.stderr
+    assert "give --port another, or 0" in done.stderr

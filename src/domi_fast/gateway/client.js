@@ -448,36 +448,39 @@ export class DomiClient {
       this.#forget();
       return this.#end(code, reason);
     }
-    if (code === GOING_AWAY) this.#at = (this.#at + 1) % this.#urls.length;
     this.#state = "connecting";
     const settings = this.#reconnect;
+    let over = code === GOING_AWAY ? reason || CLOSED : "";
     if (!settings) {
-      if (code === GOING_AWAY && this.#session) this.#expire(reason || CLOSED);
+      if (over && this.#session) this.#expire(over);
       return this.#end(code, reason);
     }
     if (was === "open") {
       this.#awaySince = now();
       if (this.#awaySince - this.#openSince >= PROVEN) this.#attempt = 0;
+    } else if (!over && this.#session) {
+      over = this.#unreached(settings.stay);
+      // The next gateway is not the one that was tried in vain.
+      if (over) this.#attempt = 0;
     }
-    const most = Math.min(settings.firstDelay * 2 ** this.#attempt, settings.maxDelay);
+    let most = Math.min(settings.firstDelay * 2 ** this.#attempt, settings.maxDelay);
     this.#attempt += 1;
+    if (over || (!this.#session && was !== "open")) this.#at = (this.#at + 1) % this.#urls.length;
+    else if (this.#urls.length > 1) most = Math.min(most, settings.stay);
     this.#timer = setTimeout(() => this.#open(), most * (0.5 + Math.random() / 2));
     if (was === "open") this.#emit("away", { code, reason });
-    if (code === GOING_AWAY) {
-      if (this.#session) this.#expire(reason || CLOSED);
-    } else if (was !== "open") this.#unreached(settings.stay);
+    if (over && this.#session) this.#expire(over);
   }
 
-  /** The gateway was not reached: shall the next one be?
-   * @param {number} stay */
+  /**
+   * Why a session is given up whose gateway was not reached; empty while it is not.
+   *
+   * @param {number} stay
+   */
   #unreached(stay) {
     const away = now() - this.#awaySince;
-    if (this.#session) {
-      const several = this.#urls.length > 1;
-      if (away < this.#session.grace && !(several && away >= stay)) return;
-      this.#expire(several ? "its gateway is out of reach" : "the time of grace is over");
-    }
-    this.#at = (this.#at + 1) % this.#urls.length;
+    if (away >= (this.#session?.grace ?? 0)) return "the time of grace is over";
+    return this.#urls.length > 1 && away >= stay ? "its gateway is out of reach" : "";
   }
 
   /** @param {string} reason */
