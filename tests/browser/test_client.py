@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import itertools
 import json
 import struct
 import subprocess
@@ -331,8 +332,10 @@ async def test_an_expired_session_is_followed_by_another_on_the_same_connection(
         }
         await connection.welcome(OTHER)
         assert (await page.hears("welcome"))["user"] == str(2**62 + 8)
-        # Only because the program has sent it again.
+        # Once, as the program has sent it again once.
+        page.do("tell", 60, "two")
         assert await connection.hears_group() == (5, 50, b"one")
+        assert await connection.hears(60) == b"two"
         connection.cut()
         await page.hears("away")
         connection = await gateway.connection()
@@ -366,6 +369,65 @@ async def test_a_pong_confirms_what_was_sent_before_the_ping() -> None:
         assert kept["confirmed"] == 1
         sent = [frames.parse(base64.b64decode(each)).data for each in kept["outbox"]]
         assert sent == [b"two", b"three", b"four", b"five"]
+
+
+async def test_the_bytes_that_wait_are_bounded() -> None:
+    async with program() as page:
+        page.do("make", "ws://127.0.0.1:1/", {"outboxBytes": 100})
+        page.do("tell", 60, "x" * 84)  # and 8 of its head
+        page.do("tell", 60, "x")
+        assert "1 messages of 92 bytes wait" in await page.hears("raised")
+        page.do("tell", 60, "")
+        page.do("tell", 60, "")
+        assert "2 messages of 100 bytes wait" in await page.hears("raised")
+
+
+async def test_a_time_of_grace_that_is_over_ends_the_session() -> None:
+    async with program() as page:
+        async with Gateway().serving() as gateway:
+            page.do("make", gateway.url, {"reconnect": QUICK})
+            page.do("connect")
+            connection = await gateway.connection()
+            await connection.hears(LibraryEvent.HELLO)
+            await connection.say(frames.welcome(ID, 0.1))
+            await page.hears("welcome")
+            await page.hears("connected")
+            connection.cut()
+            await page.hears("away")
+        expired = await page.hears("expired")
+        assert expired["reason"] == "the time of grace is over"
+        async with Gateway().serving(gateway.port) as again:
+            connection = await again.connection()
+            await connection.welcome(OTHER)
+            await page.hears("welcome")
+
+
+async def test_a_gateway_that_does_not_answer_is_tried_again() -> None:
+    async with Gateway().serving() as gateway, program() as page:
+        page.do("make", gateway.url, {"reconnect": QUICK, "timeout": 100})
+        page.do("connect")
+        connection = await gateway.connection()
+        await connection.hears(LibraryEvent.HELLO)
+        assert await connection.ends() == 4000
+        connection = await gateway.connection()
+        await connection.welcome()
+        await page.hears("welcome")
+
+
+async def test_bye_ends_a_connection_as_a_close_frame_does() -> None:
+    async with Gateway().serving() as gateway, program() as page:
+        page.do("make", gateway.url, {"reconnect": QUICK})
+        page.do("connect")
+        connection = await gateway.connection()
+        await connection.welcome()
+        await page.hears("welcome")
+        await page.hears("connected")
+        await connection.say(frames.bye(1001, "drained"))
+        assert await page.hears("away") == {"code": 1001, "reason": "drained"}
+        assert await page.hears("expired") == {"reason": "drained", "unconfirmed": []}
+        connection = await gateway.connection()
+        await connection.welcome(OTHER)
+        await page.hears("welcome")
 
 
 async def test_a_silent_gateway_is_left() -> None:
@@ -468,6 +530,18 @@ async def test_the_tries_become_rarer() -> None:
         waits = [after - before for before, after in zip(ended, gateway.times[1:], strict=True)]
         for number, wait in enumerate(waits):
             assert wait >= 0.9 * min(first * 2**number, most) / 2000, waits
+
+
+async def test_the_tries_become_no_rarer_than_allowed() -> None:
+    async with Gateway().serving() as gateway, program() as page:
+        page.do("make", gateway.url, {"reconnect": {"firstDelay": 10, "maxDelay": 20}})
+        page.do("connect")
+        for _ in range(12):  # the last of which would come 10 s after the one before
+            connection = await gateway.connection()
+            await connection.hears(LibraryEvent.HELLO)
+            await connection.close(1013, "full")
+        waits = [after - before for before, after in itertools.pairwise(gateway.times)]
+        assert max(waits) < 5.0, waits
 
 
 async def test_who_does_not_want_to_reconnect_keeps_the_session() -> None:
