@@ -303,6 +303,9 @@ async def test_add_and_remove(registry_url: str) -> None:
         assert rooms.users == 0
         room.send(user, SAID, b"you are no member")
         await until(lambda: one.got(user, SAID))
+        for nobody in (-1, 1 << 64, "user"):
+            with pytest.raises(ValueError, match="the id of a user is an int"):
+                room.add_user(nobody)  # type: ignore[arg-type]
         stranger = Ids(1000).next()
         for send in (
             lambda: room.add_user(stranger),

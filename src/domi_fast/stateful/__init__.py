@@ -1,7 +1,6 @@
 """Groups with state, of users at many gateways, in zones that share them out."""
 
-from .group import Group
-from .messages import Message
+from .group import Group, Message
 from .snapshots import SnapshotStore, SqliteSnapshots
 from .zone import Zone
 

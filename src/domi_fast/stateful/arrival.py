@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from .. import Context
 from ..errors import DomiError, NameTaken, RegistryError
 from ..gateway import wire
 from ..gateway.events import USER_EVENT, Refusal
 from ..gateway.wire import ToGateway, UserMessage
-from .openings import RETRY_PAUSE, Closed, give_back
-
-if TYPE_CHECKING:
-    from .. import Context
-    from ..names import Name
-    from .group import Group
-    from .links import Link
-    from .zone import Zone
+from ..names import Name
+from .claims import RETRY_PAUSE, Closed, give_back
+from .endings import Endings
+from .group import Group, Home
+from .links import Link
+from .openings import Openings
 
 _CLAIM: Final = 8.0
 
@@ -29,8 +28,12 @@ class Arrival:
     :param origin: the link to that zone.
     """
 
-    def __init__(self, zone: Zone, group: Group, origin: Link) -> None:
+    def __init__(
+        self, zone: Home, openings: Openings, endings: Endings, group: Group, origin: Link
+    ) -> None:
         self._zone = zone
+        self._openings = openings
+        self._endings = endings
         self._group = group
         self.origin = origin
         self._name: Name | None = None
@@ -59,7 +62,7 @@ class Arrival:
     async def _claim(self) -> bytes:
         """Try it once; what has prevented it, or nothing."""
         try:
-            name = await self._zone._openings.claim(self._group.id)
+            name = await self._openings.claim(self._group.id)
         except (NameTaken, RegistryError, OSError) as error:
             return str(error).encode()
         if self._aborted:  # meanwhile
@@ -110,7 +113,7 @@ class Arrival:
         group._mailbox.extend(self._direct)
         zone._note_changed(group)
         group._open()
-        zone._endings.note(group)
+        self._endings.note(group)
         zone._changed.set()
 
     def abort(self) -> None:

@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import Any
 
-from .openings import give_back
-
-if TYPE_CHECKING:
-    from .group import Group
-    from .zone import Zone
+from .claims import give_back
+from .group import Group, Home
+from .hand_over import HandOver
+from .openings import Openings
+from .saver import Saver
 
 log = logging.getLogger(__name__)
 
 
-async def close_groups(zone: Zone) -> None:
+async def close_groups(
+    zone: Home,
+    openings: Openings,
+    hand_over: HandOver,
+    saver: Saver,
+    closers: set[asyncio.Task[Any]],
+) -> None:
     """Let the handlers that run end, for ``drain_timeout`` seconds at most; save what has changed,
     tell the gateways, and give the names back.
+
+    :param closers: tasks that wait for this, and which therefore are not waited for.
     """
     timeout = zone.node.config.drain_timeout
-    await zone._openings.end()
-    await zone._hand_over.end(timeout / 4)
+    await openings.end()
+    await hand_over.end(timeout / 4)
     groups = list(zone._groups.values())
-    late = await _stop(zone, groups, timeout / 2)
+    late = await _stop(groups, closers, timeout / 2)
     for group in late:
         log.warning("%r: a handler still runs after %g s: it is cancelled", group, timeout / 2)
     try:
-        await asyncio.wait_for(zone._saver.save_all(), timeout / 4)
+        await asyncio.wait_for(saver.save_all(), timeout / 4)
     except asyncio.TimeoutError:
         log.warning("%r: not all groups could be saved in time", zone)
     names = []
@@ -46,14 +54,16 @@ async def close_groups(zone: Zone) -> None:
             await asyncio.wait(pending)
 
 
-async def _stop(zone: Zone, groups: list[Group], timeout: float) -> list[Group]:
+async def _stop(
+    groups: list[Group], closers: set[asyncio.Task[Any]], timeout: float
+) -> list[Group]:
     """Begin no handler any more, and end those that run. Returns whose was cancelled."""
     running = {}
     for group in groups:
         group._mailbox.stop()
         task = group._mailbox.task
         # A handler that closes the zone waits for it, and it does not wait for the handler.
-        if task is not None and task not in zone._closers:
+        if task is not None and task not in closers:
             running[task] = group
     if not running:
         return []

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final
 
 from ..channels import LibraryChannel
 from ..errors import DomiError, NameTaken, PeerLost, RegistryError
 from ..gateway import wire
 from ..gateway.wire import UserMessage
+from ..names import Name
 from . import zone_wire
-from .openings import RETRY_PAUSE, give_back
+from .claims import RETRY_PAUSE, give_back
+from .group import Group, Home
+from .links import Link
+from .openings import Openings
+from .saver import Saver
 from .zone_wire import Between, Transfer
-
-if TYPE_CHECKING:
-    from ..names import Name
-    from .group import Group
-    from .links import Link
-    from .zone import Zone
 
 log = logging.getLogger(__name__)
 
@@ -32,16 +32,32 @@ class Departure:
     zone's any more, and what comes for it is passed on.
 
     :param link: to the zone that takes it.
+    :param gone: called when it cannot be undone any more.
+    :param over: called at its end, if it came so far.
     """
 
-    def __init__(self, zone: Zone, group: Group, link: Link) -> None:
+    def __init__(
+        self,
+        zone: Home,
+        openings: Openings,
+        saver: Saver,
+        group: Group,
+        link: Link,
+        *,
+        gone: Callable[[Departure], None],
+        over: Callable[[Departure], None],
+    ) -> None:
         self._zone = zone
+        self._openings = openings
+        self._saver = saver
+        self._note_gone = gone
+        self._note_over = over
         self._group = group
         self._link = link
         self.id = group.id
         self.machine = link.machine
         self._waiting: set[int] = set()
-        self._gone: list[int] = []
+        self._lost: list[int] = []
         self._told = asyncio.Event()
         """Set when nobody has to be waited for any more."""
 
@@ -55,7 +71,7 @@ class Departure:
         try:
             await group._mailbox.hold()
             try:
-                await self._zone._saver.settled(group)
+                await self._saver.settled(group)
                 await self._offer()
             except BaseException:
                 group._mailbox.release()
@@ -74,16 +90,17 @@ class Departure:
         released = False
         try:
             await self._ask(zone_wire.transfer(content))
-            marker = await zone._openings.moves.claim(str(self.id))
+            marker = await self._openings.moves.claim(str(self.id))
             zone._check_held(group)
             if group._silent or group._name is None:
                 raise DomiError(f"group {self.id} {group._silent or 'is not claimed'}")
             await group._name.release()
             released = True
             await self._ask(zone_wire.simple(Between.TAKE, self.id))
-        except BaseException:
+        except BaseException as error:
             self._link.tell(zone_wire.simple(Between.ABORT, self.id), LibraryChannel.ZONE)
-            if released:
+            # Who cancels this closes the zone, and the group with it.
+            if released and not isinstance(error, asyncio.CancelledError):
                 await self._claim_back()
             raise
         finally:
@@ -96,7 +113,7 @@ class Departure:
         end = asyncio.get_running_loop().time() + CLAIM_BACK
         while True:
             try:
-                self._group._name = await zone._openings.claim(self.id)
+                self._group._name = await self._openings.claim(self.id)
                 return
             except (NameTaken, RegistryError, OSError) as error:
                 if asyncio.get_running_loop().time() > end:
@@ -126,7 +143,7 @@ class Departure:
         link.tell(
             zone_wire.with_machines(Between.MOVING, self.id, sorted(gateways)), LibraryChannel.ZONE
         )
-        zone._hand_over.departures[self.id] = self
+        self._note_gone(self)
         try:
             messages = group._mailbox.take_all()
             zone._forget(self.id, f"has moved to node {self.machine}")
@@ -142,9 +159,9 @@ class Departure:
                     f"node {self.machine} was lost with group {self.id}, which it had taken",
                     peer=self.machine,
                 )
-            await self._ask(zone_wire.with_machines(Between.RUN, self.id, self._gone))
+            await self._ask(zone_wire.with_machines(Between.RUN, self.id, self._lost))
         finally:
-            zone._hand_over.departed(self)
+            self._note_over(self)
 
     def forward(self, message: UserMessage) -> None:
         """Pass on what has come for the group."""
@@ -161,5 +178,5 @@ class Departure:
         if link is self._link:
             self._told.set()
         if link.machine in self._waiting:
-            self._gone.append(link.machine)
+            self._lost.append(link.machine)
             self.switched(link.machine)

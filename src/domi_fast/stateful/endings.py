@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
 
 from ..gateway import wire
 from ..gateway.wire import NOWHERE
-from .openings import give_back
-
-if TYPE_CHECKING:
-    from .group import Group
-    from .links import Link
-    from .zone import Zone
+from .claims import give_back
+from .group import Group, Home
+from .links import Link
+from .saver import Saver
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +36,9 @@ class Ending:
 class Endings:
     """Those of one zone."""
 
-    def __init__(self, zone: Zone) -> None:
+    def __init__(self, zone: Home, saver: Saver) -> None:
         self._zone = zone
+        self._saver = saver
         self._empty: set[Group] = set()
         self._ending: dict[int, Ending] = {}
         self._over: dict[int, asyncio.Event] = {}
@@ -69,7 +67,8 @@ class Endings:
     def switched(self, machine: int, id: int) -> None:
         ending = self._ending.get(id)
         if ending is not None:
-            ending.group._unlink(machine)
+            if machine not in ending.group._gateways:
+                ending.group._unlink(machine)
             ending.heard(machine)
 
     def lost(self, link: Link) -> None:
@@ -102,7 +101,7 @@ class Endings:
     async def _end(self, ending: Ending) -> None:
         group, zone = ending.group, self._zone
         try:
-            if not await zone._saver.save(group):
+            if not await self._saver.save(group):
                 group._touched = asyncio.get_running_loop().time()
                 return
             # What came meanwhile has said so.

@@ -1,60 +1,94 @@
-"""Group: the users that share something, and the state that they share."""
+"""Group: the users that share something, and the state that they share; Message: what they say."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
 from ..errors import DomiError, PeerLost
 from ..gateway import wire
-from ..gateway.events import LAST_EVENT, USER_EVENT, LibraryEvent, Refusal
+from ..gateway.events import USER_EVENT, LibraryEvent, Refusal
 from ..gateway.ids import machine_of
 from ..gateway.wire import ToGateway, UserMessage
+from ..names import Name
+from ..node import Node
 from . import snapshots
+from .claims import Closed
+from .links import Link, Links
 from .mailbox import Mailbox
-from .messages import Message
+from .members import OF_MEMBERS, Users, check_event
+from .settings import ZoneConfig
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from ..names import Name
-    from .links import Link
-    from .zone import Zone
 
 log = logging.getLogger(__name__)
 
-_MEMBERS_EVENTS: Final = (LibraryEvent.LEAVE, LibraryEvent.AWAY, LibraryEvent.BACK)
 _MOST_ID: Final = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a user has said to a group, or what has become of a member.
+
+    :ivar user: the user's id; it need not be a member.
+    :ivar event: 50-65535, or LEAVE, AWAY or BACK of
+        :class:`~domi_fast.gateway.events.LibraryEvent`.
+    :ivar identity: what the gateway's ``authenticate`` has said who this is; empty for library
+        events.
+    """
+
+    group: Group = field(repr=False)
+    user: int
+    event: int
+    data: bytes
+    identity: bytes = b""
+
+    def reply(self, event: int, data: bytes) -> None:
+        """Send to the user alone. Raises as :meth:`Group.send` does."""
+        self.group.send(self.user, event, data)
+
 
 Handler = Callable[[Message], object]
 H = TypeVar("H", bound=Handler)
 
 
-class Users(AbstractSet[int]):
-    """The members of a group; a live view."""
+class Home(Protocol):
+    """What groups, and the parts of a zone, know of a :class:`~domi_fast.stateful.Zone`."""
 
-    def __init__(self, users: AbstractSet[int]) -> None:
-        self._users = users
+    node: Node
+    id: int
+    config: ZoneConfig
+    _links: Links
+    _groups: dict[int, Group]
+    _changed: asyncio.Event
 
-    @classmethod
-    def _from_iterable(cls, users: Iterable[int]) -> AbstractSet[int]:  # type: ignore[override]
-        return set(users)
-
-    def __contains__(self, user: object) -> bool:
-        return user in self._users
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._users)
-
-    def __len__(self) -> int:
-        return len(self._users)
-
-    def __repr__(self) -> str:
-        return f"Users({set(self._users)!r})"
+    @property
+    def service(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def groups(self) -> Mapping[int, Group]: ...
+    def group(self, id: int) -> Group: ...
+    def facts(self) -> dict[str, Any]: ...
+    async def hand_over(self, group_id: int, to: int | None = None) -> None: ...
+    def _enrol(self, group: Group) -> bool: ...
+    def _note_members(self, group: Group, more: int) -> None: ...
+    def _note_changed(self, group: Group) -> None: ...
+    def _check_held(self, group: Group) -> None: ...
+    def _make(self, id: int) -> Group: ...
+    def _forget(self, id: int, reason: str) -> None: ...
+    def _lose(self, group: Group) -> None: ...
+    def _tell_lost(self, group: Group, reason: str) -> None: ...
+    def _closed_to(self, id: int, *, opening: bool = False) -> Closed | None: ...
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]: ...
+    def _described(self) -> bytes: ...
 
 
 class Group:
@@ -70,7 +104,7 @@ class Group:
     :raises DomiError: the zone has such a group already, or takes no more.
     """
 
-    def __init__(self, id: int, zone: Zone) -> None:
+    def __init__(self, id: int, zone: Home) -> None:
         if not isinstance(id, int) or isinstance(id, bool) or not 0 <= id <= _MOST_ID:
             raise ValueError(f"group {id!r}: an int from 0 to 2**64 - 1 is wanted")
         self._id = id
@@ -98,7 +132,7 @@ class Group:
         return self._id
 
     @property
-    def zone(self) -> Zone:
+    def zone(self) -> Home:
         return self._zone
 
     @property
@@ -152,7 +186,7 @@ class Group:
         :raises ValueError: no such event is handled by groups.
         :raises DomiError: there is a handler already.
         """
-        _check_event(event, _MEMBERS_EVENTS)
+        check_event(event, OF_MEMBERS)
         if event in self._handlers:
             raise DomiError(
                 f"event {int(event)} of group {self._id} has a handler already: "
@@ -199,7 +233,7 @@ class Group:
         :raises Overloaded: its queue is full.
         :raises DomiError: the group moves or is gone.
         """
-        _check_event(event)
+        check_event(event)
         self._check_open()
         self._link_of(user).send(wire.send(user, event, data))
 
@@ -215,7 +249,7 @@ class Group:
         :raises Overloaded: the queue to a gateway is full.
         :raises DomiError: the group moves or is gone.
         """
-        _check_event(event)
+        check_event(event)
         self._check_open()
         excluded = {exclude} if isinstance(exclude, int) else set(exclude)
         if len(excluded) > wire.MOST_EXCLUDED:
@@ -269,7 +303,7 @@ class Group:
             self._mailbox.release()
 
     @classmethod
-    def restore(cls, snapshot: bytes, zone: Zone) -> Self:
+    def restore(cls, snapshot: bytes, zone: Home) -> Self:
         """The group of a snapshot, made by hand in this zone. Its members are told to their
         gateways once it is ready; those of gateways that are not connected leave.
 
@@ -412,6 +446,8 @@ class Group:
         self._zone._check_held(self)
 
     def _link_of(self, user: int) -> Link:
+        if not isinstance(user, int) or not 0 <= user <= _MOST_ID:
+            raise ValueError(f"user {user!r}: the id of a user is an int from 0 to 2**64 - 1")
         machine = machine_of(user)
         link = self._zone._links.of(machine)
         if link is None:
@@ -435,14 +471,3 @@ class Group:
             del self._gateways[machine]
         self._touched = asyncio.get_running_loop().time()
         self._zone._note_members(self, -1)
-
-
-def _check_event(event: object, beside: tuple[LibraryEvent, ...] = ()) -> None:
-    if not isinstance(event, int) or isinstance(event, bool) or not 0 <= event <= LAST_EVENT:
-        raise ValueError(f"event {event!r}: an int from {USER_EVENT} to {LAST_EVENT} is wanted")
-    if event < USER_EVENT and event not in beside:
-        known = ", ".join(f"{each.name} ({int(each)})" for each in _MEMBERS_EVENTS)
-        raise ValueError(
-            f"event {int(event)} is the library's own: programs have {USER_EVENT} to {LAST_EVENT}, "
-            f"and groups can handle {known}"
-        )

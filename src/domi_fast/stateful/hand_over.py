@@ -7,10 +7,11 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from packaging.version import Version
 
+from .. import Context
 from ..channels import LibraryChannel
 from ..config import parse_version
 from ..errors import DomiError, FrameError, PeerLost
@@ -20,14 +21,14 @@ from ..gateway.ids import machine_of
 from ..gateway.wire import UserMessage
 from . import snapshots, zone_wire
 from .arrival import Arrival
+from .claims import Closed
 from .departure import Departure
-from .openings import Closed
+from .endings import Endings
+from .group import Home
+from .links import Link
+from .openings import Openings
+from .saver import Saver
 from .zone_wire import Between
-
-if TYPE_CHECKING:
-    from .. import Context
-    from .links import Link
-    from .zone import Zone
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +44,14 @@ _ASK: Final = 2.0
 class HandOver:
     """Those of one zone."""
 
-    def __init__(self, zone: Zone) -> None:
+    def __init__(self, zone: Home, openings: Openings, endings: Endings, saver: Saver) -> None:
         self._zone = zone
+        self._openings = openings
+        self._endings = endings
+        self._saver = saver
         self._going: dict[int, asyncio.Task[None]] = {}
-        self.departures: dict[int, Departure] = {}
-        """Those that cannot be undone any more."""
+        # Those that cannot be undone any more.
+        self._departures: dict[int, Departure] = {}
         self._arrivals: dict[int, Arrival] = {}
         self._moved: dict[int, tuple[int, float]] = {}
 
@@ -78,9 +82,18 @@ class HandOver:
             raise DomiError(f"the zone is {zone.state}: group {id} does not move")
         if zone._groups.get(id) is not group or group._silent or id in self._going:
             raise DomiError(f"group {id} {group._silent or 'moves already'}")
-        if zone._endings.ends(id):
+        if self._endings.ends(id):
             raise DomiError(f"group {id} has no members and ends: it does not move")
-        going = self._going[id] = asyncio.ensure_future(Departure(zone, group, link).run())
+        departure = Departure(
+            zone,
+            self._openings,
+            self._saver,
+            group,
+            link,
+            gone=self._departing,
+            over=self._departed,
+        )
+        going = self._going[id] = asyncio.ensure_future(departure.run())
         going.add_done_callback(lambda done: self._gone(id, done))
         await asyncio.shield(going)
 
@@ -91,10 +104,13 @@ class HandOver:
         if not going.cancelled() and going.exception() is not None:
             log.info("group %d was not handed over: %s", id, going.exception())
 
-    def departed(self, departure: Departure) -> None:
+    def _departing(self, departure: Departure) -> None:
+        self._departures[departure.id] = departure
+
+    def _departed(self, departure: Departure) -> None:
         """It is over, one way or the other."""
-        if self.departures.get(departure.id) is departure:
-            del self.departures[departure.id]
+        if self._departures.get(departure.id) is departure:
+            del self._departures[departure.id]
             now = asyncio.get_running_loop().time()
             self._moved = {id: at for id, at in self._moved.items() if at[1] > now}
             self._moved[departure.id] = (departure.machine, now + _REMEMBERED)
@@ -202,7 +218,7 @@ class HandOver:
         if parse_version(content.version) > parse_version(own):
             return f"version {own} is older"
         # It was there before: that is over, only its last word is still on the way.
-        self.departures.pop(id, None)
+        self._departures.pop(id, None)
         if id in zone._groups:
             return "there is such a group here"
         closed = zone._closed_to(id)
@@ -217,7 +233,7 @@ class HandOver:
             zone._forget(id, "could not be made")
             return f"{type(error).__name__}: {error}"
         self._moved.pop(id, None)
-        self._arrivals[id] = Arrival(zone, group, link)
+        self._arrivals[id] = Arrival(zone, self._openings, self._endings, group, link)
         return ""
 
     def _forwarded(self, message: UserMessage) -> None:
@@ -238,12 +254,12 @@ class HandOver:
 
     def opened(self, link: Link, id: int) -> bool:
         """A gateway asks for a group; whether it is one that moves, or has."""
-        arrival, departure = self._arrivals.get(id), self.departures.get(id)
+        arrival, departure = self._arrivals.get(id), self._departures.get(id)
         if arrival is not None:
             arrival.asked(link)
         elif departure is not None:
             link.tell(Closed(0, departure.machine, "it moves there").answer(id))
-        elif id not in self._zone._groups and id not in self._zone._openings:
+        elif id not in self._zone._groups and id not in self._openings:
             machine = self._place(id)
             if machine is None:
                 return False
@@ -254,7 +270,7 @@ class HandOver:
 
     def passed_on(self, message: UserMessage) -> bool:
         """Send it after a group that has moved; whether it has."""
-        departure = self.departures.get(message.group)
+        departure = self._departures.get(message.group)
         if departure is not None:
             departure.forward(message)
             return True
@@ -266,13 +282,13 @@ class HandOver:
         return True
 
     def switched(self, machine: int, id: int) -> None:
-        departure = self.departures.get(id)
+        departure = self._departures.get(id)
         if departure is not None:
             departure.switched(machine)
 
     def lost(self, link: Link) -> None:
         """The session with this node is over."""
-        for departure in list(self.departures.values()):
+        for departure in list(self._departures.values()):
             departure.lost(link)
         for id, arrival in list(self._arrivals.items()):
             if arrival.origin is link:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from .. import Context
 from ..errors import FrameError
 from ..gateway import wire
 from ..gateway.events import USER_EVENT, LibraryEvent, Refusal
 from ..gateway.wire import ToGateway, ToZone, UserMessage
-
-if TYPE_CHECKING:
-    from .. import Context
-    from .links import Link
-    from .zone import Zone
+from .endings import Endings
+from .group import Home
+from .hand_over import HandOver
+from .links import Link
+from .openings import Openings
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +30,13 @@ _EVENTS: Final = {
 class Intake:
     """Of one zone. What other zones say is passed on to its :class:`HandOver`."""
 
-    def __init__(self, zone: Zone) -> None:
+    def __init__(
+        self, zone: Home, openings: Openings, endings: Endings, hand_over: HandOver
+    ) -> None:
         self._zone = zone
+        self._openings = openings
+        self._endings = endings
+        self._hand_over = hand_over
         self._takes: dict[int, Callable[[Link, bytes], None]] = {
             ToZone.HELLO: self._hello,
             ToZone.OPEN: self._open,
@@ -54,7 +60,7 @@ class Intake:
             if take is not None:
                 take(link, data)
             else:
-                zone._hand_over.heard(link, context, data)
+                self._hand_over.heard(link, context, data)
         except (FrameError, ValueError, struct.error) as error:
             zone.node.count("zone_bad_messages")
             log.warning("node %d says to the zone what it may not: %s", context.sender, error)
@@ -65,16 +71,16 @@ class Intake:
     def _open(self, link: Link, data: bytes) -> None:
         zone = self._zone
         _, id = wire.unpack(wire.OPEN, data)
-        if zone._hand_over.opened(link, id):
+        if self._hand_over.opened(link, id):
             return
         group = zone._groups.get(id)
         if group is not None and group._name is not None and group._name.lost.is_set():
             zone._lose(group)
             group = None
-        if group is None or id in zone._openings:
-            zone._openings.ask(link, id)
+        if group is None or id in self._openings:
+            self._openings.ask(link, id)
             return
-        zone._endings.want(group)
+        self._endings.want(group)
         group._note_gateway(link)
         link.tell(wire.group(ToGateway.OPENED, id))
 
@@ -101,13 +107,12 @@ class Intake:
         if group._name is not None and group._name.lost.is_set():
             zone._lose(group)
             return
-        zone._endings.want(group)
+        self._endings.want(group)
         group._take(link, message)
 
     def _stray(self, link: Link, message: UserMessage) -> None:
         """A message for a group that is not here."""
-        zone = self._zone
-        if zone._hand_over.passed_on(message):
+        if self._hand_over.passed_on(message):
             return
         if message.event in _EVENTS.values():
             return
@@ -117,7 +122,6 @@ class Intake:
         link.tell(wire.refused(id, user, event, Refusal.NO_GROUP, reason))
 
     def _switched(self, link: Link, data: bytes) -> None:
-        zone = self._zone
         _, id = wire.unpack(wire.GROUP, data)
-        zone._hand_over.switched(link.machine, id)
-        zone._endings.switched(link.machine, id)
+        self._hand_over.switched(link.machine, id)
+        self._endings.switched(link.machine, id)

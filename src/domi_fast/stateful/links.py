@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ..channels import LibraryChannel
 from ..errors import DomiError, Overloaded
 from ..node import Node
 from ..peer import Peer
 
-if TYPE_CHECKING:
-    from .group import Group
+
+class Bound(Protocol):
+    """What has to hear that a link is lost."""
+
+    def _lose(self, machine: int) -> None: ...
+    def __hash__(self) -> int: ...
 
 
 class Link:
@@ -29,7 +33,7 @@ class Link:
         self._node = node
         self.machine = machine
         self.peer = peer
-        self.groups: set[Group] = set()
+        self.groups: set[Bound] = set()
         self.lost = False
         # What its queue had no room for, and may not be left out.
         self._waiting: deque[tuple[LibraryChannel, bytes]] = deque()

@@ -80,7 +80,11 @@ class Mailbox:
 
     def _run(self, message: UserMessage) -> None:
         self._busy = True
-        work = self._handle(message)
+        try:
+            work = self._handle(message)
+        except BaseException:  # the program is being ended
+            self._end()
+            raise
         if work is None:
             self._end()
         else:

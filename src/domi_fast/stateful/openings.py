@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ..errors import DomiError, NameTaken, RegistryError
 from ..gateway import wire
@@ -15,34 +15,15 @@ from ..gateway.wire import NOWHERE, ToGateway
 from ..gateway.zones import kind_of
 from ..names import Name
 from . import snapshots
-from .group import Group
-
-if TYPE_CHECKING:
-    from .links import Link
-    from .zone import Zone
+from .claims import RETRY_PAUSE, Closed, give_back
+from .endings import Endings
+from .group import Group, Home
+from .links import Link
 
 log = logging.getLogger(__name__)
 
-# Seconds between two attempts to claim what was taken or could not be asked for.
-RETRY_PAUSE: Final = 0.02
 # A zone that was killed has its groups until its lease is over.
 DEAD_HOLDER: Final = 4.0
-
-
-class Closed(Exception):
-    """The group is not opened here.
-
-    :ivar code: why, or 0: it is elsewhere.
-    :ivar elsewhere: the machine id of where it is, or NOWHERE: ask again.
-    """
-
-    def __init__(self, code: int, elsewhere: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.elsewhere = elsewhere
-
-    def answer(self, group: int) -> bytes:
-        return wire.closed(group, self.code, self.elsewhere, str(self))
 
 
 class Openings:
@@ -53,8 +34,9 @@ class Openings:
     is given back at once.
     """
 
-    def __init__(self, zone: Zone) -> None:
+    def __init__(self, zone: Home, endings: Endings) -> None:
         self._zone = zone
+        self._endings = endings
         self._waiting: dict[int, list[Link]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -136,7 +118,7 @@ class Openings:
 
     async def _on_demand(self, id: int) -> Group:
         zone = self._zone
-        await zone._endings.over(id)
+        await self._endings.over(id)
         try:
             name = await self.claim(id)
         except NameTaken as taken:
@@ -226,20 +208,3 @@ class Openings:
                     return name
                 await give_back(name)
             await asyncio.sleep(RETRY_PAUSE)
-
-
-async def give_back(name: Name) -> None:
-    """Release it, however long that takes."""
-    while True:
-        if await _given_back(name):
-            return
-        await asyncio.sleep(RETRY_PAUSE * 10)
-
-
-async def _given_back(name: Name) -> bool:
-    try:
-        await name.release()
-    except (RegistryError, OSError) as error:
-        log.warning("the name %s cannot be given back yet: %s", name.name, error)
-        return False
-    return True

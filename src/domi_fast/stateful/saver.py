@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from .group import Group
-    from .zone import Zone
+from .group import Group, Home
 
 # Snapshots that the store is given at a time.
 _AT_ONCE: Final = 16
@@ -19,7 +17,7 @@ log = logging.getLogger(__name__)
 class Saver:
     """Knows which groups have changed since they were saved: those that have run a handler."""
 
-    def __init__(self, zone: Zone) -> None:
+    def __init__(self, zone: Home) -> None:
         self._zone = zone
         self._store = zone.config.snapshots
         self._changed: set[Group] = set()

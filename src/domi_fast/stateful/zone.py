@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Coroutine, Mapping
@@ -18,13 +19,14 @@ from ..gateway.wire import NOWHERE, ToGateway
 from ..memory import used_share
 from ..node import Node
 from ..peer import Peer
+from .claims import Closed
 from .closing import close_groups
 from .endings import Endings
 from .group import Group
 from .hand_over import HandOver
 from .intake import Intake
 from .links import Link, Links
-from .openings import Closed, Openings
+from .openings import Openings
 from .saver import Saver
 from .settings import Roll, ZoneConfig
 from .snapshots import SnapshotStore
@@ -91,11 +93,11 @@ class Zone:
         self._changed = asyncio.Event()
         self._leaving: asyncio.Task[None] | None = None
         self._links = Links(node, self._lost)
-        self._openings = Openings(self)
-        self._endings = Endings(self)
         self._saver = Saver(self)
-        self._hand_over = HandOver(self)
-        self._intake = Intake(self)
+        self._endings = Endings(self, self._saver)
+        self._openings = Openings(self, self._endings)
+        self._hand_over = HandOver(self, self._openings, self._endings, self._saver)
+        self._intake = Intake(self, self._openings, self._endings, self._hand_over)
 
     # ------------------------------------------------------------------ life
 
@@ -372,29 +374,33 @@ class Zone:
             self._links.check()
 
     async def _tick(self) -> None:
-        """Every second, and at each change: look around, and tell the gateways."""
+        """Look around at every interval, and tell the gateways every second and at each change."""
         loop = asyncio.get_running_loop()
         interval = min(_INTERVAL, max(self.config.empty_timeout / 2, 0.01))
-        next_memory, said = 0.0, b""
+        next_look, next_word, said = 0.0, 0.0, b""
         while True:
             self._changed.clear()
             now = loop.time()
-            self._links.check()
-            for group in list(self._groups.values()):
-                if group._name is not None and group._name.lost.is_set():
-                    self._lose(group)
-            self._endings.look()
-            described = self._gist()
-            if now >= next_memory or described != said:
+            if now >= next_look:
+                self._links.check()
+                self._look_at_names()
+                next_look = now + interval
+                self._endings.look()
+            elif self._state == "retiring":
+                self._endings.look()
+            if now >= next_word or self._gist() != said:
                 self._look_at_memory()
                 self._publish()
-                said, next_memory = self._gist(), now + _INTERVAL
-            try:
+                said, next_word = self._gist(), now + _INTERVAL
+            with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), interval)
-            except asyncio.TimeoutError:
-                continue
             # Changes come in crowds.
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.005)
+
+    def _look_at_names(self) -> None:
+        for group in list(self._groups.values()):
+            if group._name is not None and group._name.lost.is_set():
+                self._lose(group)
 
     def _gist(self) -> bytes:
         return bytes((self.open, self.full))
@@ -441,7 +447,9 @@ class Zone:
         try:
             if started:
                 self._publish()
-                await close_groups(self)
+                await close_groups(
+                    self, self._openings, self._hand_over, self._saver, self._closers
+                )
         finally:
             tasks = [*self._tasks, *([self._leaving] if self._leaving else [])]
             for task in tasks:
