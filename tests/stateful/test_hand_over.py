@@ -469,3 +469,49 @@ async def test_the_zone_with_most_room_of_the_newest_version_is_chosen(registry_
         await placed(a, one, one.user())
         await a.hand_over(7)
         assert 7 in best.groups
+
+
+async def test_a_zone_that_dies_with_the_group(registry_url: str) -> None:
+    async with zone(registry_url, Room) as a, gateway(registry_url) as one:
+        user = one.user()
+        await placed(a, one, user)
+        room = a.group(7)
+        one.hold_switched = True
+        async with Node("room", registry=registry_url) as dying:
+
+            @dying.subscribe(LibraryChannel.ZONE)
+            async def answer(context: Any) -> None:
+                if context.data[0] == zone_wire.Between.TRANSFER:
+                    context.reply(b"")
+                elif context.data[0] == zone_wire.Between.TAKE:
+                    await dying.cluster.names(kind_of("room")).claim("7")
+                    context.reply(b"")
+                elif context.data[0] == zone_wire.Between.MOVING:
+                    await dying.close()
+
+            await until(lambda: LibraryChannel.ZONE in a.node.peers[dying.id].channels)
+            with pytest.raises(PeerLost, match="was lost with group 7, which it had taken"):
+                await a.hand_over(7, dying.id)
+        assert not a.groups
+        with pytest.raises(DomiError, match="group 7 has moved to node"):
+            room.broadcast(SAID, b"")
+        # It is made anew for who asks, in the place where it was, too.
+        one.held.clear()
+        one.ways.pop(7)
+        one.members.pop(7)
+        assert await one.opened(7, a.node.id) == a.node.id
+
+
+async def test_a_gateway_that_only_the_old_zone_has_lost(registry_url: str) -> None:
+    async with zone(registry_url, Room) as b, gateway(registry_url) as one:
+        await connected(one)
+        user = one.user()
+        async with Node("room", registry=registry_url) as mover:
+            await transferred(mover, b, user)
+            room = b.group(7)
+            run = zone_wire.with_machines(zone_wire.Between.RUN, 7, [one.node.id])
+            assert await mover.request(LibraryChannel.ZONE, run, to=b.node.id) == b""
+            # Nobody knows what it knows: it begins anew.
+            await until(lambda: one.lost == [7])
+            assert not room.users
+            await joined(one, 7)
