@@ -11,6 +11,7 @@ from domi_fast.gateway.events import LibraryEvent, Refusal
 from domi_fast.gateway.ids import Ids
 from domi_fast.gateway.wire import ToGateway, ToZone
 from domi_fast.stateful import Group, Message, Zone
+from domi_fast.stateful.links import Link, Links
 from tests.stateful.gateway import Gateway, connected, gateway, zone
 from tests.stateful.rooms import FAIL, JOIN, SAID, SAY, WAIT, Room
 from tests.support import until
@@ -280,8 +281,19 @@ async def test_a_gateway_that_is_back_before_anybody_looked_is_another(registry_
     async with zone(registry_url, Room) as rooms, gateway(registry_url) as one:
         await connected(one)
         (user,) = await joined(one, 1)
-        # Its session ends and begins anew; nobody of its users is a member any more.
-        rooms.node.peers[one.node.id]._session.close("for the test")
+        lost: list[Link] = []
+        links = Links(rooms.node, lost.append)  # beside the zone's, and nobody looks at these
+        link = links.of(one.node.id)
+        assert link is not None
+        assert links.of(one.node.id) is link
+        peer = rooms.node.peers[one.node.id]
+        peer._session.close("for the test")
+        await until(lambda: rooms.node.peers.get(one.node.id) not in {None, peer})
+        again = links.of(one.node.id)
+        assert again is not None
+        assert again is not link
+        assert lost == [link]
+        # Nobody of its users is a member any more.
         await until(lambda: user not in rooms.group(1))
 
 

@@ -408,7 +408,7 @@ import sys
 from domi_fast import Node, run
 from domi_fast.stateful import Group, Zone
 
-zone = Zone(Node("room", registry=sys.argv[1]))
+zone = Zone(Node("room", registry=sys.argv[1], lease_ttl=0.5))
 group = Group(666, zone)
 
 @group.handle(50)
@@ -435,5 +435,20 @@ async def test_the_seeds_program(sqlite_url: str) -> None:
                 await until(lambda: process.poll() is not None, 10)
                 assert process.returncode == 0
                 await until(lambda: one.lost == [666])
+        finally:
+            process.kill()
+
+
+async def test_a_group_by_hand_outlives_a_zone_that_was_killed(sqlite_url: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", PROGRAM, sqlite_url], cwd=ROOT) as process:
+        try:
+            async with gateway(sqlite_url) as one:
+                await connected(one)
+                await one.opened(666)
+                process.kill()
+                process.wait()
+                # The registry has the killed one for its holder, until its lease is over.
+                async with zone(sqlite_url) as rooms:
+                    await Room(666, rooms).ready()
         finally:
             process.kill()
