@@ -183,9 +183,9 @@ test: servers $(VENV)/.ready ## Run the tests
 # The same in two halves, which CI runs at once: most of their tests wait. Each hears what its own
 # say (test_secrecy.py).
 ALONE := tests/unit tests/property tests/serial tests/fuzz
-test-alone: servers $(VENV)/.ready
+test-alone: servers $(VENV)/.ready ## Run the half of the tests that is of the parts
 	$(PY) $(PYTEST) $(ALONE) tests/test_secrecy.py $(ARGS)
-test-together: servers $(VENV)/.ready
+test-together: servers $(VENV)/.ready ## Run the other half
 	$(PY) $(PYTEST) tests $(addprefix --ignore=,$(ALONE)) $(ARGS)
 
 # stubtest says "Success" of a private module whose stub it did not find, hence MYPYPATH.

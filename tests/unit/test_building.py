@@ -297,11 +297,24 @@ def test_what_a_change_must_pass() -> None:
     functions = re.findall(r"^(\w+)\(\) \{$", script, re.MULTILINE)
     targets = {*" ".join(map(" ".join, lists)).split()} - {*functions}
     assert {
-        *("lint", "test", "test-debug", "test-asan", "test-oldest", "test-newest"),
+        *(
+            "lint",
+            "test-alone",
+            "test-together",
+            "test-debug",
+            "test-asan",
+            "test-oldest",
+            "test-newest",
+        ),
         *("check-sdist", "bench-smoke", "guard", "demo", "fuzz"),
     } <= targets
     rules = (ROOT / "Makefile").read_text()
     assert all(re.search(rf"^{re.escape(t)}:", rules, re.MULTILINE) for t in targets)
+    # The two halves of the tests are all of them.
+    (alone,) = re.findall(r"^ALONE := (.*)$", rules, re.MULTILINE)
+    assert all((ROOT / folder).is_dir() for folder in alone.split())
+    assert "$(PY) $(PYTEST) $(ALONE) tests/test_secrecy.py $(ARGS)" in rules
+    assert "$(PY) $(PYTEST) tests $(addprefix --ignore=,$(ALONE)) $(ARGS)" in rules
     recipe = rules.partition("\nlint:")[2].partition("\n\n")[0]
     for tool in ("ruff check", "ruff format --check", "cython-lint", "mypy", "stubtest"):
         assert tool in recipe
