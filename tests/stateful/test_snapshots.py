@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from domi_fast import DomiError
+from domi_fast import Context, DomiError, LibraryChannel, Node
 from domi_fast.gateway.events import Refusal
 from domi_fast.gateway.ids import Ids
 from domi_fast.gateway.wire import ToGateway, ToZone
@@ -32,10 +33,16 @@ class Kept:
         self.kept: dict[tuple[str, int], bytes] = {}
         self.saves = 0
         self.broken = False
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.saving = 0
 
     async def save(self, service: str, group: int, data: bytes) -> None:
         if self.broken:
             raise OSError("the disk is full")
+        self.saving += 1
+        await self.gate.wait()
+        self.saving -= 1
         self.saves += 1
         self.kept[service, group] = data
 
@@ -277,3 +284,57 @@ async def test_a_killed_zone_loses_what_was_not_in_a_snapshot_alone(
         finally:
             process.kill()
             store.close()
+
+
+async def test_a_group_moves_when_it_is_not_being_saved(registry_url: str) -> None:
+    """Or what the old zone saves would overwrite what the new one has saved meanwhile."""
+    store = Kept()
+    settings: dict[str, Any] = {"snapshots": store, "snapshot_interval": 0.02}
+    async with (
+        zone(registry_url, Room, **settings) as a,
+        zone(registry_url, Room, **settings) as b,
+        gateway(registry_url) as one,
+    ):
+        await connected(one, zones=2)
+        store.gate.clear()
+        await one.opened(1, a.node.id)
+        (user,) = await joined(one, 1)
+        await until(lambda: store.saving)
+        moving = asyncio.ensure_future(a.hand_over(1, b.node.id))
+        await asyncio.sleep(0.1)
+        assert not moving.done()
+        assert 1 in a.groups
+        store.gate.set()
+        await moving
+        one.say(user, 1, SAY, b"there")
+        await until(lambda: b"there" in store.kept["room", 1])
+
+
+async def test_a_group_that_moves_is_not_saved(registry_url: str) -> None:
+    store = Kept()
+    async with (
+        zone(registry_url, Room, snapshots=store, snapshot_interval=0.02) as a,
+        gateway(registry_url) as one,
+        Node("room", registry=registry_url) as slow,
+    ):
+        gate = asyncio.Event()
+
+        @slow.subscribe(LibraryChannel.ZONE)
+        async def answer(context: Context) -> None:
+            if context.is_request:
+                await gate.wait()
+                context.reply(b"not today")
+
+        await connected(one)
+        await joined(one, 1)
+        await until(lambda: store.saves == 1)
+        await until(lambda: LibraryChannel.ZONE in a.node.peers[slow.id].channels)
+        moving = asyncio.ensure_future(a.hand_over(1, slow.id))
+        # In the same turn of the loop: it has changed, and begins to move.
+        a._note_changed(a.group(1))
+        await asyncio.sleep(0.1)
+        assert store.saves == 1
+        gate.set()
+        with pytest.raises(DomiError, match="not today"):
+            await moving
+        await until(lambda: store.saves == 2)

@@ -442,13 +442,12 @@ async def test_the_seeds_program(sqlite_url: str) -> None:
 async def test_a_group_by_hand_outlives_a_zone_that_was_killed(sqlite_url: str) -> None:
     with subprocess.Popen([sys.executable, "-c", PROGRAM, sqlite_url], cwd=ROOT) as process:
         try:
-            async with gateway(sqlite_url) as one:
-                await connected(one)
-                await one.opened(666)
+            async with gateway(sqlite_url) as one, zone(sqlite_url) as rooms:
+                await connected(one, zones=2)
+                place = await one.opened(666)
                 process.kill()
-                process.wait()
+                await until(lambda: place not in rooms.node.peers)
                 # The registry has the killed one for its holder, until its lease is over.
-                async with zone(sqlite_url) as rooms:
-                    await Room(666, rooms).ready()
+                await Room(666, rooms).ready()
         finally:
             process.kill()
