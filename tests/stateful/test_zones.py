@@ -451,3 +451,19 @@ async def test_a_group_by_hand_outlives_a_zone_that_was_killed(sqlite_url: str) 
                 await Room(666, rooms).ready()
         finally:
             process.kill()
+
+
+async def test_a_member_that_comes_while_a_group_ends_keeps_it(registry_url: str) -> None:
+    async with zone(registry_url, Room, empty_timeout=0.02) as rooms, gateway(registry_url) as one:
+        await connected(one)
+        await one.opened(1)
+        room, user = rooms.group(1), one.user()
+        one.hold_switched = True
+        await until(lambda: one.held)
+        room.add_user(user)
+        one.let_switch()
+        await until(lambda: user in one.members[1])
+        await until(lambda: not rooms._endings.ends(1))
+        room.broadcast(SAID, b"you are in")
+        await until(lambda: one.got(user, SAID))
+        assert rooms.group(1) is room
