@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
 
 import pytest
 
@@ -349,116 +348,6 @@ async def test_a_name_that_is_free_for_an_instant_is_given_back(registry_url: st
         assert 7 in x.groups
 
 
-async def test_a_zone_that_dies_before_it_has_the_group_costs_nothing(registry_url: str) -> None:
-    for takes in (False, True):
-        async with zone(registry_url, Room) as a, gateway(registry_url) as one:
-            user = one.user()
-            await placed(a, one, user)
-            heard: list[int] = []
-            async with Node("room", registry=registry_url) as dying:
-
-                @dying.subscribe(LibraryChannel.ZONE)
-                async def answer(
-                    context: Any,
-                    dying: Node = dying,
-                    heard: list[int] = heard,
-                    takes: bool = takes,
-                ) -> None:
-                    heard.append(context.data[0])
-                    if context.data[0] == zone_wire.Between.TRANSFER:
-                        context.reply(b"")
-                    elif context.data[0] == zone_wire.Between.TAKE:
-                        if takes:  # it dies with the name
-                            await dying.cluster.names(kind_of("room")).claim("7")
-                        await dying.close()
-
-                await until(lambda: LibraryChannel.ZONE in a.node.peers[dying.id].channels)
-                with pytest.raises(DomiError):
-                    await a.hand_over(7, dying.id)
-            assert heard[:2] == [zone_wire.Between.TRANSFER, zone_wire.Between.TAKE]
-            await goes_on(a, one, user)
-            holder = await a.node.cluster.names(kind_of("room")).find("7")
-            assert holder is not None
-            assert holder.id == a.node.id
-            moves = a.node.cluster.names(f"handovers.{kind_of('room')}")
-            await until_free(moves, "7")
-
-
-async def transferred(by: Node, to: Zone, user: int) -> None:
-    """A zone that is none sends group 7, with this member, and has it taken."""
-    snapshot = pack(Snapshot(7, (user,), b"[]"))
-    content = zone_wire.Transfer(7, "room", "0", snapshot)
-    request = by.request(LibraryChannel.ZONE, zone_wire.transfer(content), to=to.node.id)
-    assert await request == b""
-    take = zone_wire.simple(zone_wire.Between.TAKE, 7)
-    assert await by.request(LibraryChannel.ZONE, take, to=to.node.id) == b""
-
-
-async def test_a_zone_that_dies_after_it_has_sent_the_group(registry_url: str) -> None:
-    async with zone(registry_url, Room) as b, gateway(registry_url) as one:
-        await connected(one)
-        user = one.user()
-        async with Node("room", registry=registry_url) as dying:
-            await transferred(dying, b, user)
-            moving = zone_wire.with_machines(zone_wire.Between.MOVING, 7, [one.node.id])
-            dying.notify(LibraryChannel.ZONE, moving, to=b.node.id)
-            # What a gateway has said since it switched is there before what it said earlier.
-            room = b.group(7)
-            one.tell(b.node.id, wire.message(7, user, SAY, b"", b"second"))
-            one.tell(b.node.id, wire.group(ToZone.OPEN, 7))
-            await until(lambda: one.kinds(ToGateway.OPENED))
-            passed = wire.UserMessage(7, user, SAY, b"", b"first")
-            dying.notify(LibraryChannel.ZONE, zone_wire.forward(passed), to=b.node.id)
-            await until(lambda: len(room._mailbox) == 1)
-            assert not one.got(user, SAID)
-            assert not one.members[7]
-        # Its gateways may have told its members that it is lost: they are members all the same.
-        one.faults.clear()
-        await until(lambda: one.members[7] == {user} and len(room.users) == 1)
-        assert isinstance(room, Room)
-        await until(lambda: len(room.said) == 2)
-        assert room.said == [(user, b"first"), (user, b"second")]
-
-
-async def test_a_zone_that_dies_before_the_group_is_taken(registry_url: str) -> None:
-    async with zone(registry_url, Room) as b, gateway(registry_url) as one:
-        await connected(one)
-        async with Node("room", registry=registry_url) as dying:
-            content = zone_wire.Transfer(7, "room", "0", pack(Snapshot(7, (), b"[]")))
-            message = zone_wire.transfer(content)
-            assert await dying.request(LibraryChannel.ZONE, message, to=b.node.id) == b""
-            one.open(7, b.node.id)
-            await until(lambda: b._hand_over._arrivals[7]._asked)
-            assert await dying.request(LibraryChannel.ZONE, message, to=b.node.id) == (
-                b"there is such a group here"
-            )
-        await until(lambda: one.closed)
-        assert one.closed[0] == (0, dying.id)
-        # It is made anew by who asks for it.
-        await until(lambda: one.ways[7].zone == b.node.id)
-
-
-async def test_a_move_that_is_given_up(registry_url: str) -> None:
-    async with (
-        zone(registry_url, Room) as b,
-        gateway(registry_url) as one,
-        Node("room", registry=registry_url) as mover,
-    ):
-        await connected(one)
-        await transferred(mover, b, one.user())
-        mover.notify(
-            LibraryChannel.ZONE,
-            zone_wire.simple(zone_wire.Between.ABORT, 7),
-            to=b.node.id,
-        )
-        await until(lambda: not b.groups)
-        await until_free(mover.cluster.names(kind_of("room")), "7")
-        for what in (zone_wire.Between.TAKE, zone_wire.Between.RUN):
-            message = zone_wire.simple(what, 7) + b"\0\0"
-            answer = await mover.request(LibraryChannel.ZONE, message, to=b.node.id)
-            assert answer == b"it is not on its way here"
-
-
 async def test_the_zone_with_most_room_of_the_newest_version_is_chosen(registry_url: str) -> None:
     async with (
         zone(registry_url, Room, memory=lambda: 0.1) as a,
@@ -470,49 +359,3 @@ async def test_the_zone_with_most_room_of_the_newest_version_is_chosen(registry_
         await placed(a, one, one.user())
         await a.hand_over(7)
         assert 7 in best.groups
-
-
-async def test_a_zone_that_dies_with_the_group(registry_url: str) -> None:
-    async with zone(registry_url, Room) as a, gateway(registry_url) as one:
-        user = one.user()
-        await placed(a, one, user)
-        room = a.group(7)
-        one.hold_switched = True
-        async with Node("room", registry=registry_url) as dying:
-
-            @dying.subscribe(LibraryChannel.ZONE)
-            async def answer(context: Any) -> None:
-                if context.data[0] == zone_wire.Between.TRANSFER:
-                    context.reply(b"")
-                elif context.data[0] == zone_wire.Between.TAKE:
-                    await dying.cluster.names(kind_of("room")).claim("7")
-                    context.reply(b"")
-                elif context.data[0] == zone_wire.Between.MOVING:
-                    await dying.close()
-
-            await until(lambda: LibraryChannel.ZONE in a.node.peers[dying.id].channels)
-            with pytest.raises(PeerLost, match="was lost with group 7, which it had taken"):
-                await a.hand_over(7, dying.id)
-        assert not a.groups
-        with pytest.raises(DomiError, match="group 7 has moved to node"):
-            room.broadcast(SAID, b"")
-        # It is made anew for who asks, in the place where it was, too.
-        one.held.clear()
-        one.ways.pop(7)
-        one.members.pop(7)
-        assert await one.opened(7, a.node.id) == a.node.id
-
-
-async def test_a_gateway_that_only_the_old_zone_has_lost(registry_url: str) -> None:
-    async with zone(registry_url, Room) as b, gateway(registry_url) as one:
-        await connected(one)
-        user = one.user()
-        async with Node("room", registry=registry_url) as mover:
-            await transferred(mover, b, user)
-            room = b.group(7)
-            run = zone_wire.with_machines(zone_wire.Between.RUN, 7, [one.node.id])
-            assert await mover.request(LibraryChannel.ZONE, run, to=b.node.id) == b""
-            # Nobody knows what it knows: it begins anew.
-            await until(lambda: one.lost == [7])
-            assert not room.users
-            await joined(one, 7)
