@@ -37,6 +37,8 @@ COUNTERS = {
     "dropped_slow_peer": "Messages that were dropped because their receiver was slow.",
     "frames_for_lost_users": "Messages of zones to users that have no session here any more.",
     "gateway_handler_errors": "Handlers of a gateway's own events that raised.",
+    "group_handler_errors": "Handlers of groups that raised.",
+    "group_save_errors": "Snapshots of groups that could not be saved.",
     "groups_lost": "Groups that were lost with their zone while they had members here.",
     "handler_errors": "Handlers that raised.",
     "handlers_overloaded": "Messages that were refused because too many wait for their handler.",
@@ -70,7 +72,6 @@ COUNTERS = {
     "sessions_resumed": "Sessions that were resumed.",
     "timer_errors": "Timers of serial mode that raised.",
     "zone_messages_bad": "Messages between gateways and zones that could not be read.",
-    "zone_messages_lost": "Messages for zones that had gone.",
 }
 
 

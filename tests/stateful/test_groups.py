@@ -282,7 +282,7 @@ async def test_a_gateway_that_is_back_before_anybody_looked_is_another(registry_
         await connected(one)
         (user,) = await joined(one, 1)
         lost: list[Link] = []
-        links = Links(rooms.node, lost.append)  # beside the zone's, and nobody looks at these
+        links = Links(rooms.node, LibraryChannel.GATEWAY, lost.append)  # beside the zone's, and nobody looks at these
         link = links.of(one.node.id)
         assert link is not None
         assert links.of(one.node.id) is link

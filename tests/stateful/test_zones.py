@@ -329,7 +329,7 @@ async def test_bad_messages_are_counted_and_hurt_nobody(
         for message in bad:
             one.tell(rooms.node.id, message)
         await joined(one, 1)
-        assert rooms.node.counters()["zone_bad_messages"] == len(bad)
+        assert rooms.node.counters()["zone_messages_bad"] == len(bad)
         assert caplog.text.count("says to the zone what it may not") == len(bad)
 
 

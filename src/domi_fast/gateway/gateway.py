@@ -160,6 +160,8 @@ class Gateway:
         self._routes = Routes(node, config, self._sessions, self.zones, node.count)
         node.attach(_Wing(self))
         node.subscribe(LibraryChannel.GATEWAY, self._routes.hear)
+        # A message that is dropped because others are more would put a zone out of step.
+        node.when_full("raise", channel=LibraryChannel.ZONE)
         self._spawn(self._follow())
         self._spawn(self._sweep())
         self._routes.peers_changed()

@@ -16,12 +16,13 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final, NamedTuple
 
-from .. import Context, DomiError, LibraryChannel, Node, Overloaded, Peer, encode_frame
+from .. import Context, DomiError, LibraryChannel, Node, Overloaded, PeerLost, encode_frame
 from ..errors import FrameError, RegistryError
 from . import frames, wire
 from .config import GatewayConfig
 from .events import Refusal
 from .frames import Address
+from .links import Link, Links
 from .sessions import Session, Sessions
 from .wire import ToGateway, ToZone
 from .zones import Zones, kind_of
@@ -51,8 +52,7 @@ class Refused(Exception):
 class Route:
     """A group as this gateway knows it.
 
-    :ivar machine: the machine id of the node that has it, or is asked for it; -1 for none.
-    :ivar peer: that node; None if it is this one.
+    :ivar link: to the zone that has it, or is asked for it; None for none.
     :ivar is_open: whether messages are sent on, rather than held.
     :ivar members: this gateway's clients that are in it, by user.
     :ivar held: what waits.
@@ -64,9 +64,8 @@ class Route:
         "group",
         "held",
         "is_open",
-        "machine",
+        "link",
         "members",
-        "peer",
         "service",
         "task",
     )
@@ -74,8 +73,7 @@ class Route:
     def __init__(self, service: str, group: int) -> None:
         self.service = service
         self.group = group
-        self.machine = -1
-        self.peer: Peer | None = None
+        self.link: Link | None = None
         self.is_open = False
         self.members: dict[int, Session] = {}
         self.held: deque[Held] = deque()
@@ -105,10 +103,11 @@ class Routes:
         self._routes: dict[tuple[str, int], Route] = {}
         # Those that a zone has, or was asked for.
         self._placed: dict[tuple[int, int], Route] = {}
-        # The zones that were greeted or heard of, each as the peer that it was then.
-        self._greeted: dict[int, Peer | None] = {}
+        self._links = Links(node, LibraryChannel.ZONE, self._link_lost)
+        # The zones that were greeted or heard of, each by the link that it had then.
+        self._greeted: dict[int, Link] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._hears: dict[int, Callable[[int, bytes], None]] = {
+        self._hears: dict[int, Callable[[Link, bytes], None]] = {
             ToGateway.STATE: self._on_state,
             ToGateway.OPENED: self._on_opened,
             ToGateway.CLOSED: self._on_closed,
@@ -156,8 +155,8 @@ class Routes:
     def ended(self, session: Session) -> None:
         """The session of a client is over: it leaves all its groups."""
         for route in session.routes:
-            if route.members.pop(session.user, None) is not None and route.is_open:
-                self._say(route.machine, wire.member(ToZone.LEAVE, route.group, session.user))
+            if route.members.pop(session.user, None) is not None:
+                self._tell(route, wire.member(ToZone.LEAVE, route.group, session.user))
         session.routes.clear()
 
     def went_away(self, session: Session) -> None:
@@ -170,8 +169,8 @@ class Routes:
 
     def _tell_groups(self, session: Session, what: ToZone) -> None:
         for route in session.routes:
-            if route.is_open and session.user in route.members:
-                self._say(route.machine, wire.member(what, route.group, session.user))
+            if session.user in route.members:
+                self._tell(route, wire.member(what, route.group, session.user))
 
     def _service(self, node: int) -> str | None:
         if node:
@@ -190,7 +189,9 @@ class Routes:
         session = held.session
         raw = wire.message(route.group, session.user, held.event, session.identity, held.data)
         try:
-            self._node.notify(LibraryChannel.ZONE, raw, to=route.machine)
+            if route.link is None:
+                raise PeerLost("its zone is gone")
+            route.link.send(raw)
         except Overloaded as error:
             self._refuse(session, route.group, held.event, Refusal.OVERLOADED, str(error))
         except DomiError:
@@ -209,15 +210,10 @@ class Routes:
             self._routes[route.service, route.group] = route
             route.task = self._spawn(self._find(route))
 
-    def _say(self, machine: int, message: bytes) -> bool:
-        """Tell a zone; one that is gone will be noticed."""
-        try:
-            self._node.notify(LibraryChannel.ZONE, message, to=machine)
-            return True
-        except DomiError as error:
-            log.debug("node %d cannot be told: %s", machine, error)
-            self._count("zone_messages_lost")
-            return False
+    def _tell(self, route: Route, message: bytes) -> None:
+        """What the zone of an open route has to hear."""
+        if route.is_open and route.link is not None:
+            route.link.tell(message)
 
     # ------------------------------------------------------------------------------ finding a zone
 
@@ -296,14 +292,13 @@ class Routes:
 
     async def _ask(self, route: Route, machine: int) -> tuple[int, int, str] | None:
         """Have a zone open the group; None when it has, otherwise what it says instead."""
-        peer = self._node.peers.get(machine)
-        if machine < 0 or (peer is None and machine != self._node.id):
+        link = self._links.of(machine) if machine in self._zone_nodes() else None
+        if link is None:
             return 0, wire.NOWHERE, "its node is not connected"
-        self._put(route, machine)
+        self._put(route, link)
         route.answer = asyncio.get_running_loop().create_future()
         try:
-            if not self._say(machine, wire.group(ToZone.OPEN, route.group)):
-                return 0, wire.NOWHERE, "it cannot be told"
+            link.tell(wire.group(ToZone.OPEN, route.group))
             return await route.answer
         finally:
             route.answer = None
@@ -319,18 +314,19 @@ class Routes:
             session.routes.discard(route)
             self._refuse(session, route.group, event, refused.code, str(refused))
 
-    def _put(self, route: Route, machine: int) -> None:
+    def _put(self, route: Route, link: Link) -> None:
         self._take_off(route)
-        route.machine = machine
-        route.peer = self._node.peers.get(machine)
-        self._placed[machine, route.group] = route
+        route.link = link
+        link.groups.add(route)
+        self._placed[link.machine, route.group] = route
 
     def _take_off(self, route: Route) -> None:
-        if self._placed.get((route.machine, route.group)) is route:
-            del self._placed[route.machine, route.group]
-        route.machine = -1
-        route.peer = None
+        link, route.link = route.link, None
         route.is_open = False
+        if link is not None:
+            link.groups.discard(route)
+            if self._placed.get((link.machine, route.group)) is route:
+                del self._placed[link.machine, route.group]
 
     def _drop(self, route: Route) -> None:
         self._take_off(route)
@@ -343,22 +339,24 @@ class Routes:
         """A zone says something."""
         raw = context.data
         hear = self._hears.get(raw[0]) if raw else None
-        if hear is None:
+        # A session that came anew is another, whatever was said in the one before.
+        link = self._links.of(context.sender)
+        if hear is None or link is None:
             self._count("zone_messages_bad")
             return
         try:
-            hear(context.sender, raw)
+            hear(link, raw)
         except FrameError as error:
             log.warning("node %d: %s", context.sender, error)
             self._count("zone_messages_bad")
 
-    def _on_state(self, machine: int, raw: bytes) -> None:
-        self._zones.heard(machine, raw[1:])
-        self._greeted[machine] = self._node.peers.get(machine)
+    def _on_state(self, link: Link, raw: bytes) -> None:
+        self._zones.heard(link.machine, raw[1:])
+        self._greeted[link.machine] = link
 
-    def _on_opened(self, machine: int, raw: bytes) -> None:
+    def _on_opened(self, link: Link, raw: bytes) -> None:
         _, group = wire.unpack(wire.GROUP, raw)
-        route = self._placed.get((machine, group))
+        route = self._placed.get((link.machine, group))
         if route is not None:
             self._begin(route)
 
@@ -370,9 +368,9 @@ class Routes:
         while route.held and route.is_open:
             self._pass_on(route, route.held.popleft())
 
-    def _on_closed(self, machine: int, raw: bytes) -> None:
+    def _on_closed(self, link: Link, raw: bytes) -> None:
         _, group, code, elsewhere = wire.unpack(wire.CLOSED, raw)
-        route = self._placed.get((machine, group))
+        route = self._placed.get((link.machine, group))
         if route is None:
             return
         answer = code, elsewhere, wire.text(wire.CLOSED, raw)
@@ -381,21 +379,21 @@ class Routes:
         elif route.is_open:
             self._lose(route, answer[2] or "its zone has it no more")
 
-    def _on_join(self, machine: int, raw: bytes) -> None:
+    def _on_join(self, link: Link, raw: bytes) -> None:
         _, group, user = wire.unpack(wire.MEMBER, raw)
         session = self._sessions.get(user)
         if session is None:
-            self._say(machine, wire.member(ToZone.LEAVE, group, user))
+            link.tell(wire.member(ToZone.LEAVE, group, user))
             return
-        route = self._placed.get((machine, group))
+        route = self._placed.get((link.machine, group))
         if route is None:
-            service = self._service_at(machine)
+            service = self._service_at(link.machine)
             if service is None:
                 return
             route = self._routes.get((service, group))
             if route is None:
                 route = self._routes[service, group] = Route(service, group)
-            self._put(route, machine)
+            self._put(route, link)
         route.members[user] = session
         session.routes.add(route)
         if not route.is_open:
@@ -407,14 +405,14 @@ class Routes:
         peer = self._node.peers.get(machine)
         return None if peer is None else peer.name
 
-    def _on_part(self, machine: int, raw: bytes) -> None:
+    def _on_part(self, link: Link, raw: bytes) -> None:
         _, group, user = wire.unpack(wire.MEMBER, raw)
-        route = self._placed.get((machine, group))
+        route = self._placed.get((link.machine, group))
         session = None if route is None else route.members.pop(user, None)
         if route is not None and session is not None:
             session.routes.discard(route)
 
-    def _on_send(self, machine: int, raw: bytes) -> None:
+    def _on_send(self, link: Link, raw: bytes) -> None:
         _, user, event = wire.unpack(wire.SEND, raw)
         session = self._sessions.get(user)
         if session is None:
@@ -422,38 +420,40 @@ class Routes:
             return
         self._sessions.send(session, encode_frame(event, wire.rest(wire.SEND, raw)))
 
-    def _on_broadcast(self, machine: int, raw: bytes) -> None:
+    def _on_broadcast(self, link: Link, raw: bytes) -> None:
         group, event, excluded, data = wire.parse_broadcast(raw)
-        route = self._placed.get((machine, group))
+        route = self._placed.get((link.machine, group))
         if route is None:
             self._count("broadcasts_for_lost_groups")
             return
         self._count("broadcasts")
         self._sessions.send_all(_without(route.members, excluded), encode_frame(event, data))
 
-    def _on_refused(self, machine: int, raw: bytes) -> None:
+    def _on_refused(self, link: Link, raw: bytes) -> None:
         _, group, user, event, code = wire.unpack(wire.REFUSED, raw)
         session = self._sessions.get(user)
         if session is not None:
             self._refuse(session, group, event, code, wire.text(wire.REFUSED, raw))
 
-    def _on_moved(self, machine: int, raw: bytes) -> None:
+    def _on_moved(self, link: Link, raw: bytes) -> None:
         _, group, to = wire.unpack(wire.MOVED, raw)
-        route = self._placed.get((machine, group))
-        self._say(machine, wire.group(ToZone.SWITCHED, group))
+        route = self._placed.get((link.machine, group))
+        link.tell(wire.group(ToZone.SWITCHED, group))
         if route is None:
             return
         if to == wire.NOWHERE or not route.is_open:
             self._let_go(route, "it has ended")
-        elif to != self._node.id and to not in self._node.peers:
+            return
+        there = self._links.of(to)
+        if there is None:
             self._let_go(route, "it has moved to a node that this gateway has no connection to")
         else:
-            self._put(route, to)
+            self._put(route, there)
             route.is_open = True
 
-    def _on_lost(self, machine: int, raw: bytes) -> None:
+    def _on_lost(self, link: Link, raw: bytes) -> None:
         _, group = wire.unpack(wire.GROUP, raw)
-        route = self._placed.get((machine, group))
+        route = self._placed.get((link.machine, group))
         if route is not None:
             self._let_go(route, wire.text(wire.GROUP, raw))
 
@@ -461,19 +461,21 @@ class Routes:
 
     def peers_changed(self) -> None:
         """Nodes have come or gone: forget the zones that have, and greet those that are new."""
-        peers = self._node.peers
-        for machine, peer in list(self._greeted.items()):
-            if machine != self._node.id and peers.get(machine) is not peer:
-                del self._greeted[machine]
-                self._zones.lost(machine)
-        for route in list(self._placed.values()):
-            if route.machine != self._node.id and peers.get(route.machine) is not route.peer:
-                self._lose(route, "its zone is gone")
-        known: dict[int, Peer | None] = {**peers, self._node.id: None}
-        for machine, peer in known.items():
-            if machine not in self._greeted and machine in self._zone_nodes():
-                self._greeted[machine] = peer
-                self._say(machine, bytes((ToZone.HELLO,)))
+        self._links.check()
+        for machine in self._zone_nodes():
+            if machine not in self._greeted:
+                link = self._links.of(machine)
+                if link is not None:
+                    self._greeted[machine] = link
+                    link.tell(bytes((ToZone.HELLO,)))
+
+    def _link_lost(self, link: Link) -> None:
+        """The session with a zone's node is over."""
+        if self._greeted.get(link.machine) is link:
+            del self._greeted[link.machine]
+            self._zones.lost(link.machine)
+        for route in list(link.groups):
+            self._lose(route, "its zone is gone")
 
     def _zone_nodes(self) -> list[int]:
         return self._node.subscribers(LibraryChannel.ZONE)
@@ -500,11 +502,14 @@ class Routes:
     # ------------------------------------------------------------------------------ the end
 
     async def close(self) -> None:
-        """Stop looking for groups."""
+        """Stop looking for groups; what zones have to hear is said first."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        for link in self._links:
+            await link.flushed()
+        self._links.end()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)

@@ -10,12 +10,12 @@ from .. import Context
 from ..errors import DomiError, NameTaken, RegistryError
 from ..gateway import wire
 from ..gateway.events import USER_EVENT, Refusal
+from ..gateway.links import Link
 from ..gateway.wire import ToGateway, UserMessage
 from ..names import Name
 from .claims import RETRY_PAUSE, Closed, give_back
 from .endings import Endings
 from .group import Group, Home
-from .links import Link
 from .openings import Openings
 
 _CLAIM: Final = 8.0

@@ -10,12 +10,12 @@ from typing import Final
 from ..channels import LibraryChannel
 from ..errors import DomiError, NameTaken, PeerLost, RegistryError
 from ..gateway import wire
+from ..gateway.links import Link
 from ..gateway.wire import UserMessage
 from ..names import Name
 from . import zone_wire
 from .claims import RETRY_PAUSE, give_back
 from .group import Group, Home
-from .links import Link
 from .openings import Openings
 from .saver import Saver
 from .zone_wire import Between, Transfer

@@ -6,10 +6,10 @@ import asyncio
 import logging
 
 from ..gateway import wire
+from ..gateway.links import Link
 from ..gateway.wire import NOWHERE
 from .claims import give_back
 from .group import Group, Home
-from .links import Link
 from .saver import Saver
 
 log = logging.getLogger(__name__)

@@ -14,12 +14,12 @@ from ..errors import DomiError, PeerLost
 from ..gateway import wire
 from ..gateway.events import USER_EVENT, LibraryEvent, Refusal
 from ..gateway.ids import machine_of
+from ..gateway.links import Link, Links
 from ..gateway.wire import ToGateway, UserMessage
 from ..names import Name
 from ..node import Node
 from . import snapshots
 from .claims import Closed
-from .links import Link, Links
 from .mailbox import Mailbox
 from .members import OF_MEMBERS, Users, check_event
 from .settings import ZoneConfig

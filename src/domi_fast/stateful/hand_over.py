@@ -18,6 +18,7 @@ from ..errors import DomiError, FrameError, PeerLost
 from ..gateway import wire
 from ..gateway.events import USER_EVENT, Refusal
 from ..gateway.ids import machine_of
+from ..gateway.links import Link
 from ..gateway.wire import UserMessage
 from . import snapshots, zone_wire
 from .arrival import Arrival
@@ -25,7 +26,6 @@ from .claims import Closed
 from .departure import Departure
 from .endings import Endings
 from .group import Home
-from .links import Link
 from .openings import Openings
 from .saver import Saver
 from .zone_wire import Between

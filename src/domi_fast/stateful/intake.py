@@ -11,11 +11,11 @@ from .. import Context
 from ..errors import FrameError
 from ..gateway import wire
 from ..gateway.events import USER_EVENT, LibraryEvent, Refusal
+from ..gateway.links import Link
 from ..gateway.wire import ToGateway, ToZone, UserMessage
 from .endings import Endings
 from .group import Home
 from .hand_over import HandOver
-from .links import Link
 from .openings import Openings
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Intake:
             else:
                 self._hand_over.heard(link, context, data)
         except (FrameError, ValueError, struct.error) as error:
-            zone.node.count("zone_bad_messages")
+            zone.node.count("zone_messages_bad")
             log.warning("node %d says to the zone what it may not: %s", context.sender, error)
 
     def _hello(self, link: Link, data: bytes) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from ..errors import DomiError, NameTaken, RegistryError
 from ..gateway import wire
 from ..gateway.events import Refusal
+from ..gateway.links import Link
 from ..gateway.wire import NOWHERE, ToGateway
 from ..gateway.zones import kind_of
 from ..names import Name
@@ -18,7 +19,6 @@ from . import snapshots
 from .claims import RETRY_PAUSE, Closed, give_back
 from .endings import Endings
 from .group import Group, Home
-from .links import Link
 
 log = logging.getLogger(__name__)
 

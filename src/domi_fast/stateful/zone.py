@@ -15,6 +15,7 @@ from ..errors import DomiError
 from ..gateway import wire
 from ..gateway.events import Refusal
 from ..gateway.ids import Ids
+from ..gateway.links import Link, Links
 from ..gateway.wire import NOWHERE, ToGateway
 from ..memory import used_share
 from ..node import Node
@@ -25,7 +26,6 @@ from .endings import Endings
 from .group import Group
 from .hand_over import HandOver
 from .intake import Intake
-from .links import Link, Links
 from .openings import Openings
 from .saver import Saver
 from .settings import Roll, ZoneConfig
@@ -92,7 +92,7 @@ class Zone:
         self._closed = asyncio.Event()
         self._changed = asyncio.Event()
         self._leaving: asyncio.Task[None] | None = None
-        self._links = Links(node, self._lost)
+        self._links = Links(node, LibraryChannel.GATEWAY, self._lost)
         self._saver = Saver(self)
         self._endings = Endings(self, self._saver)
         self._openings = Openings(self, self._endings)

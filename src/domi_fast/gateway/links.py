@@ -1,11 +1,11 @@
-"""Links: the nodes that a zone talks with, each for as long as its session lasts."""
+"""Links: the nodes that a zone or a gateway talks with, each for as long as its session lasts."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any
 
 from ..channels import LibraryChannel
 from ..errors import DomiError, Overloaded
@@ -13,27 +13,25 @@ from ..node import Node
 from ..peer import Peer
 
 
-class Bound(Protocol):
-    """What has to hear that a link is lost."""
-
-    def _lose(self, machine: int) -> None: ...
-    def __hash__(self) -> int: ...
-
-
 class Link:
     """One session with one node, a gateway's or a zone's; the node's own is never lost.
 
     :ivar peer: the session, by the node's own object for it: a later session has another.
-    :ivar groups: those that this gateway has open or has members of.
+    :ivar channel: what goes to that node is on this one.
+    :ivar groups: what depends on it: the groups that the gateway there has open or has members of,
+        or the routes to the groups of the zone there.
     """
 
-    __slots__ = ("_flushing", "_node", "_waiting", "groups", "lost", "machine", "peer")
+    __slots__ = ("_flushing", "_node", "_waiting", "channel", "groups", "lost", "machine", "peer")
 
-    def __init__(self, node: Node, machine: int, peer: Peer | None) -> None:
+    def __init__(
+        self, node: Node, machine: int, peer: Peer | None, channel: LibraryChannel
+    ) -> None:
         self._node = node
         self.machine = machine
         self.peer = peer
-        self.groups: set[Bound] = set()
+        self.channel = channel
+        self.groups: set[Any] = set()
         self.lost = False
         # What its queue had no room for, and may not be left out.
         self._waiting: deque[tuple[LibraryChannel, bytes]] = deque()
@@ -47,23 +45,26 @@ class Link:
         return not self.lost and self._node.peers.get(self.machine) is self.peer
 
     def send(self, data: bytes) -> None:
-        """To the gateway there.
+        """To the other.
 
         :raises Overloaded: its queue is full.
         :raises DomiError: it cannot be sent to.
         """
         if self._waiting:
             raise Overloaded(
-                f"the queue to gateway {self.machine} is full: send less, or later",
-                channel=LibraryChannel.GATEWAY,
+                f"the queue to node {self.machine} is full: send less, or later",
+                channel=self.channel,
                 peer=self.machine,
             )
-        self._node.notify(LibraryChannel.GATEWAY, data, to=self.machine)
+        self._node.notify(self.channel, data, to=self.machine)
 
-    def tell(self, data: bytes, channel: LibraryChannel = LibraryChannel.GATEWAY) -> None:
+    def tell(self, data: bytes, channel: LibraryChannel | None = None) -> None:
         """The same for what the other has to hear: it waits for room, in order. To one that is gone
         it says nothing.
+
+        :param channel: another than the link's.
         """
+        channel = channel or self.channel
         if not self._waiting:
             try:
                 self._node.notify(channel, data, to=self.machine)
@@ -104,14 +105,16 @@ class Link:
 
 
 class Links:
-    """All of a zone's, one a node. Which are lost is looked up, not told: a session that came anew
-    meanwhile is another.
+    """All of a zone's or a gateway's, one a node. Which are lost is looked up, not told: a session
+    that came anew meanwhile is another.
 
+    :param channel: what goes to those nodes is on this one.
     :param lost: called with each link that is lost, once.
     """
 
-    def __init__(self, node: Node, lost: Callable[[Link], None]) -> None:
+    def __init__(self, node: Node, channel: LibraryChannel, lost: Callable[[Link], None]) -> None:
         self._node = node
+        self._channel = channel
         self._lost = lost
         self._links: dict[int, Link] = {}
 
@@ -131,7 +134,7 @@ class Links:
             peer = self._node.peers.get(machine)
             if peer is None:
                 return None
-        link = self._links[machine] = Link(self._node, machine, peer)
+        link = self._links[machine] = Link(self._node, machine, peer, self._channel)
         return link
 
     def check(self) -> None:
