@@ -9,9 +9,9 @@ import pytest
 from domi_fast import DomiError, LibraryChannel, Node, PeerLost
 from domi_fast.gateway.events import LibraryEvent, Refusal
 from domi_fast.gateway.ids import Ids
+from domi_fast.gateway.links import Link, Links
 from domi_fast.gateway.wire import ToGateway, ToZone
 from domi_fast.stateful import Group, Message, Zone
-from domi_fast.stateful.links import Link, Links
 from tests.stateful.gateway import Gateway, connected, gateway, zone
 from tests.stateful.rooms import FAIL, JOIN, SAID, SAY, WAIT, Room
 from tests.support import until
@@ -282,7 +282,9 @@ async def test_a_gateway_that_is_back_before_anybody_looked_is_another(registry_
         await connected(one)
         (user,) = await joined(one, 1)
         lost: list[Link] = []
-        links = Links(rooms.node, LibraryChannel.GATEWAY, lost.append)  # beside the zone's, and nobody looks at these
+        links = Links(
+            rooms.node, LibraryChannel.GATEWAY, lost.append
+        )  # beside the zone's, and nobody looks at these
         link = links.of(one.node.id)
         assert link is not None
         assert links.of(one.node.id) is link

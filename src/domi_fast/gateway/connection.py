@@ -7,12 +7,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from .events import CloseCode
-
-if TYPE_CHECKING:
-    from .sessions import Session
+from .sessions import Session
 
 
 class Stage(Enum):

@@ -101,6 +101,8 @@ class Routes:
         self._zones = zones
         self._count = count
         self._routes: dict[tuple[str, int], Route] = {}
+        # Those that a user is a member of, or has written to.
+        self._of_user: dict[int, set[Route]] = {}
         # Those that a zone has, or was asked for.
         self._placed: dict[tuple[int, int], Route] = {}
         self._links = Links(node, LibraryChannel.ZONE, self._link_lost)
@@ -131,33 +133,31 @@ class Routes:
             self._refuse(session, address.group, address.event, Refusal.NO_SERVICE, why)
             return
         route = self._routes.get((service, address.group))
-        if route is None or route not in session.routes:
-            if self._has_enough(session):
+        mine = self._of_user.setdefault(session.user, set())
+        if route is None or route not in mine:
+            if self._has_enough(mine):
                 why = f"{self._config.groups_per_client} groups are as many as a client may be in"
                 self._refuse(session, address.group, address.event, Refusal.LIMIT, why)
                 return
             if route is None:
                 route = self._routes[service, address.group] = Route(service, address.group)
-            session.routes.add(route)
+            mine.add(route)
         if route.is_open:
             self._pass_on(route, Held(session, address.event, data))
         else:
             self._hold(route, Held(session, address.event, data))
 
-    def _has_enough(self, session: Session) -> bool:
+    def _has_enough(self, routes: set[Route]) -> bool:
         most = self._config.groups_per_client
-        if len(session.routes) >= most:
-            known = self._routes
-            gone = {r for r in session.routes if known.get((r.service, r.group)) is not r}
-            session.routes -= gone
-        return len(session.routes) >= most
+        if len(routes) >= most:
+            routes -= {r for r in routes if self._routes.get((r.service, r.group)) is not r}
+        return len(routes) >= most
 
     def ended(self, session: Session) -> None:
         """The session of a client is over: it leaves all its groups."""
-        for route in session.routes:
+        for route in self._of_user.pop(session.user, ()):
             if route.members.pop(session.user, None) is not None:
                 self._tell(route, wire.member(ToZone.LEAVE, route.group, session.user))
-        session.routes.clear()
 
     def went_away(self, session: Session) -> None:
         """The connection of a client is gone."""
@@ -168,7 +168,7 @@ class Routes:
         self._tell_groups(session, ToZone.BACK)
 
     def _tell_groups(self, session: Session, what: ToZone) -> None:
-        for route in session.routes:
+        for route in self._of_user.get(session.user, ()):
             if session.user in route.members:
                 self._tell(route, wire.member(what, route.group, session.user))
 
@@ -311,7 +311,7 @@ class Routes:
             self._drop(route)
         held, route.held = route.held, deque()
         for session, event, _ in held:
-            session.routes.discard(route)
+            self._forget(session.user, route)
             self._refuse(session, route.group, event, refused.code, str(refused))
 
     def _put(self, route: Route, link: Link) -> None:
@@ -327,6 +327,13 @@ class Routes:
             link.groups.discard(route)
             if self._placed.get((link.machine, route.group)) is route:
                 del self._placed[link.machine, route.group]
+
+    def _forget(self, user: int, route: Route) -> None:
+        routes = self._of_user.get(user)
+        if routes is not None:
+            routes.discard(route)
+            if not routes:
+                del self._of_user[user]
 
     def _drop(self, route: Route) -> None:
         self._take_off(route)
@@ -395,7 +402,7 @@ class Routes:
                 route = self._routes[service, group] = Route(service, group)
             self._put(route, link)
         route.members[user] = session
-        session.routes.add(route)
+        self._of_user.setdefault(user, set()).add(route)
         if not route.is_open:
             self._begin(route)
 
@@ -408,9 +415,8 @@ class Routes:
     def _on_part(self, link: Link, raw: bytes) -> None:
         _, group, user = wire.unpack(wire.MEMBER, raw)
         route = self._placed.get((link.machine, group))
-        session = None if route is None else route.members.pop(user, None)
-        if route is not None and session is not None:
-            session.routes.discard(route)
+        if route is not None and route.members.pop(user, None) is not None:
+            self._forget(user, route)
 
     def _on_send(self, link: Link, raw: bytes) -> None:
         _, user, event = wire.unpack(wire.SEND, raw)
@@ -494,8 +500,8 @@ class Routes:
         if members:
             self._count("groups_lost")
             self._sessions.send_all(iter(members.values()), frames.lost(route.group, why))
-        for session in members.values():
-            session.routes.discard(route)
+        for user in members:
+            self._forget(user, route)
         if not route.held and route.task is None:
             self._drop(route)
 

@@ -12,15 +12,23 @@ import hmac
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
+from .events import CloseCode
 from .ids import Ids
 
-if TYPE_CHECKING:
-    from .connection import Connection
-    from .routes import Route
-
 _TOKEN_SIZE: Final = 16
+
+
+class Carrier(Protocol):
+    """What a session needs of its connection; see :class:`~.connection.Connection`."""
+
+    address: str
+    session: Session | None
+    wrap: Callable[[bytes], bytes]
+    write: Callable[[bytes], object]
+
+    def close(self, code: CloseCode, reason: str) -> None: ...
 
 
 class Session:
@@ -33,7 +41,6 @@ class Session:
     :ivar received: counted frames that have come in it.
     :ivar kept: the last of those that were sent.
     :ivar kept_bytes: how many bytes they have together.
-    :ivar routes: the groups that it is a member of, or has written to.
     """
 
     __slots__ = (
@@ -42,7 +49,6 @@ class Session:
         "kept",
         "kept_bytes",
         "received",
-        "routes",
         "sent",
         "timer",
         "token",
@@ -53,12 +59,11 @@ class Session:
         self.user = user
         self.token = secrets.token_bytes(_TOKEN_SIZE)
         self.identity = identity
-        self.connection: Connection | None = None
+        self.connection: Carrier | None = None
         self.sent = 0
         self.received = 0
         self.kept: deque[bytes] = deque()
         self.kept_bytes = 0
-        self.routes: set[Route] = set()
         self.timer: asyncio.TimerHandle | None = None
 
     @property
@@ -162,7 +167,7 @@ class Sessions:
                     wrapped[wrap] = wrap(frame)
                 connection.write(wrapped[wrap])
 
-    def attach(self, session: Session, connection: Connection) -> None:
+    def attach(self, session: Session, connection: Carrier) -> None:
         """The client is there, by this connection."""
         self._forget_absence(session)
         session.connection = connection
