@@ -34,7 +34,7 @@ async def test_what_a_full_queue_has_no_room_for(registry_url: str) -> None:
                 sent = number + 1
         assert sent < 1000
         room.remove_user(second)
-        with pytest.raises(Overloaded, match="the queue to gateway"):
+        with pytest.raises(Overloaded, match="the queue to node"):
             room.broadcast(SAID, b"behind what waits")
         await rooms.hand_over(1, other.node.id)
         await until(lambda: len(one.got(first, SAID)) == sent)

@@ -152,7 +152,8 @@ async def test_an_iterator_that_is_dropped_is_forgotten(registry_url: str) -> No
 def test_each_component_has_a_logger_of_its_own() -> None:
     for path in [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pxi")]:
         for name in re.findall(r"getLogger\((.*?)\)", path.read_text()):
-            assert name in {"__name__", '"domi_fast.core"', '"domi_fast.kazoo"'}, path
+            libraries = {'"domi_fast.kazoo"', '"domi_fast.websockets"'}
+            assert name in {"__name__", '"domi_fast.core"', *libraries}, path
 
 
 async def test_a_record_has_its_facts_as_fields(

@@ -37,7 +37,7 @@ _MOST_REASON: Final = 123
 """Bytes that a close frame has for its reason."""
 
 # The library tells of each connection that comes and goes.
-_quiet = logging.getLogger(f"{__name__}.library")
+_quiet = logging.getLogger("domi_fast.websockets")
 _quiet.setLevel(logging.WARNING)
 
 
