@@ -8,25 +8,20 @@ part of the largest).
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections import defaultdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from bench import compiler
-from bench.child import BenchError, Child
+from bench.child import Child
 from bench.processor import stay
+from bench.websocket.processes import ask, await_clients, compiled, order, started
 from bench.websocket.servers import SERVERS
 from tests.autobahn import suite
 
@@ -37,7 +32,6 @@ FEW, MANY = 1_000, 10_000  # clients of a broadcast
 DELIVERIES = 200_000  # of one broadcast measurement, each message counted for each client
 SECONDS = 2.0  # of the echo
 SPARE = 200  # descriptors beside the connections
-PATIENCE = 30.0  # seconds until a server has seen its clients come or go
 
 # The title of each figure, and how many digits behind the point it has.
 FIGURES = {
@@ -52,39 +46,6 @@ FIGURES = {
 }
 
 Figures = dict[str, dict[str, list[float]]]
-
-
-def ask(child: Child, line: str) -> dict[str, Any]:
-    child.say(line)
-    return child.answer()
-
-
-def order(do: str, **what: object) -> str:
-    return json.dumps({"do": do, **what})
-
-
-def started(name: str, cpu: int) -> Child:
-    server = Child(name, [sys.executable, "-m", "bench.websocket.servers", name])
-    stay(server.pid, cpu)
-    return server
-
-
-def compiled(folder: Path) -> Path:
-    """The program of the clients."""
-    program = folder / "load"
-    source = str(Path(__file__).with_name("load.c"))
-    subprocess.run([*compiler.command(), "-O2", source, "-o", str(program)], check=True)
-    return program
-
-
-def await_clients(server: Child, count: int) -> dict[str, Any]:
-    """What the server says of itself once it has so many clients."""
-    until = time.monotonic() + PATIENCE
-    while (state := ask(server, order("state")))["clients"] != count:
-        if time.monotonic() > until:
-            raise BenchError(f"{server.name}: {state['clients']} clients, and not {count}")
-        time.sleep(0.05)
-    return state
 
 
 def broadcast(server: Child, loads: dict[Child, int], *, encoded: bool) -> list[float]:
