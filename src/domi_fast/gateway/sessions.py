@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
@@ -39,8 +40,10 @@ class Session:
     :ivar connection: the one that it has at present; None while it is away.
     :ivar sent: counted frames that were sent in it, or kept for it.
     :ivar received: counted frames that have come in it.
-    :ivar kept: the last of those that were sent.
-    :ivar kept_bytes: how many bytes they have together.
+    :ivar kept: the last of those that were sent; for one more than it may have, the first goes.
+    :ivar large: how many of them are large: all that are not would be within the bytes that may be
+        kept.
+    :ivar kept_bytes: how many bytes they have together; only while one is large.
     """
 
     __slots__ = (
@@ -48,6 +51,7 @@ class Session:
         "identity",
         "kept",
         "kept_bytes",
+        "large",
         "received",
         "sent",
         "timer",
@@ -55,15 +59,16 @@ class Session:
         "user",
     )
 
-    def __init__(self, user: int, identity: bytes) -> None:
+    def __init__(self, user: int, identity: bytes, history: int) -> None:
         self.user = user
         self.token = secrets.token_bytes(_TOKEN_SIZE)
         self.identity = identity
         self.connection: Carrier | None = None
         self.sent = 0
         self.received = 0
-        self.kept: deque[bytes] = deque()
+        self.kept: deque[bytes] = deque(maxlen=history)
         self.kept_bytes = 0
+        self.large = 0
         self.timer: asyncio.TimerHandle | None = None
 
     @property
@@ -100,6 +105,8 @@ class Sessions:
         self._grace = grace
         self._history = history if grace > 0 else 0
         self._history_bytes = history_bytes
+        # The bytes of frames that are no larger need not be counted. Where none is kept, none is.
+        self._small = history_bytes // self._history if self._history else sys.maxsize
         self._most_away = most_away
         self._ended = ended
         self._sessions: dict[int, Session] = {}
@@ -120,7 +127,7 @@ class Sessions:
         return self._sessions.get(user)
 
     def begin(self, identity: bytes) -> Session:
-        session = Session(self._ids.next(), identity)
+        session = Session(self._ids.next(), identity, self._history)
         self._sessions[session.user] = session
         return session
 
@@ -150,22 +157,40 @@ class Sessions:
 
     def send_all(self, sessions: Iterator[Session] | tuple[Session, ...], frame: bytes) -> None:
         """Have all these clients get the frame, now or when they are back."""
-        size, most, most_bytes = len(frame), self._history, self._history_bytes
-        wrapped: dict[Callable[[bytes], bytes], bytes] = {}
+        # With ten thousand clients, each object of one that is looked at has to come from memory.
+        is_large = len(frame) > self._small
+        wrap: Callable[[bytes], bytes] | None = None
+        wrapped = b""
         for session in sessions:
             session.sent += 1
-            kept = session.kept
-            kept.append(frame)
-            session.kept_bytes += size
-            if session.kept_bytes > most_bytes or len(kept) > most:
-                while kept and (session.kept_bytes > most_bytes or len(kept) > most):
-                    session.kept_bytes -= len(kept.popleft())
+            if is_large or session.large:
+                self._keep(session, frame)
+            else:
+                session.kept.append(frame)
             connection = session.connection
             if connection is not None:
-                wrap = connection.wrap
-                if wrap not in wrapped:
-                    wrapped[wrap] = wrap(frame)
-                connection.write(wrapped[wrap])
+                if connection.wrap is not wrap:
+                    wrap = connection.wrap
+                    wrapped = wrap(frame)
+                connection.write(wrapped)
+
+    def _keep(self, session: Session, frame: bytes) -> None:
+        """Keep a frame where a large one is kept already, or is this one."""
+        kept = session.kept
+        if not session.large:
+            session.kept_bytes = sum(map(len, kept))
+        if len(kept) == self._history:
+            self._drop_first(session)
+        kept.append(frame)
+        session.kept_bytes += len(frame)
+        session.large += len(frame) > self._small
+        while session.kept_bytes > self._history_bytes:
+            self._drop_first(session)
+
+    def _drop_first(self, session: Session) -> None:
+        size = len(session.kept.popleft())
+        session.kept_bytes -= size
+        session.large -= size > self._small
 
     def attach(self, session: Session, connection: Carrier) -> None:
         """The client is there, by this connection."""
