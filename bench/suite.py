@@ -23,6 +23,7 @@ from bench import (
     asyncio_suite,
     balance_suite,
     fan_out_suite,
+    gateway_suite,
     growth_suite,
     latency_suite,
     load_suite,
@@ -422,6 +423,21 @@ BENCHMARKS = [
     Benchmark("flood", "a peer's p99 while another floods the node", flood),
     Benchmark("crowd", "who joins a node that 10,000 strangers crowd", trouble_suite.crowd),
     Benchmark("stopped", "a publish's p99 while one of three is stopped", trouble_suite.stopped),
+    Benchmark(
+        "gateway-broadcast",
+        "a group's broadcast to 10,000 clients of a gateway",
+        gateway_suite.broadcast,
+    ),
+    Benchmark(
+        "gateway-client-memory",
+        "memory of an idle client of a gateway",
+        gateway_suite.client_memory,
+    ),
+    Benchmark(
+        "gateway-slow-client",
+        "a broadcast's p99 while one client reads nothing",
+        gateway_suite.slow_client,
+    ),
     Benchmark("serial", "call and reply in serial mode, two cores", serial_suite.call_reply),
     Benchmark(
         "serial-thread", "a node's p99 while its serial thread is held up", serial_suite.thread

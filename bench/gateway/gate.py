@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import logging
 import time
 from typing import Any
@@ -18,7 +19,7 @@ async def main(given: argparse.Namespace) -> None:
     pin(given.cpu)
     open_many_files()
     logging.getLogger("domi_fast").setLevel(logging.CRITICAL)  # it tells of clients that are cut
-    settings = {} if given.ping_interval is None else {"ping_interval": given.ping_interval}
+    settings = json.loads(given.settings)
 
     async def state() -> dict[str, Any]:
         gc.collect()
@@ -40,5 +41,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--registry", required=True)
     parser.add_argument("--cpu", type=int)
-    parser.add_argument("--ping-interval", type=float, help="seconds; the default otherwise")
+    parser.add_argument("--settings", default="{}", help="of the gateway, but for the defaults")
     run(main(parser.parse_args()))

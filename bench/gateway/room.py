@@ -14,7 +14,17 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from bench.gateway.wire import GROUP, JOIN, JOINED, JOINING, NEWS, STAMP, UPGRADE
+from bench.gateway.wire import (
+    GROUP,
+    JOIN,
+    JOINED,
+    JOINING,
+    NEWS,
+    STAMP,
+    UPGRADE,
+    WELCOMED,
+    user_of,
+)
 from bench.two_process.commands import check, pin, run, serve
 from domi_fast import Node
 from domi_fast.gateway import LibraryEvent
@@ -26,39 +36,39 @@ SMALL = 4096
 
 
 class Stopped:
-    """A client that joins and never reads, and comes again when its group hears that it is gone."""
+    """A client that joins and then never reads, and comes again when its group hears of its end."""
 
     def __init__(self) -> None:
         self.port = 0
+        self.user = 0
+        self.joined = asyncio.Event()
         self.left = asyncio.Event()
-        self._socket: socket.socket | None = None
 
-    async def come(self) -> None:
-        self.go()
-        self.left.clear()
-        self._socket = sock = socket.socket()
+    async def stay(self) -> None:
+        """Be there all the time, until this is cancelled."""
+        while True:
+            with socket.socket() as sock:
+                await self._join(sock)
+                self.joined.set()
+                await self.left.wait()
+
+    async def _join(self, sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT)
-        # Its end is a reset: the gateway hears of it at once.
+        # Its end is a reset, and the gateway hears of it at once.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.setblocking(False)
         loop = asyncio.get_running_loop()
         await loop.sock_connect(sock, ("127.0.0.1", self.port))
         await loop.sock_sendall(sock, UPGRADE + JOINING)
-
-    def go(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
-    async def stay(self) -> None:
-        """Be there all the time, until this is cancelled."""
-        try:
-            while True:
-                await self.come()
-                await self.left.wait()
-        finally:
-            self.go()
+        got = rest = b""
+        while len(rest) < WELCOMED:
+            more = await loop.sock_recv(sock, SMALL)
+            check(bool(more), "the gateway has closed the connection")
+            got += more
+            rest = got.partition(b"\r\n\r\n")[2]
+        self.user = user_of(rest)
+        self.left.clear()
 
 
 class Room(Group):
@@ -75,7 +85,8 @@ class Room(Group):
         message.reply(JOINED, b"")
 
     def _away(self, message: Message) -> None:
-        self._stopped.left.set()
+        if message.user == self._stopped.user:
+            self._stopped.left.set()
 
 
 async def main(given: argparse.Namespace) -> None:
@@ -107,16 +118,15 @@ async def main(given: argparse.Namespace) -> None:
             group.broadcast(NEWS, padding + STAMP.pack(stamp))
         return {"rate": (warm_up + count) / (loop.time() - began), "late": late}
 
-    async def stop_reading(port: int, wanted: int) -> dict[str, Any]:
-        """One more client, that does not read; once it is a member there are as many as wanted."""
+    async def stop_reading(port: int) -> dict[str, Any]:
+        """From now on there is a client that does not read."""
         nonlocal staying
         stopped.port = port
+        stopped.joined.clear()
         staying = asyncio.ensure_future(stopped.stay())
-        group = zone.group(GROUP)
-        until = time.monotonic() + WAIT
-        while len(group) < wanted:
-            check(not staying.done() and time.monotonic() < until, "it has not come")
-            await asyncio.sleep(0.01)
+        coming = asyncio.ensure_future(stopped.joined.wait())
+        await asyncio.wait([staying, coming], timeout=WAIT, return_when=asyncio.FIRST_COMPLETED)
+        check(coming.done(), f"the client that is to stop reading has not joined: {staying!r}")
         return {}
 
     async def begone() -> dict[str, Any]:

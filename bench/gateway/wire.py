@@ -18,7 +18,19 @@ UPGRADE = (
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
 )
 
-__all__ = ["GROUP", "JOIN", "JOINED", "JOINING", "NEWS", "STAMP", "UPGRADE", "WELCOMED", "size_of"]
+__all__ = [
+    "FRAME_HEAD",
+    "GROUP",
+    "JOIN",
+    "JOINED",
+    "JOINING",
+    "NEWS",
+    "STAMP",
+    "UPGRADE",
+    "WELCOMED",
+    "size_of",
+    "user_of",
+]
 
 
 def to_gateway(frame: bytes) -> bytes:
@@ -30,6 +42,12 @@ def size_of(data: int) -> int:
     """Bytes on the wire of a message to a client with so much data."""
     message = FRAME_HEAD + data
     return message + (2 if message <= MOST_SHORT else 4)
+
+
+def user_of(welcome: bytes) -> int:
+    """Who has got this WELCOME, which is a short message."""
+    start = 2 + FRAME_HEAD
+    return int.from_bytes(welcome[start : start + 8], "little")
 
 
 JOINING = to_gateway(encode_frame(LibraryEvent.HELLO, b"")) + to_gateway(

@@ -51,6 +51,9 @@ AGREED = {
         for policy in ("raise", "drop-oldest", "drop-newest", "disconnect")
         for load in ("full", "half")
     },
+    "gateway-broadcast": (">=", "ratio", 0.9),
+    "gateway-client-memory": ("<=", "value", 16384),
+    "gateway-slow-client": ("<=", "ratio", 2),
     "serial-call-reply": (">=", "value", 4_000_000),
     "serial-lists": (">=", "value", 7_000_000),
     "serial-thread-waiting": ("<=", "ratio", 1.2),
