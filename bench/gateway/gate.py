@@ -6,7 +6,6 @@ import argparse
 import gc
 import json
 import logging
-import time
 from typing import Any
 
 from bench.two_process.commands import open_many_files, pin, run, serve
@@ -25,7 +24,6 @@ async def main(given: argparse.Namespace) -> None:
         gc.collect()
         return {
             "clients": gateway.clients,
-            "cpu": time.process_time(),
             "resident": resident(),
             "cut": gateway.node.counters().get("clients_slow", 0),
         }

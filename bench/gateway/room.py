@@ -25,7 +25,7 @@ from bench.gateway.wire import (
     WELCOMED,
     user_of,
 )
-from bench.two_process.commands import check, pin, run, serve
+from bench.two_process.commands import Command, check, pin, run, serve
 from domi_fast import Node
 from domi_fast.gateway import LibraryEvent
 from domi_fast.stateful import Group, Message, Zone
@@ -141,7 +141,7 @@ async def main(given: argparse.Namespace) -> None:
         Node("room", registry=given.registry) as node,
         Zone(node, lambda id, zone: Room(id, zone, stopped)) as zone,
     ):
-        commands = {
+        commands: dict[str, Command] = {
             "broadcast": broadcast,
             "feed": feed,
             "stop_reading": stop_reading,
