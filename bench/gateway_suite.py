@@ -26,7 +26,8 @@ from bench.websocket.processes import ask, await_clients, compiled, order, start
 
 LIBRARY = "websockets sans-I/O"
 CLIENTS = 10_000
-DELIVERIES = 100_000  # of a turn, each message counted for each client
+# Of a round: so many turns of each, with so many messages. A machine's mood is often a short one.
+TURNS, MESSAGES = 3, 5
 MESSAGE = MOST_SHORT  # bytes of a WebSocket's message, with our header or without
 DATA = MESSAGE - FRAME_HEAD
 ON_THE_WIRE = size_of(DATA)
@@ -123,7 +124,6 @@ def broadcast(settings: Settings) -> list[Figure]:
     bare loops.
     """
     clients = settings.few(CLIENTS)
-    count = settings.few(DELIVERIES) // clients
     title = f"broadcast to {CLIENTS:,} clients of a gateway, deliveries"
     anchors = {
         "gateway-broadcast": "loop of write, encoded once",
@@ -134,6 +134,7 @@ def broadcast(settings: Settings) -> list[Figure]:
     ]
     cpu: dict[str, list[float]] = {"ours": [], "encoded": [], "library": []}
     writes: dict[str, list[float]] = {who: [] for who in cpu}
+    rates: dict[str, list[float]] = {who: [] for who in cpu}
     with ExitStack() as stack:
         ends = Ends(stack, settings.pair(), clients, history=HISTORY, **SILENT)
         server, port = ends.bare()
@@ -168,37 +169,40 @@ def broadcast(settings: Settings) -> list[Figure]:
             *_, ended = (float(others.answer()["ended"]) for _ in range(times))
             return times * clients / (ended - began)
 
-        def measure(who: str, process: int, turn: Callable[[int], float]) -> float:
+        def measure(who: str, process: int, turn: Callable[[int], float]) -> None:
             before = spent_by(process)
-            rate = turn(count)
+            rates[who].append(turn(MESSAGES))
             spent = [after - was for was, after in zip(before, spent_by(process), strict=True)]
-            cpu[who].append(spent[0] / (count * clients))
-            writes[who].append(spent[1] / (count * clients))
-            return rate
+            cpu[who].append(spent[0] / (MESSAGES * clients))
+            writes[who].append(spent[1] / (MESSAGES * clients))
 
-        def measure_ours() -> None:
-            ends.state(clients)
-            rate = measure("ours", ends.gate.pid, through_the_gateway)
-            for figure in figures:
-                figure.values.append(rate)
-
-        def measure_theirs(figure: Figure, who: str) -> None:
-            await_clients(server, clients)
+        def theirs(who: str) -> None:
             turn = partial(by_the_library, is_encoded=who == "encoded")
-            figure.anchor_values.append(measure(who, server.pid, turn))
+            measure(who, server.pid, turn)
 
         through_the_gateway(HISTORY)
         by_the_library(2, is_encoded=True)
         for number in range(settings.rounds):
-            in_turn(
-                number,
-                partial(measure_theirs, library, "library"),
-                partial(measure_theirs, encoded, "encoded"),
-                measure_ours,
+            ends.state(clients)
+            await_clients(server, clients)
+            for turn in range(TURNS):
+                in_turn(
+                    number + turn,
+                    partial(theirs, "library"),
+                    partial(theirs, "encoded"),
+                    partial(measure, "ours", ends.gate.pid, through_the_gateway),
+                )
+            ours_now, encoded_now, library_now = (
+                statistics.median(rates[who][-TURNS:]) for who in ("ours", "encoded", "library")
             )
+            encoded.values.append(ours_now)
+            encoded.anchor_values.append(encoded_now)
+            library.values.append(ours_now)
+            library.anchor_values.append(library_now)
     encoded.detail = {
         "clients": clients,
         "bytes_of_a_message_on_the_wire": ON_THE_WIRE,
+        "per_s_of_each_turn": rates,
         "cpu_s_per_delivery": cpu,
         "writes_per_delivery": writes,
     }
@@ -271,7 +275,7 @@ def slow_client(settings: Settings) -> list[Figure]:
         anchor_is_ours=True,
     )
     clients = 10 if settings.smoke else READERS
-    warm_up, count = (int(RATE * seconds) for seconds in ((0.1, 0.2) if settings.smoke else (1, 3)))
+    warm_up, count = (int(RATE * seconds) for seconds in ((0.1, 0.2) if settings.smoke else (1, 2)))
     cut, late = [], []
     with ExitStack() as stack:
         ends = Ends(stack, settings.pair(), clients, **SILENT)
