@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Protocol
 
 from .events import CloseCode
-from .sessions import Session
+from .sessions import Session, into_nothing
 
 
 class Stage(Enum):
@@ -106,6 +106,12 @@ class Connection(ABC):
         """Whether frames can go over it; before, a WebSocket's request has to come."""
         return True
 
+    def mute(self) -> None:
+        """From now on, what is written to it goes nowhere."""
+        self.write = into_nothing
+        if self.session is not None:
+            self.session.write = into_nothing
+
     def send(self, frame: bytes) -> None:
         """Write a whole frame."""
         self.write(self.wrap(frame))
@@ -128,10 +134,6 @@ class Connection(ABC):
         self._counted_at = now
         self._tokens = (burst if tokens > burst else tokens) - 1.0
         return self._tokens >= 0.0
-
-
-def into_nothing(data: bytes) -> None:
-    """What is written to a connection that is closed."""
 
 
 def address_of(transport: asyncio.BaseTransport) -> str:

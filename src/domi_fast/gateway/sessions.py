@@ -21,6 +21,10 @@ from .ids import Ids
 _TOKEN_SIZE: Final = 16
 
 
+def into_nothing(data: bytes) -> None:
+    """What is written where there is no connection, or one that is closed."""
+
+
 class Carrier(Protocol):
     """What a session needs of its connection; see :class:`~.connection.Connection`."""
 
@@ -38,6 +42,8 @@ class Session:
     :ivar user: its id of 64 bits, which no other user of the cluster has.
     :ivar identity: what ``authenticate`` has said who it is.
     :ivar connection: the one that it has at present; None while it is away.
+    :ivar write: writes to that connection what ``wrap`` has made of a frame; nothing without one.
+    :ivar wrap: what that connection, or the last one, makes of a frame.
     :ivar sent: counted frames that were sent in it, or kept for it.
     :ivar received: counted frames that have come in it.
     :ivar kept: the last of those that were sent; for one more than it may have, the first goes.
@@ -57,6 +63,8 @@ class Session:
         "timer",
         "token",
         "user",
+        "wrap",
+        "write",
     )
 
     def __init__(self, user: int, identity: bytes, history: int) -> None:
@@ -64,6 +72,8 @@ class Session:
         self.token = secrets.token_bytes(_TOKEN_SIZE)
         self.identity = identity
         self.connection: Carrier | None = None
+        self.write: Callable[[bytes], object] = into_nothing
+        self.wrap: Callable[[bytes], bytes] | None = None
         self.sent = 0
         self.received = 0
         self.kept: deque[bytes] = deque(maxlen=history)
@@ -161,18 +171,21 @@ class Sessions:
         is_large = len(frame) > self._small
         wrap: Callable[[bytes], bytes] | None = None
         wrapped = b""
+        made: dict[Callable[[bytes], bytes], bytes] = {}
         for session in sessions:
             session.sent += 1
             if is_large or session.large:
                 self._keep(session, frame)
             else:
                 session.kept.append(frame)
-            connection = session.connection
-            if connection is not None:
-                if connection.wrap is not wrap:
-                    wrap = connection.wrap
-                    wrapped = wrap(frame)
-                connection.write(wrapped)
+            its = session.wrap
+            if its is not wrap and its is not None:
+                wrap = its
+                if its not in made:
+                    made[its] = its(frame)
+                wrapped = made[its]
+            write = session.write
+            write(wrapped)
 
     def _keep(self, session: Session, frame: bytes) -> None:
         """Keep a frame where a large one is kept already, or is this one."""
@@ -196,11 +209,13 @@ class Sessions:
         """The client is there, by this connection."""
         self._forget_absence(session)
         session.connection = connection
+        session.write, session.wrap = connection.write, connection.wrap
         connection.session = session
 
     def detach(self, session: Session) -> bool:
         """Its connection is gone; whether the session goes on without."""
         session.connection = None
+        session.write = into_nothing
         if self._grace <= 0:
             self.end(session)
             return False
@@ -223,6 +238,7 @@ class Sessions:
             return
         self._forget_absence(session)
         connection, session.connection = session.connection, None
+        session.write = into_nothing
         if connection is not None:
             connection.session = None
         session.kept.clear()

@@ -9,7 +9,7 @@ from .. import FrameReader, encode_frame
 from ..errors import FrameError
 from . import frames
 from .config import GatewayConfig
-from .connection import Connection, Listener, Stage, address_of, into_nothing
+from .connection import Connection, Listener, Stage, address_of
 from .events import CloseCode, LibraryEvent
 from .listening import CLOSE_TIME, Port
 
@@ -70,7 +70,7 @@ class TcpConnection(Connection, asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._closing is not None:
             self._closing.cancel()
-        self.write = into_nothing
+        self.mute()
         self._listener.ended(self, self._code, self._reason if exc is None else str(exc))
 
     def ping(self) -> None:
@@ -82,7 +82,7 @@ class TcpConnection(Connection, asyncio.Protocol):
         self.stage = Stage.CLOSED
         self._code, self._reason = code, reason
         self.write(frames.bye(code, reason))
-        self.write = into_nothing
+        self.mute()
         if self._transport.can_write_eof():
             self._transport.write_eof()
         else:
@@ -94,7 +94,7 @@ class TcpConnection(Connection, asyncio.Protocol):
         if self.stage is not Stage.CLOSED:
             self.stage = Stage.CLOSED
             self._code, self._reason = code, reason
-        self.write = into_nothing
+        self.mute()
         self._transport.abort()
 
 

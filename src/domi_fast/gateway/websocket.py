@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, cast
 from ..errors import DomiError, FrameError
 from . import frames
 from .config import GatewayConfig
-from .connection import Connection, Listener, Stage, address_of, into_nothing
+from .connection import Connection, Listener, Stage, address_of
 from .events import CloseCode
 from .listening import CLOSE_TIME, Port
 
@@ -140,7 +140,7 @@ class WebSocketConnection(Connection, asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._closing is not None:
             self._closing.cancel()
-        self.write = into_nothing
+        self.mute()
         code, reason = self._code, self._reason
         said = self._framing.close_rcvd
         if said is not None and self.stage is not Stage.CLOSED:
@@ -158,7 +158,7 @@ class WebSocketConnection(Connection, asyncio.Protocol):
             else:
                 transport.close()
         if self._closing is None and self._framing.close_expected():
-            self.write = into_nothing
+            self.mute()
             loop = asyncio.get_running_loop()
             self._closing = loop.call_later(CLOSE_TIME, transport.abort)
 
@@ -246,7 +246,7 @@ class WebSocketConnection(Connection, asyncio.Protocol):
             return
         self.stage = Stage.CLOSED
         self._code, self._reason = code, reason
-        self.write = into_nothing
+        self.mute()
         if self._framing.state is State.CONNECTING:
             self._transport.abort()
             return
@@ -257,7 +257,7 @@ class WebSocketConnection(Connection, asyncio.Protocol):
         if self.stage is not Stage.CLOSED:
             self.stage = Stage.CLOSED
             self._code, self._reason = code, reason
-        self.write = into_nothing
+        self.mute()
         self._transport.abort()
 
 
