@@ -24,6 +24,16 @@ GENEROUS: dict[str, Any] = {
 """Settings of a gateway whose limits nobody meets."""
 
 
+class Memory:
+    """What a zone's ``memory`` says: the share in use."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def __call__(self) -> float:
+        return self.share
+
+
 @contextlib.asynccontextmanager
 async def gateway(
     url: str, *, node: dict[str, Any] | None = None, **settings: Any
