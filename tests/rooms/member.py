@@ -12,6 +12,8 @@ from tests.gateway.clients import GROUP, LOST, REFUSED, Client, Closed, connecte
 from tests.reference import encode
 from tests.rooms.groups import JOIN, SAID, SAY, SPOKEN
 
+_REDIAL = 0.02
+
 
 class Member:
     """Keeps what it has sent until nobody can want it again, and all that it is told.
@@ -96,6 +98,13 @@ class Member:
         if self._client is not None:
             self._client.cut()
 
+    async def join_again(self) -> None:
+        """After LOST; returns when it is a member."""
+        self.joined.clear()
+        self.lost.clear()
+        self.write(JOIN)
+        await asyncio.wait_for(self.joined.wait(), 20)
+
     async def leave(self) -> None:
         self._over = True
         assert self._client is not None
@@ -122,7 +131,7 @@ class Member:
                 self.closed = closed
                 return
             except (ConnectionError, EOFError, OSError):
-                continue
+                await asyncio.sleep(_REDIAL)
 
     async def _be_connected(self, client: Client) -> None:
         if self._session:
