@@ -66,3 +66,15 @@ class Ledger(Group):
     def load(self, state: bytes) -> None:
         self.said, turns, self.faults = json.loads(state)
         self.turns = dict(turns)
+
+
+class Hall(Group):
+    """JOIN makes the sender a member, and nothing else is said by itself."""
+
+    def __init__(self, id: int, zone: Zone) -> None:
+        super().__init__(id, zone)
+        self.handle(JOIN, self.on_join)
+
+    def on_join(self, message: Message) -> None:
+        self.add_user(message.user)
+        message.reply(JOIN, b"")

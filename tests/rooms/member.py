@@ -8,6 +8,8 @@ import struct
 import time
 from typing import Any
 
+from websockets.exceptions import InvalidHandshake
+
 from tests.gateway.clients import GROUP, LOST, REFUSED, Client, Closed, connected
 from tests.reference import encode
 from tests.rooms.groups import JOIN, SAID, SAY, SPOKEN
@@ -130,7 +132,7 @@ class Member:
                     continue
                 self.closed = closed
                 return
-            except (ConnectionError, EOFError, OSError):
+            except (OSError, EOFError, InvalidHandshake):
                 await asyncio.sleep(_REDIAL)
 
     async def _be_connected(self, client: Client) -> None:
