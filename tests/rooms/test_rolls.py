@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from typing import Any
 
-from domi_fast import LibraryChannel
+from domi_fast import LibraryChannel, Node
 from domi_fast.gateway import Gateway, wire
 from domi_fast.gateway.wire import ToZone
 from domi_fast.stateful import Zone
-from tests.gateway.clients import Closed, connected
+from tests.gateway.clients import HEARTBEAT, Closed, connected
 from tests.rooms.groups import JOIN, Ledger
 from tests.rooms.member import Member
 from tests.rooms.parts import SERVICE, Memory, acquainted, gateway, zone
@@ -97,11 +98,7 @@ async def test_old_zones_keep_their_groups_and_leave_with_the_last_user(registry
         for member in members:
             await member.hush()
         rooms = {group: homes[group].group(group) for group in groups}
-        await until(
-            lambda: all(
-                m.serials[-1] == rooms[m.group].said - 1 for m in members
-            )
-        )
+        await until(lambda: all(m.serials[-1] == rooms[m.group].said - 1 for m in members))
         assert [member.faults for member in members] == [[] for _ in members]
         assert all(isinstance(room, Ledger) and not room.faults for room in rooms.values())
 
@@ -117,6 +114,27 @@ async def test_old_zones_keep_their_groups_and_leave_with_the_last_user(registry
             await asyncio.wait_for(each.node.wait_closed(), 5)
             await asyncio.wait_for(each.wait_closed(), 1)
         assert new.state == "serving" and new.node.state == "serving"
+
+
+async def test_who_asks_between_two_versions_waits_for_the_new_one(registry_url: str) -> None:
+    async with zone(registry_url, node=OLD) as old, gateway(registry_url) as gate:
+        await acquainted([gate], [old])
+        open_ = json.dumps(old.facts()).encode()
+        async with Member(gate, "tcp", 1), connected(gate, "tcp") as client:
+            await client.hello()
+            # The new node is there, and its zone is not yet.
+            async with Node(SERVICE, registry=registry_url, version="2.0") as node:
+                await until(lambda: old.state == "retiring")
+                await until(lambda: not any(each.open for each in gate.zones.of(SERVICE)))
+                # The gateway has not heard it, or its message has crossed the news.
+                gate.zones.heard(old.node.id, open_)
+                await client.write(2, JOIN)
+                for _ in range(20):
+                    await client.send(HEARTBEAT, b"ping")
+                    assert await client.expect(HEARTBEAT) == b"pong"
+                async with Zone(node, Ledger) as new:
+                    assert await client.expect(JOIN) == b"0"
+                    assert 2 in new.groups and list(old.groups) == [1]
 
 
 async def test_nobody_is_refused_a_new_group_while_the_versions_change(registry_url: str) -> None:
@@ -170,9 +188,7 @@ async def test_groups_move_to_the_new_version_and_the_old_nodes_leave(registry_u
         enter = stack.enter_async_context
         gates = [await enter(gateway(registry_url)) for _ in range(2)]
         groups = range(1, 9)
-        old, members = await a_group_in_each(
-            enter, gates, registry_url, groups, roll="hand_over"
-        )
+        old, members = await a_group_in_each(enter, gates, registry_url, groups, roll="hand_over")
         for member in members:
             member.talk(0.02)
         await until(lambda: all(member.serials for member in members))
@@ -181,9 +197,7 @@ async def test_groups_move_to_the_new_version_and_the_old_nodes_leave(registry_u
             await asyncio.wait_for(each.node.wait_closed(), 15)
         assert all(group in new.groups for group in groups)
         before = [len(member.serials) for member in members]
-        await until(
-            lambda: all(len(m.serials) > b for m, b in zip(members, before, strict=True))
-        )
+        await until(lambda: all(len(m.serials) > b for m, b in zip(members, before, strict=True)))
         for member in members:
             await member.hush()
         rooms = {group: new.group(group) for group in groups}

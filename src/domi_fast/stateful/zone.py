@@ -336,7 +336,8 @@ class Zone:
     def _closed_to(self, id: int, *, opening: bool = False) -> Closed | None:
         """Why no group of this id is made now; None: it may be."""
         if self._state != "serving":
-            return Closed(Refusal.FULL, NOWHERE, f"the zone is {self._state}")
+            # Another is about to take them: who hears FULL before that would give up.
+            return Closed(0, NOWHERE, f"the zone is {self._state}: ask another")
         if self.config.factory is None:
             return Closed(Refusal.NO_GROUP, NOWHERE, "there is none, and none is made on demand")
         if not opening:
