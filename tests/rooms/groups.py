@@ -11,12 +11,12 @@ from domi_fast.stateful import Group, Message, Zone
 
 JOIN, SAY, SAID, GONE, AWAY, BACK, OTHERS = 50, 51, 52, 53, 54, 55, 56
 SPOKEN = struct.Struct("<QQI")
-"""Of SAID: the number of what the group says, who has said it to the group, and its number there."""
+"""Of SAID: the number of what the group says, who has said it to the group, and its number."""
 
 
 class Ledger(Group):
     """JOIN makes the sender a member. SAY bears a number that grows by one with each, and is said
-    to all as SAID; OTHERS the same, but not to who said it. That a member has left, is away or back
+    to all as SAID; OTHERS goes to all but who said it. That a member has left, is away or back
     is said to the others, as GONE, AWAY and BACK.
 
     :ivar turns: the number that each user says next.

@@ -1,4 +1,4 @@
-"""A member of a group: a client that talks all the time, and comes back when its connection ends."""
+"""A member of a group: a client that talks all the time, and comes back when it is cut off."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tests.reference import encode
 from tests.rooms.groups import JOIN, SAID, SAY, SPOKEN
 
 _REDIAL = 0.02
+_COMES_BACK = (1006, 4003, 4004, 4005)
 
 
 class Member:
@@ -28,7 +29,9 @@ class Member:
     :ivar resumptions: how often it has resumed its session.
     """
 
-    def __init__(self, gateway: Any, carrier: str, group: int, *, expects_loss: bool = False):
+    def __init__(
+        self, gateway: Any, carrier: str, group: int, *, expects_loss: bool = False
+    ) -> None:
         self.gateway = gateway
         self.carrier = carrier
         self.group = group
@@ -70,9 +73,7 @@ class Member:
             await asyncio.wait(pending, timeout=0.5)
         results = await asyncio.gather(*self._tasks, return_exceptions=True)
         for result in results:
-            if isinstance(result, BaseException) and not isinstance(
-                result, asyncio.CancelledError
-            ):
+            if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
                 raise result
 
     def write(self, event: int, data: bytes = b"") -> None:
@@ -123,17 +124,18 @@ class Member:
             await asyncio.sleep(pause)
 
     async def _live(self) -> None:
-        while not self._over:
-            try:
-                async with connected(self.gateway, self.carrier) as client:
-                    await self._be_connected(client)
-            except Closed as closed:
-                if closed.code in (1006, 4003, 4004, 4005):
-                    continue
+        while not self._over and self.closed is None:
+            await self._live_once()
+
+    async def _live_once(self) -> None:
+        try:
+            async with connected(self.gateway, self.carrier) as client:
+                await self._be_connected(client)
+        except Closed as closed:
+            if closed.code not in _COMES_BACK:
                 self.closed = closed
-                return
-            except (OSError, EOFError, InvalidHandshake):
-                await asyncio.sleep(_REDIAL)
+        except (OSError, EOFError, InvalidHandshake):
+            await asyncio.sleep(_REDIAL)
 
     async def _be_connected(self, client: Client) -> None:
         if self._session:
@@ -147,10 +149,8 @@ class Member:
         sending = asyncio.ensure_future(self._send(client, at))
         try:
             while True:
-                try:
-                    event, data = await client.take()
-                except asyncio.TimeoutError:
-                    continue
+                raw = await client.take_raw()
+                event, data = struct.unpack_from("<H", raw, 6)[0], raw[8:]
                 if event >= GROUP:
                     self._received += 1
                     self._hear(event, data)

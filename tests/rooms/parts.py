@@ -34,6 +34,13 @@ class Memory:
         return self.share
 
 
+def ledger(of: Zone, id: int) -> Ledger:
+    """The group of this id."""
+    found = of.group(id)
+    assert isinstance(found, Ledger)
+    return found
+
+
 @contextlib.asynccontextmanager
 async def gateway(
     url: str, *, node: dict[str, Any] | None = None, **settings: Any

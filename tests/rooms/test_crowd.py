@@ -358,10 +358,8 @@ async def test_who_does_not_read_among_50_members(
         room = rooms.group(1)
         await until(lambda: len(room) == MEMBERS)
         user = int.from_bytes(identity[:8], "little")
-        session_ = gate._sessions.get(user)
-        assert session_ is not None and session_.connection is not None
-        transport: Any = session_.connection
-        transport = transport._transport
+        session_: Any = gate._sessions.get(user)
+        transport = session_.connection._transport
 
         most = sent = 0
         begun = time.monotonic()
@@ -414,4 +412,6 @@ async def test_who_does_not_read_among_50_members(
                     assert await again.expect(SAID) == b"now"
         assert words == list(range(sent))
         with capsys.disabled():
-            print(f" {sent} words of {WORD} bytes, {most} waited, {resumptions} resumptions", end="")
+            print(
+                f" {sent} words of {WORD} bytes, {most} waited, {resumptions} resumptions", end=""
+            )

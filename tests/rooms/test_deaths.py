@@ -18,7 +18,7 @@ from domi_fast.stateful import SqliteSnapshots
 from domi_fast.stateful.snapshots import unpack
 from tests.rooms.groups import AWAY, GONE, OTHERS
 from tests.rooms.member import Member
-from tests.rooms.parts import SERVICE, acquainted, gateway, zone
+from tests.rooms.parts import SERVICE, acquainted, gateway, ledger, zone
 from tests.servers import Etcd
 from tests.support import Worker, session, until
 
@@ -102,19 +102,20 @@ async def test_a_zone_is_killed(
             print(f" {name}: told after {told:.2f} s, back after {back:.2f} s", end="")
         assert told < 2.0
         assert back < lease + late + 2.0
-        room = rooms.group(GROUP_ID)
-        assert room.said == 5 and room.turns == {members[0].user: 5}
+        room = ledger(rooms, GROUP_ID)
+        assert room.said == 5
+        assert room.turns == {members[0].user: 5}
         assert room.users == {member.user for member in members}
         # It is the old state that they go on with; what was said behind it is gone.
         members[0].say()
         await until(lambda: all(member.serials == [5] for member in members))
         for member in members:
-            assert len(member.heard(10)) == 1 and not member.faults and not member.heard(9)
+            assert len(member.heard(10)) == 1
+            assert not member.faults
+            assert not member.heard(9)
 
 
-async def test_a_gateway_is_killed(
-    sqlite_url: str, loop_kind: str
-) -> None:
+async def test_a_gateway_is_killed(sqlite_url: str, loop_kind: str) -> None:
     async with contextlib.AsyncExitStack() as stack:
         enter = stack.enter_async_context
         rooms = await enter(zone(sqlite_url))
@@ -124,11 +125,10 @@ async def test_a_gateway_is_killed(
         await until(lambda: ports["machine"] in rooms.node.peers)
         other = SimpleNamespace(**ports)
         staying = [await enter(Member(gate, each, GROUP_ID)) for each in ("tcp", "websocket")]
-        going = [
-            await enter(Member(other, each, GROUP_ID)) for each in ("tcp", "websocket", "tcp")
-        ]
-        room = rooms.group(GROUP_ID)
-        assert len(room) == 5 and room.gateways == {gate.node.id, ports["machine"]}
+        going = [await enter(Member(other, each, GROUP_ID)) for each in ("tcp", "websocket", "tcp")]
+        room = ledger(rooms, GROUP_ID)
+        assert len(room) == 5
+        assert room.gateways == {gate.node.id, ports["machine"]}
         for member in (*staying, *going):
             member.talk(0.02)
         await until(lambda: all(len(member.serials) > 20 for member in (*staying, *going)))
@@ -147,8 +147,19 @@ async def test_a_gateway_is_killed(
             await member.hush()
             await until(lambda member=member: sorted(member.heard(GONE)) == gone)
             assert not member.heard(AWAY)
-            assert member.faults == [] and member.resumptions == 0
+            assert member.faults == []
+            assert member.resumptions == 0
         assert room.faults == []
+
+
+async def all_hear(members: list[Member], event: int, data: bytes) -> None:
+    for member in members:
+        await until(lambda member=member: data in member.heard(event))
+
+
+async def have_heard(members: list[Member], event: int, times: int) -> None:
+    for member in members:
+        await until(lambda member=member: len(member.heard(event)) == times)
 
 
 async def all_join_again(members: list[Member]) -> None:
@@ -169,8 +180,8 @@ async def test_the_session_of_a_gateway_and_a_zone_is_closed(registry_url: str, 
             await enter(Member(cut, each, GROUP_ID, expects_loss=True))
             for each in ("tcp", "websocket")
         ]
-        room = rooms.group(GROUP_ID)
-        for time_ in range(1, 11):
+        room = ledger(rooms, GROUP_ID)
+        for nth in range(1, 11):
             ends = (rooms.node, cut.node) if who == "the zone's node" else (cut.node, rooms.node)
             session(ends[0], ends[1].id).close("a test cuts it")
             for member in losing:
@@ -178,19 +189,17 @@ async def test_the_session_of_a_gateway_and_a_zone_is_closed(registry_url: str, 
             await until(lambda: room.users == {member.user for member in staying})
             assert not any(route.members for route in cut._routes._routes.values())
             for member in losing:
-                assert len(member.heard(10)) == time_
+                assert len(member.heard(10)) == nth
             await all_join_again(losing)
             await until(lambda: len(room) == 4)
-            for member in staying:
-                await until(lambda member=member: len(member.heard(GONE)) == 2 * time_)
+            await have_heard(staying, GONE, 2 * nth)
             # Once for each, on both sides of the cut.
-            staying[0].write(OTHERS, b"%d" % time_)
-            losing[0].write(OTHERS, b"from the other side %d" % time_)
-            await until(lambda: (b"%d" % time_) in losing[0].heard(OTHERS))
-            for member in (*losing, staying[1]):
-                await until(lambda member=member: (b"%d" % time_) in member.heard(OTHERS))
+            staying[0].write(OTHERS, b"%d" % nth)
+            losing[0].write(OTHERS, b"from the other side %d" % nth)
+            await all_hear([*losing, staying[1]], OTHERS, b"%d" % nth)
         for member in (*staying, *losing):
-            assert member.faults == [] and not member.heard(9)
+            assert member.faults == []
+            assert not member.heard(9)
             words = member.heard(OTHERS)
             assert len(words) == len(set(words))
         for member in losing[1:]:
@@ -208,25 +217,24 @@ async def test_a_gateway_that_hangs_is_lost_by_the_zone(sqlite_url: str, loop_ki
         await acquainted([gate], [rooms])
         await until(lambda: ports["machine"] in rooms.node.peers)
         other = SimpleNamespace(**ports)
-        (staying,) = [await enter(Member(gate, "tcp", GROUP_ID))]
+        staying = await enter(Member(gate, "tcp", GROUP_ID))
         losing = [
             await enter(Member(other, each, GROUP_ID, expects_loss=True))
             for each in ("tcp", "websocket")
         ]
-        room = rooms.group(GROUP_ID)
-        for time_ in range(1, 4):
+        room = ledger(rooms, GROUP_ID)
+        for nth in range(1, 4):
             worker.kill(signal.SIGSTOP)
-            losing[0].write(OTHERS, b"lost %d" % time_)
-            staying.write(OTHERS, b"missed %d" % time_)
+            losing[0].write(OTHERS, b"lost %d" % nth)
+            staying.write(OTHERS, b"missed %d" % nth)
             await until(lambda: room.users == {staying.user})
-            await until(lambda: len(staying.heard(GONE)) == 2 * time_)
+            await have_heard([staying], GONE, 2 * nth)
             await asyncio.sleep(0.3)
             worker.kill(signal.SIGCONT)
             await all_join_again(losing)
             await until(lambda: len(room) == 3)
-            staying.write(OTHERS, b"again %d" % time_)
-            for member in losing:
-                await until(lambda member=member: (b"again %d" % time_) in member.heard(OTHERS))
+            staying.write(OTHERS, b"again %d" % nth)
+            await all_hear(losing, OTHERS, b"again %d" % nth)
         for member in (staying, *losing):
             assert member.faults == []
             words = member.heard(OTHERS)

@@ -68,7 +68,8 @@ async def test_a_broadcast_is_one_mesh_frame_for_each_gateway_with_members(
                 others.append(other)
             assert len(members[gate]) == (0 if number == 4 else 4)
         room = rooms.group(GROUP_ID)
-        assert room.gateways == {gate.node.id for gate in gates[:-1]} and len(room) == 16
+        assert room.gateways == {gate.node.id for gate in gates[:-1]}
+        assert len(room) == 16
 
         counted = Counted(rooms, gates)
         word = b"x" * 64

@@ -23,9 +23,7 @@ PAUSE = 1.0
 async def settled(room: Ledger, members: list[Member]) -> None:
     """Until the group has had all that was said to it, and the members all that it has said."""
     await until(lambda: all(room.turns.get(m.user, 0) == m.said for m in members), 30)
-    await until(
-        lambda: all(m.serials and m.serials[-1] == room.said - 1 for m in members), 30
-    )
+    await until(lambda: all(m.serials and m.serials[-1] == room.said - 1 for m in members), 30)
 
 
 @pytest.mark.parametrize("losing", [False, True], ids=["steady", "losing connections"])

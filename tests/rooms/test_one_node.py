@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 
 import pytest
@@ -78,7 +78,8 @@ async def test_a_program_that_is_told_to_end(sqlite_url: str, order: str) -> Non
             assert took < 5.0
             for member in members:
                 await until(lambda member=member: member.closed is not None)
-                assert member.closed is not None and member.closed.code == 1001, member.closed
+                assert member.closed is not None
+                assert member.closed.code == 1001, member.closed
                 assert member.faults == []
     finally:
         if process.poll() is None:
@@ -87,14 +88,14 @@ async def test_a_program_that_is_told_to_end(sqlite_url: str, order: str) -> Non
 
 
 @contextlib.asynccontextmanager
-async def one_node(url: str):  # type: ignore[no-untyped-def]
+async def one_node(url: str) -> AsyncIterator[tuple[Node, Gateway, Zone]]:
     node = Node(SERVICE, registry=url)
     async with node, Gateway(node, **GENEROUS) as gate, Zone(node, Ledger) as rooms:
         yield node, gate, rooms
 
 
 async def test_messages_stay_within_the_node(registry_url: str) -> None:
-    async with one_node(registry_url) as (node, gate, rooms):
+    async with one_node(registry_url) as (_, gate, rooms):
         async with contextlib.AsyncExitStack() as stack:
             members = [
                 await stack.enter_async_context(Member(gate, carrier, 1))
@@ -109,7 +110,8 @@ async def test_messages_stay_within_the_node(registry_url: str) -> None:
             assert isinstance(room, Ledger)
             await until(lambda: all(room.turns.get(m.user) == m.said for m in members))
             await until(lambda: all(m.serials[-1] == room.said - 1 for m in members))
-            assert room.faults == [] and [m.faults for m in members] == [[]] * 4
+            assert room.faults == []
+            assert [m.faults for m in members] == [[]] * 4
             # Another gateway's clients are in the same group.
             async with gateway(registry_url) as other, connected(other, "tcp") as client:
                 await client.hello()
@@ -134,7 +136,8 @@ async def test_draining_waits_for_users_up_to_its_deadline(registry_url: str) ->
             assert finished is False
             assert 0.9 < took < 3.0
             await until(lambda: member.closed is not None)
-            assert member.closed is not None and member.closed.code == 1001
+            assert member.closed is not None
+            assert member.closed.code == 1001
         assert node.state == gate.state == rooms.state == "closed"
 
 

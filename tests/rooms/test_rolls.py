@@ -1,4 +1,4 @@
-"""A new version of a service comes: the old zones take nothing new, and go when they are not needed."""
+"""A new version of a service comes: the old zones take nothing new, and go in their time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from domi_fast.stateful import Zone
 from tests.gateway.clients import HEARTBEAT, Closed, connected
 from tests.rooms.groups import JOIN, Ledger
 from tests.rooms.member import Member
-from tests.rooms.parts import SERVICE, Memory, acquainted, gateway, zone
+from tests.rooms.parts import SERVICE, Memory, acquainted, gateway, ledger, zone
 from tests.support import until
 
 # Seconds that a node without a zone would have to leave in.
@@ -97,10 +97,10 @@ async def test_old_zones_keep_their_groups_and_leave_with_the_last_user(registry
             assert {each.node.state for each in old} == {"serving"}
         for member in members:
             await member.hush()
-        rooms = {group: homes[group].group(group) for group in groups}
+        rooms = {group: ledger(homes[group], group) for group in groups}
         await until(lambda: all(m.serials[-1] == rooms[m.group].said - 1 for m in members))
         assert [member.faults for member in members] == [[] for _ in members]
-        assert all(isinstance(room, Ledger) and not room.faults for room in rooms.values())
+        assert not any(room.faults for room in rooms.values())
 
         # Each leaves by itself, with its last user.
         for each in old:
@@ -113,7 +113,8 @@ async def test_old_zones_keep_their_groups_and_leave_with_the_last_user(registry
             await mine[-1].leave()
             await asyncio.wait_for(each.node.wait_closed(), 5)
             await asyncio.wait_for(each.wait_closed(), 1)
-        assert new.state == "serving" and new.node.state == "serving"
+        assert new.state == "serving"
+        assert new.node.state == "serving"
 
 
 async def test_who_asks_between_two_versions_waits_for_the_new_one(registry_url: str) -> None:
@@ -134,7 +135,8 @@ async def test_who_asks_between_two_versions_waits_for_the_new_one(registry_url:
                     assert await client.expect(HEARTBEAT) == b"pong"
                 async with Zone(node, Ledger) as new:
                     assert await client.expect(JOIN) == b"0"
-                    assert 2 in new.groups and list(old.groups) == [1]
+                    assert 2 in new.groups
+                    assert list(old.groups) == [1]
 
 
 async def test_nobody_is_refused_a_new_group_while_the_versions_change(registry_url: str) -> None:
@@ -200,10 +202,11 @@ async def test_groups_move_to_the_new_version_and_the_old_nodes_leave(registry_u
         await until(lambda: all(len(m.serials) > b for m, b in zip(members, before, strict=True)))
         for member in members:
             await member.hush()
-        rooms = {group: new.group(group) for group in groups}
+        rooms = {group: ledger(new, group) for group in groups}
         await until(lambda: all(m.serials[-1] == rooms[m.group].said - 1 for m in members))
         for member in members:
             room = rooms[member.group]
-            assert member.faults == [] and room.faults == []
+            assert member.faults == []
+            assert room.faults == []
             assert room.turns[member.user] == member.said
             assert max(m.longest_gap for m in members) < 1.0

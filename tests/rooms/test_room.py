@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import aiohttp
+
 from domi_fast import LibraryChannel
 from domi_fast.gateway import Gateway, Refusal, wire
 from domi_fast.gateway.wire import ToZone
@@ -57,7 +58,8 @@ async def test_all_zones_over_90_percent(registry_url: str) -> None:
             await until(lambda gate=each: gate.zones.is_full(SERVICE))
             status, answer = await place(each)
             assert status == 503
-            assert "memory" in answer["error"] and "try again later" in answer["error"]
+            assert "memory" in answer["error"]
+            assert "try again later" in answer["error"]
         assert sum(len(each.groups) for each in zones) == 1
         # The group that there is goes on.
         before = [len(member.serials) for member in members]
@@ -97,7 +99,8 @@ async def test_what_the_machine_really_uses(registry_url: str) -> None:
             await client.write(1, JOIN)
             group, event, code, reason = await client.refused()
             assert time.monotonic() - begun < 1.0
-            assert (group, event, code) == (1, JOIN, Refusal.FULL) and reason
+            assert (group, event, code) == (1, JOIN, Refusal.FULL)
+            assert reason
         assert (await place(gate))[0] == 503
         async with zone(registry_url, memory_limit=1.0) as roomy:
             await acquainted([gate], [roomy])
@@ -107,7 +110,8 @@ async def test_what_the_machine_really_uses(registry_url: str) -> None:
                 await client.hello()
                 await client.write(1, JOIN)
                 await client.expect(JOIN)
-            assert 1 in roomy.groups and 1 not in full.groups
+            assert 1 in roomy.groups
+            assert 1 not in full.groups
 
 
 async def test_the_zone_with_most_memory_has_the_next_group(registry_url: str) -> None:
@@ -124,8 +128,8 @@ async def test_the_zone_with_most_memory_has_the_next_group(registry_url: str) -
             best = zones[shares.index(min(shares))]
             for gate in gates:
                 await until(
-                    lambda gate=gate: (
-                        [s.memory for s in gate.zones.of(SERVICE)] == sorted(shares)
+                    lambda gate=gate, due=sorted(shares): (
+                        [s.memory for s in gate.zones.of(SERVICE)] == due
                     )
                 )
             # The same from any gateway, and so is what is done.
