@@ -126,11 +126,10 @@ async def test_the_zone_with_most_memory_has_the_next_group(registry_url: str) -
             for memory, share in zip(memories, shares, strict=True):
                 memory.share = share
             best = zones[shares.index(min(shares))]
+            due = sorted(shares)
             for gate in gates:
                 await until(
-                    lambda gate=gate, due=sorted(shares): (
-                        [s.memory for s in gate.zones.of(SERVICE)] == due
-                    )
+                    lambda gate=gate, due=due: [s.memory for s in gate.zones.of(SERVICE)] == due
                 )
             # The same from any gateway, and so is what is done.
             for gate in gates:
