@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import resource
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
 from ._core import Session
+from .descriptors import most_descriptors
 
 log = logging.getLogger(__name__)
 
 # Each costs some 2.5 KiB; with TLS, up to 200 KiB.
 HANDSHAKES, TLS_HANDSHAKES = 1024, 256
-# Of a process that may have as many descriptors as it likes.
-SESSIONS = 1 << 20
 CONNECTIONS, INCOMPLETE = "connections", "incomplete handshakes"
 
 
@@ -45,12 +43,6 @@ def most_handshakes(tls: bool) -> int:
     descriptors that this process may have.
     """
     return max(1, min(TLS_HANDSHAKES if tls else HANDSHAKES, most_descriptors() // 4))
-
-
-def most_descriptors() -> int:
-    """How many this process may have; where nothing limits them, as many as there are sessions."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return SESSIONS if soft == resource.RLIM_INFINITY else soft
 
 
 class Handshakes:

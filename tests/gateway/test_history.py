@@ -12,7 +12,7 @@ from domi_fast.gateway.sessions import Sessions
 
 
 def sessions(history: int, history_bytes: int, grace: float = 30.0) -> Sessions:
-    return Sessions(Ids(1), grace, history, history_bytes, 10, lambda session: None)
+    return Sessions(grace, history, history_bytes, 10, lambda session: None)
 
 
 def test_without_grace_nothing_is_kept() -> None:

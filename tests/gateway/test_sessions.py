@@ -379,7 +379,7 @@ async def test_a_gateway_that_drains_takes_nobody_and_waits_for_the_others() -> 
         async with connected(gate, "tcp") as late:
             await late.send(1)
             closed = await late.closed()
-            assert (closed.code, closed.reason) == (1013, "this gateway is draining")
+            assert (closed.code, closed.reason) == (1013, "this gateway is draining: use another")
         assert not draining.done()
         await client.send(6)
         await asyncio.wait_for(draining, 5)

@@ -58,20 +58,24 @@ class GatewayConfig(Checked):
         ``"*"`` for all. None: only pages of the host and port that they connect to. A client that
         names no origin is no browser, and not kept out by this.
     :ivar message_limit: bytes of a client's frame, header included.
-    :ivar rate: messages a second that a client may send,
+    :ivar rate: messages a second that a client may send, each fragment and control frame counted,
     :ivar burst: and how many at once after a pause. For one more it is cut (4002).
     :ivar write_limit: bytes that may wait for a client. For more it is cut (4003), and may resume
-        its session.
+        its session: so it has to be more than the largest frame that groups send.
     :ivar ping_interval: seconds of silence after which a client is pinged,
     :ivar ping_timeout: and seconds after that in which it has to answer; else it is cut (4005).
     :ivar grace: seconds that a session outlives its connection; 0 for none.
     :ivar history: frames that are kept for a client that may come back,
     :ivar history_bytes: and how many bytes they may have together.
-    :ivar client_limit: connections of clients. None: three quarters of the descriptors that the
-        process may have. More are refused (1013). Of the sessions whose clients are away there are
-        as many at most: for one more, the session ends whose client has been away for longest.
+    :ivar client_limit: connections of clients. None: half of the descriptors that the process may
+        have. More are refused (1013; with HTTP status 503 where a WebSocket begins). Of the
+        sessions whose clients are away there are as many at most: for one more, the session ends
+        whose client has been away for longest.
     :ivar groups_per_client: groups that a client may be in, or write to.
-    :ivar held_limit: messages that wait for a group to be found, of all clients.
+    :ivar held_limit: messages that wait for a group to be found, for each group,
+    :ivar held_bytes: and how many bytes they may have, of all groups together.
+    :ivar handler_limit: ``async def`` handlers of the gateway's own events that may run at a time:
+        a message more is refused (OVERLOADED).
     :ivar place_timeout: seconds in which a group has to be found or made.
     """
 
@@ -96,6 +100,8 @@ class GatewayConfig(Checked):
     client_limit: int | None = None
     groups_per_client: int = 64
     held_limit: int = 1024
+    held_bytes: int = 16 * MIB
+    handler_limit: int = 4096
     place_timeout: float = 10.0
 
     def __post_init__(self) -> None:
@@ -126,6 +132,8 @@ class GatewayConfig(Checked):
             ("history_bytes", 0, 1 << 40),
             ("groups_per_client", 1, 1 << 20),
             ("held_limit", 1, 1 << 24),
+            ("held_bytes", 4096, 1 << 40),
+            ("handler_limit", 1, 1 << 24),
         ):
             self._check_type(name, int)
             self._check_range(name, low, high)
@@ -150,7 +158,10 @@ class GatewayConfig(Checked):
                 f"origins {self.origins!r}: a list of origins is wanted, or '*' for all"
             )
         for origin in self.origins:
-            parts = urlsplit(origin) if isinstance(origin, str) else None
+            try:
+                parts = urlsplit(origin) if isinstance(origin, str) else None
+            except ValueError:
+                parts = None
             if parts is None or not parts.scheme or not parts.netloc or parts.path or parts.query:
                 raise ValueError(
                     f"origin {origin!r}: a scheme and a host are wanted, and the port where it is "
@@ -168,7 +179,10 @@ class GatewayConfig(Checked):
             return True
         if self.origins is not None:
             return origin.lower() in self.origins
-        return urlsplit(origin).netloc.lower() == host.lower() != ""
+        try:
+            return urlsplit(origin).netloc.lower() == host.lower() != ""
+        except ValueError:  # it is no URL
+            return False
 
 
 def identity_of(answer: object) -> bytes | None:

@@ -28,8 +28,8 @@ class Stage(Enum):
 class Listener(Protocol):
     """What hears of connections: the gateway."""
 
-    def began(self, connection: Connection) -> None:
-        """It is there, and has said nothing yet."""
+    def began(self, connection: Connection) -> bool:
+        """It is there, and has said nothing yet. Whether it may stay at all."""
 
     def allows(self, connection: Connection) -> bool:
         """Whether one more of its messages may come; if not, it has been cut."""
@@ -43,8 +43,11 @@ class Listener(Protocol):
     def slow(self, connection: Connection, queued: int) -> None:
         """So many bytes wait to be written to it, which are too many."""
 
-    def ended(self, connection: Connection, code: int, reason: str) -> None:
-        """It is gone. Called once."""
+    def ended(self, connection: Connection, reason: str, *, is_over: bool) -> None:
+        """It is gone. Called once.
+
+        :param is_over: whether its session is, too.
+        """
 
     def refusal(self) -> str | None:
         """Why no more clients are taken; None while they are."""
@@ -61,7 +64,8 @@ class Connection(ABC):
     :ivar opened_at: when it was opened, in seconds of ``time.monotonic()``,
     :ivar heard_at: and when something came last;
     :ivar pinged: whether it was pinged since.
-    :ivar waiting: frames that have come while it is judged.
+    :ivar waiting: frames that have come while it is judged,
+    :ivar judging: by this task.
     """
 
     __slots__ = (
@@ -69,6 +73,7 @@ class Connection(ABC):
         "_tokens",
         "address",
         "heard_at",
+        "judging",
         "opened_at",
         "pinged",
         "session",
@@ -88,7 +93,8 @@ class Connection(ABC):
         self.write = into_nothing
         self.opened_at = self.heard_at = self._counted_at = now
         self.pinged = False
-        self.waiting: list[tuple[int, bytes, bytes]] | None = None
+        self.waiting: list[tuple[int, bytes, bytes]] = []
+        self.judging: asyncio.Task[None] | None = None
         self._tokens = float(burst)
 
     @property
@@ -117,6 +123,14 @@ class Connection(ABC):
         self.write(self.wrap(frame))
 
     @abstractmethod
+    def pause(self) -> None:
+        """Read nothing more for now."""
+
+    @abstractmethod
+    def resume(self) -> None:
+        """Read on."""
+
+    @abstractmethod
     def ping(self) -> None:
         """Ask for a sign of life."""
 
@@ -134,9 +148,3 @@ class Connection(ABC):
         self._counted_at = now
         self._tokens = (burst if tokens > burst else tokens) - 1.0
         return self._tokens >= 0.0
-
-
-def address_of(transport: asyncio.BaseTransport) -> str:
-    """Where a connection comes from, for people."""
-    found = transport.get_extra_info("peername")
-    return f"{found[0]}:{found[1]}" if isinstance(found, tuple) else "an unknown address"

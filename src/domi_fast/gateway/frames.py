@@ -111,8 +111,14 @@ def lost(group: int, reason: str) -> bytes:
     return encode_frame(LibraryEvent.LOST, _LOST.pack(group) + _text(reason))
 
 
+def clipped(text: str, most: int) -> bytes:
+    """The text as UTF-8, with whole characters in at most so many bytes."""
+    raw = text.encode("utf-8", "replace")
+    return raw if len(raw) <= most else raw[:most].decode("utf-8", "ignore").encode()
+
+
 def _text(text: str) -> bytes:
-    return text.encode()[:_MOST_TEXT]
+    return clipped(text, _MOST_TEXT)
 
 
 def _milliseconds(seconds: float) -> int:

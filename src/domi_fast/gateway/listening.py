@@ -10,8 +10,6 @@ from typing import Final
 
 from ..transport import listen_tcp
 
-CLOSE_TIME: Final = 2.0
-"""Seconds for a client to take what it is told at the end, before its connection is cut."""
 HANDSHAKE_TIME: Final = 10.0
 
 

@@ -16,8 +16,17 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final, NamedTuple
 
-from .. import Context, DomiError, LibraryChannel, Node, Overloaded, PeerLost, encode_frame
-from ..errors import FrameError, RegistryError
+from .. import (
+    Context,
+    DomiError,
+    LibraryChannel,
+    Node,
+    NoSubscriber,
+    Overloaded,
+    PeerLost,
+    encode_frame,
+)
+from ..errors import FrameError
 from . import frames, wire
 from .config import GatewayConfig
 from .events import Refusal
@@ -44,7 +53,7 @@ class Held(NamedTuple):
 class Refused(Exception):
     """A group cannot be had: a :class:`Refusal`, and why."""
 
-    def __init__(self, code: Refusal, why: str) -> None:
+    def __init__(self, code: int, why: str) -> None:
         super().__init__(why)
         self.code = code
 
@@ -82,10 +91,7 @@ class Route:
 
 
 class Routes:
-    """All routes of a gateway.
-
-    :param count: notes one more of what has this name.
-    """
+    """All routes of a gateway."""
 
     def __init__(
         self,
@@ -93,13 +99,15 @@ class Routes:
         config: GatewayConfig,
         sessions: Sessions,
         zones: Zones,
-        count: Callable[[str], None],
     ) -> None:
         self._node = node
         self._config = config
         self._sessions = sessions
         self._zones = zones
-        self._count = count
+        self._count = node.count
+        self._held_bytes = 0
+        # What waits until any zone is known at all.
+        self._early: deque[tuple[Session, Address, bytes]] = deque()
         self._routes: dict[tuple[str, int], Route] = {}
         # Those that a user is a member of, or has written to.
         self._of_user: dict[int, set[Route]] = {}
@@ -127,6 +135,8 @@ class Routes:
     def send(self, session: Session, address: Address, data: bytes) -> None:
         """A client writes to a group."""
         service = self._service(address.node)
+        if service is None and not len(self._zones) and self._waits(session, address, data):
+            return
         if service is None:
             which = f"node {address.node}" if address.node else "this gateway"
             why = f"{which} has no groups: name the node of a service"
@@ -142,10 +152,35 @@ class Routes:
             if route is None:
                 route = self._routes[service, address.group] = Route(service, address.group)
             mine.add(route)
-        if route.is_open:
-            self._pass_on(route, Held(session, address.event, data))
-        else:
-            self._hold(route, Held(session, address.event, data))
+        held = Held(session, address.event, data)
+        if not route.is_open or not self._pass_on(route, held):
+            self._hold(route, held)
+
+    def _waits(self, session: Session, address: Address, data: bytes) -> bool:
+        """Keep a message until a zone is known; whether there is room for it."""
+        if len(self._early) >= self._config.held_limit or not self._has_room(data):
+            return False
+        self._held_bytes += len(data)
+        self._early.append((session, address, data))
+        if len(self._early) == 1:
+            loop = asyncio.get_running_loop()
+            self._late = loop.call_later(self._config.place_timeout, self._take_early)
+        return True
+
+    def _take_early(self) -> None:
+        """A zone is known, or none has come in time."""
+        self._late.cancel()
+        early, self._early = self._early, deque()
+        for session, address, data in early:
+            self._held_bytes -= len(data)
+            if self._service(address.node) is None:
+                why = f"no zone was there within {self._config.place_timeout:g} s"
+                self._refuse(session, address.group, address.event, Refusal.NO_SERVICE, why)
+            else:
+                self.send(session, address, data)
+
+    def _has_room(self, data: bytes) -> bool:
+        return self._held_bytes + len(data) <= self._config.held_bytes
 
     def _has_enough(self, routes: set[Route]) -> bool:
         most = self._config.groups_per_client
@@ -185,26 +220,33 @@ class Routes:
 
     # ------------------------------------------------------------------------------ to the zones
 
-    def _pass_on(self, route: Route, held: Held) -> None:
+    def _pass_on(self, route: Route, held: Held) -> bool:
+        """Send it to the zone, or refuse it; whether the zone is there."""
         session = held.session
         raw = wire.message(route.group, session.user, held.event, session.identity, held.data)
         try:
             if route.link is None:
                 raise PeerLost("its zone is gone")
             route.link.send(raw)
-        except Overloaded as error:
-            self._refuse(session, route.group, held.event, Refusal.OVERLOADED, str(error))
-        except DomiError:
+        except (PeerLost, NoSubscriber):
             # The zone is gone, and nobody has said so yet.
             self._lose(route, "its zone is gone")
-            self._hold(route, held)
+            return False
+        except DomiError as error:
+            code = Refusal.OVERLOADED if isinstance(error, Overloaded) else Refusal.FAILED
+            self._refuse(session, route.group, held.event, code, str(error))
+        return True
 
     def _hold(self, route: Route, held: Held) -> None:
-        if len(route.held) >= self._config.held_limit:
+        if len(route.held) >= self._config.held_limit or not self._has_room(held.data):
             why = f"{len(route.held)} messages wait for the group to be found"
             self._refuse(held.session, route.group, held.event, Refusal.OVERLOADED, why)
             return
+        self._held_bytes += len(held.data)
         route.held.append(held)
+        self._look_for(route)
+
+    def _look_for(self, route: Route) -> None:
         if route.task is None:
             # Perhaps it was given up a moment ago.
             self._routes[route.service, route.group] = route
@@ -225,6 +267,9 @@ class Routes:
             self._give_up(route, self._why_late(route))
         except Refused as refused:
             self._give_up(route, refused)
+        except Exception as error:
+            log.exception("group %d of service %r: it cannot be found", route.group, route.service)
+            self._give_up(route, Refused(Refusal.FAILED, str(error)))
         finally:
             route.task = None
 
@@ -239,8 +284,10 @@ class Routes:
     async def _open(self, route: Route) -> None:
         full: set[int] = set()
         pause = _PAUSE
-        while not route.is_open:
+        while not is_open(route):
             machine = await self._holder(route)
+            if is_open(route):  # a zone has made it meanwhile, and has taken a client in
+                return
             if machine is None:
                 machine = self._place(route, full)
             if machine is not None:
@@ -248,12 +295,13 @@ class Routes:
                 if answer is None:
                     continue
                 code, _, why = answer
-                if code in (Refusal.FULL, Refusal.NO_GROUP):
+                if code == Refusal.FULL:
                     full.add(machine)
-                    self._check_any_left(route, full, Refusal(code), why)
+                    if self._zones.place(route.service, full) is None:
+                        raise Refused(code, why)
                     continue
                 if code:
-                    raise Refused(Refusal(code), why)
+                    raise Refused(code, why)
             # Its holder has died, and keeps it until its lease ends; or is about to change.
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))
             pause = min(2 * pause, _LATEST_PAUSE)
@@ -263,7 +311,7 @@ class Routes:
         names = self._node.cluster.names(kind_of(route.service))
         try:
             holder = await names.find(str(route.group))
-        except (RegistryError, OSError) as error:
+        except (DomiError, OSError) as error:
             log.warning("group %d cannot be looked for: %s", route.group, error)
             return -1
         return None if holder is None else holder.id
@@ -276,6 +324,10 @@ class Routes:
         state = self._zones.place(route.service, full)
         if state is not None:
             return state.machine
+        # One that makes none on demand says so.
+        others = [each for each in self._zones.newest(route.service) if not each.full]
+        if others and not full:
+            return others[0].machine
         if self._zones.is_full(route.service) or full:
             count = len(self._zones.of(route.service))
             raise Refused(
@@ -284,11 +336,6 @@ class Routes:
                 "try again later",
             )
         return None
-
-    def _check_any_left(self, route: Route, full: set[int], code: Refusal, why: str) -> None:
-        """Raise when no zone is left that could be asked."""
-        if code is Refusal.NO_GROUP or self._zones.place(route.service, full) is None:
-            raise Refused(code, why)
 
     async def _ask(self, route: Route, machine: int) -> tuple[int, int, str] | None:
         """Have a zone open the group; None when it has, otherwise what it says instead."""
@@ -310,7 +357,8 @@ class Routes:
         if not route.members:
             self._drop(route)
         held, route.held = route.held, deque()
-        for session, event, _ in held:
+        for session, event, data in held:
+            self._held_bytes -= len(data)
             self._forget(session.user, route)
             self._refuse(session, route.group, event, refused.code, str(refused))
 
@@ -360,6 +408,8 @@ class Routes:
     def _on_state(self, link: Link, raw: bytes) -> None:
         self._zones.heard(link.machine, raw[1:])
         self._greeted[link.machine] = link
+        if self._early:
+            self._take_early()
 
     def _on_opened(self, link: Link, raw: bytes) -> None:
         _, group = wire.unpack(wire.GROUP, raw)
@@ -373,7 +423,12 @@ class Routes:
             route.answer.set_result(None)
         route.is_open = True
         while route.held and route.is_open:
-            self._pass_on(route, route.held.popleft())
+            held = route.held[0]
+            if not self._pass_on(route, held):
+                self._look_for(route)
+                return
+            route.held.popleft()
+            self._held_bytes -= len(held.data)
 
     def _on_closed(self, link: Link, raw: bytes) -> None:
         _, group, code, elsewhere = wire.unpack(wire.CLOSED, raw)
@@ -405,6 +460,8 @@ class Routes:
         self._of_user.setdefault(user, set()).add(route)
         if not route.is_open:
             self._begin(route)
+        if session.connection is None:
+            self._tell(route, wire.member(ToZone.AWAY, group, user))
 
     def _service_at(self, machine: int) -> str | None:
         if machine == self._node.id:
@@ -507,14 +564,22 @@ class Routes:
 
     # ------------------------------------------------------------------------------ the end
 
-    async def close(self) -> None:
-        """Stop looking for groups; what zones have to hear is said first."""
+    async def close(self, timeout: float) -> None:
+        """Stop looking for groups; what zones have to hear is said first.
+
+        :param timeout: seconds for each of the two.
+        """
+        if self._early:
+            self._late.cancel()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks)
-        for link in self._links:
-            await link.flushed()
+            await asyncio.wait(self._tasks, timeout=timeout)
+        flushing = [asyncio.ensure_future(link.flushed()) for link in self._links]
+        if flushing:
+            _, pending = await asyncio.wait(flushing, timeout=timeout)
+            for waiting in pending:
+                waiting.cancel()
         self._links.end()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -522,6 +587,11 @@ class Routes:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def is_open(route: Route) -> bool:
+    """Whether it is at this moment."""
+    return route.is_open
 
 
 def _without(members: dict[int, Session], excluded: tuple[int, ...]) -> Iterator[Session]:

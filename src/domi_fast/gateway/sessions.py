@@ -94,7 +94,6 @@ class Session:
 class Sessions:
     """The sessions of a gateway, by user.
 
-    :param ids: makes their ids.
     :param grace: seconds that one outlives its connection.
     :param history: frames that are kept of each, at most,
     :param history_bytes: and bytes.
@@ -104,14 +103,13 @@ class Sessions:
 
     def __init__(
         self,
-        ids: Ids,
         grace: float,
         history: int,
         history_bytes: int,
         most_away: int,
         ended: Callable[[Session], None],
     ) -> None:
-        self._ids = ids
+        self._ids = Ids(0)
         self._grace = grace
         self._history = history if grace > 0 else 0
         self._history_bytes = history_bytes
@@ -123,9 +121,14 @@ class Sessions:
         # By user, who has been away for longest first.
         self._away: dict[int, Session] = {}
 
-    def renumber(self, ids: Ids) -> None:
-        """Those that begin from now on have ids of another machine id."""
+    def number(self, ids: Ids) -> None:
+        """Those that begin from now on have these ids."""
         self._ids = ids
+
+    def end_all(self) -> None:
+        """All are over."""
+        for session in self:
+            self.end(session)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -167,25 +170,26 @@ class Sessions:
 
     def send_all(self, sessions: Iterator[Session] | tuple[Session, ...], frame: bytes) -> None:
         """Have all these clients get the frame, now or when they are back."""
-        # With ten thousand clients, each object of one that is looked at has to come from memory.
+        # Two loops: after each write, which goes to the kernel, what the next session has would
+        # have to come from memory again, and so would the code that looks at it.
         is_large = len(frame) > self._small
-        wrap: Callable[[bytes], bytes] | None = None
-        wrapped = b""
-        made: dict[Callable[[bytes], bytes], bytes] = {}
+        by_wrap: dict[Callable[[bytes], bytes] | None, list[Callable[[bytes], object]]] = {}
+        writes = by_wrap[None] = []
+        wrap = None
         for session in sessions:
             session.sent += 1
             if is_large or session.large:
                 self._keep(session, frame)
             else:
                 session.kept.append(frame)
-            its = session.wrap
-            if its is not wrap and its is not None:
-                wrap = its
-                if its not in made:
-                    made[its] = its(frame)
-                wrapped = made[its]
-            write = session.write
-            write(wrapped)
+            if session.wrap is not wrap:
+                wrap = session.wrap
+                writes = by_wrap.setdefault(wrap, [])
+            writes.append(session.write)
+        for wrap, writes in by_wrap.items():
+            wrapped = b"" if wrap is None else wrap(frame)
+            for write in writes:
+                write(wrapped)
 
     def _keep(self, session: Session, frame: bytes) -> None:
         """Keep a frame where a large one is kept already, or is this one."""

@@ -10,14 +10,16 @@ import asyncio
 import codecs
 import logging
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final
 
 from ..errors import DomiError, FrameError
 from . import frames
 from .config import GatewayConfig
-from .connection import Connection, Listener, Stage, address_of
+from .connection import Listener, Stage
 from .events import CloseCode
-from .listening import CLOSE_TIME, Port
+from .frames import clipped
+from .listening import Port
+from .stream import StreamConnection
 
 try:
     from websockets.frames import Frame, Opcode
@@ -29,9 +31,6 @@ except ImportError as error:
         f"a gateway's port= needs the extra [gateway], which cannot be imported ({error}): "
         "pip install 'domi-fast[gateway]'"
     ) from error
-
-if TYPE_CHECKING:
-    pass
 
 _MOST_REASON: Final = 123
 """Bytes that a close frame has for its reason."""
@@ -54,39 +53,22 @@ class _Framing(ServerProtocol):
         super().recv_frame(frame)
 
 
-class WebSocketConnection(Connection, asyncio.Protocol):
+class WebSocketConnection(StreamConnection):
     """One connection of a client over a WebSocket."""
 
-    __slots__ = (
-        "_closing",
-        "_code",
-        "_config",
-        "_decode",
-        "_framing",
-        "_headers",
-        "_listener",
-        "_parts",
-        "_path",
-        "_reason",
-        "_transport",
-    )
+    __slots__ = ("_decode", "_ended", "_framing", "_headers", "_parts", "_path")
 
     wrap = staticmethod(wrap)
 
     def __init__(self, config: GatewayConfig, listener: Listener) -> None:
-        super().__init__(config.burst)
-        self._config = config
-        self._listener = listener
+        super().__init__(config, listener)
         self._framing = _Framing(max_size=config.message_limit, logger=_quiet)
-        self._transport: asyncio.Transport
-        self._closing: asyncio.TimerHandle | None = None
+        self._ended = False
         self._path = ""
         self._headers: Mapping[str, str] = {}
         # Of a message that is not whole yet.
         self._parts: list[bytes] = []
         self._decode: Callable[..., str] | None = None
-        self._code = 1006
-        self._reason = "it is lost"
 
     @property
     def path(self) -> str:
@@ -101,13 +83,6 @@ class WebSocketConnection(Connection, asyncio.Protocol):
         return self._headers
 
     # ------------------------------------------------------------------------------ transport
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's is no subclass of asyncio's.
-        self._transport = cast(asyncio.Transport, transport)
-        self.address = address_of(transport)
-        self._transport.set_write_buffer_limits(high=self._config.write_limit)
-        self._listener.began(self)
 
     def data_received(self, data: bytes) -> None:
         framing = self._framing
@@ -134,38 +109,36 @@ class WebSocketConnection(Connection, asyncio.Protocol):
             self._framing.receive_eof()
             self._flush()
 
-    def pause_writing(self) -> None:
-        self._listener.slow(self, self._transport.get_write_buffer_size())
-
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._closing is not None:
-            self._closing.cancel()
-        self.mute()
-        code, reason = self._code, self._reason
         said = self._framing.close_rcvd
         if said is not None and self.stage is not Stage.CLOSED:
-            code, reason = said.code, said.reason
-        self._listener.ended(self, code, reason)
+            # A client that closes may come back, unless it says that it does not.
+            self._is_over = said.code == CloseCode.NORMAL
+            self._reason = f"the client has closed it: {said.reason} ({said.code})"
+        super().connection_lost(exc)
 
     def _flush(self) -> None:
         """Write what the framing has to say, and see to its end."""
-        transport = self._transport
         for data in self._framing.data_to_send():
+            if self._ended:
+                continue
             if data:
-                transport.write(data)
-            elif transport.can_write_eof():
-                transport.write_eof()
+                self._transport.write(data)
             else:
-                transport.close()
-        if self._closing is None and self._framing.close_expected():
+                self._ended = True
+                self.write_end()
+        if self._framing.close_expected():
             self.mute()
-            loop = asyncio.get_running_loop()
-            self._closing = loop.call_later(CLOSE_TIME, transport.abort)
+            self.await_end()
 
     # ------------------------------------------------------------------------------ handshake
 
     def _begin(self, request: Request) -> None:
         framing = self._framing
+        if framing.eof_sent:
+            # What came behind the request, which was to wait for the answer, was no frame.
+            self._transport.abort()
+            return
         refusal = self._refusal(request)
         response = framing.accept(request) if refusal is None else framing.reject(*refusal)
         framing.send_response(response)
@@ -211,7 +184,8 @@ class WebSocketConnection(Connection, asyncio.Protocol):
             except UnicodeDecodeError:
                 self._listener.cut(self, CloseCode.INVALID_TEXT, "a text that is not UTF-8")
                 return
-        self._parts.append(bytes(frame.data))
+        if frame.data:
+            self._parts.append(bytes(frame.data))
         if not frame.fin:
             return
         parts, self._parts = self._parts, []
@@ -241,28 +215,12 @@ class WebSocketConnection(Connection, asyncio.Protocol):
             self._framing.send_ping(b"")
             self._flush()
 
-    def close(self, code: CloseCode, reason: str) -> None:
-        if self.stage is Stage.CLOSED:
-            return
-        self.stage = Stage.CLOSED
-        self._code, self._reason = code, reason
-        self.mute()
+    def say_goodbye(self, code: CloseCode, reason: str) -> None:
         if self._framing.state is State.CONNECTING:
             self._transport.abort()
             return
-        self._framing.fail(code, _short(reason))
+        self._framing.fail(code, clipped(reason, _MOST_REASON).decode())
         self._flush()
-
-    def abort(self, code: CloseCode, reason: str) -> None:
-        if self.stage is not Stage.CLOSED:
-            self.stage = Stage.CLOSED
-            self._code, self._reason = code, reason
-        self.mute()
-        self._transport.abort()
-
-
-def _short(reason: str) -> str:
-    return reason.encode()[:_MOST_REASON].decode("utf-8", "ignore")
 
 
 class WebSocketListener(Port):

@@ -123,17 +123,23 @@ class Zones:
         services = {state.service for state in self._zones.values()}
         return services.pop() if len(services) == 1 else None
 
+    def __len__(self) -> int:
+        return len(self._zones)
+
+    def newest(self, service: str) -> list[ZoneState]:
+        """Those of the service that are of its newest version, with most room first."""
+        return _newest(self.of(service))
+
     def place(self, service: str, without: Collection[int] = ()) -> ZoneState | None:
         """The zone that is to have a new group: of the newest version, that with most room.
 
         :param without: machine ids that are not to have it.
         """
-        newest = _newest(self.of(service))
-        return next((s for s in newest if s.open and s.machine not in without), None)
+        return next((s for s in self.newest(service) if s.open and s.machine not in without), None)
 
     def is_full(self, service: str) -> bool:
         """Whether the zones of the newest version are there, and all have no room."""
-        newest = _newest(self.of(service))
+        newest = self.newest(service)
         return bool(newest) and all(state.full for state in newest)
 
 
