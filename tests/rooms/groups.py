@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 from typing import Any
@@ -78,3 +79,21 @@ class Hall(Group):
     def on_join(self, message: Message) -> None:
         self.add_user(message.user)
         message.reply(JOIN, b"")
+
+
+class Seats(Hall):
+    """Has a seat for each member. Who leaves is waved to first, which takes a moment."""
+
+    def __init__(self, id: int, zone: Zone) -> None:
+        super().__init__(id, zone)
+        self.seats: set[int] = set()
+        self.handle(LibraryEvent.LEAVE, self.on_leave)
+
+    def on_join(self, message: Message) -> None:
+        super().on_join(message)
+        self.seats.add(message.user)
+
+    async def on_leave(self, message: Message) -> None:
+        await asyncio.sleep(0)
+        self.broadcast(GONE, message.user.to_bytes(8, "little"))
+        self.seats.discard(message.user)

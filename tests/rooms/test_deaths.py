@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 
+from domi_fast import Node
+from domi_fast.gateway import Gateway
 from domi_fast.stateful import SqliteSnapshots
 from domi_fast.stateful.snapshots import unpack
-from tests.rooms.groups import AWAY, GONE, OTHERS
+from tests.gateway.clients import connected
+from tests.rooms.groups import AWAY, GONE, JOIN, OTHERS, Seats
 from tests.rooms.member import Member
-from tests.rooms.parts import SERVICE, acquainted, gateway, ledger, zone
+from tests.rooms.parts import GENEROUS, SERVICE, acquainted, gateway, ledger, zone
 from tests.servers import Etcd
 from tests.support import Worker, session, until
 
@@ -150,6 +153,34 @@ async def test_a_gateway_is_killed(sqlite_url: str, loop_kind: str) -> None:
             assert member.faults == []
             assert member.resumptions == 0
         assert room.faults == []
+
+
+async def test_a_gateway_closes_while_its_node_goes_on(registry_url: str) -> None:
+    """Handlers that say so to all, those of the closing gateway among them, do not fail."""
+    async with contextlib.AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        rooms = await enter(zone(registry_url, Seats))
+        staying = await enter(gateway(registry_url))
+        node = await enter(Node("gateway", registry=registry_url))
+        closing = Gateway(node, **GENEROUS)
+        await closing.start()
+        stack.push_async_callback(closing.close)
+        await acquainted([staying, closing], [rooms])
+        clients = []
+        for gate in (staying, closing, closing, closing, closing):
+            client = await enter(connected(gate, "tcp"))
+            await client.hello()
+            await client.write(GROUP_ID, JOIN)
+            await client.expect(JOIN)
+            clients.append(client)
+        room = rooms.group(GROUP_ID)
+        assert isinstance(room, Seats)
+        await closing.close()
+        going = [client.user for client in clients[1:]]
+        for user in going:
+            assert await clients[0].expect(GONE) == user.to_bytes(8, "little")
+        await until(lambda: room.seats == {clients[0].user})
+        assert rooms.node.counters().get("group_handler_errors", 0) == 0
 
 
 async def all_hear(members: list[Member], event: int, data: bytes) -> None:

@@ -75,6 +75,7 @@ async def test_a_program_that_is_told_to_end(sqlite_url: str, order: str) -> Non
             took = time.monotonic() - begun
             assert process.returncode == 0, errors
             assert output.split() == ["ended", "closed", "closed", "closed"]
+            assert errors == ""
             assert took < 5.0
             for member in members:
                 await until(lambda member=member: member.closed is not None)

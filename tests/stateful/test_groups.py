@@ -94,7 +94,7 @@ async def test_exclude(registry_url: str) -> None:
             room.broadcast(SAID, b"", exclude=range(65536))
 
 
-async def test_a_gateway_that_cannot_be_sent_to_does_not_keep_others_from_it(
+async def test_a_gateway_that_closes_does_not_keep_others_from_it(
     registry_url: str,
 ) -> None:
     async with (
@@ -109,9 +109,7 @@ async def test_a_gateway_that_cannot_be_sent_to_does_not_keep_others_from_it(
         (user,) = await joined(quick, 1)
         slow.node.unsubscribe(LibraryChannel.GATEWAY)
         await until(lambda: LibraryChannel.GATEWAY not in rooms.node.peers[slow.node.id].channels)
-        with pytest.raises(DomiError) as caught:
-            rooms.group(1).broadcast(SAID, b"all the same")
-        assert caught.value.channel == LibraryChannel.GATEWAY
+        rooms.group(1).broadcast(SAID, b"all the same")
         await until(lambda: quick.got(user, SAID) == [b"all the same"])
         slow.node.subscribe(LibraryChannel.GATEWAY, slow._on)
 

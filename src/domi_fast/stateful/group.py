@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 
-from ..errors import DomiError, PeerLost
+from ..errors import DomiError, NoSubscriber, PeerLost
 from ..gateway import wire
 from ..gateway.events import USER_EVENT, LibraryEvent, Refusal
 from ..gateway.ids import machine_of
@@ -241,7 +241,7 @@ class Group:
         """Send to all members: one message to each of their gateways.
 
         When a gateway cannot be sent to, the others are all the same; then the first error is
-        raised. Those of a gateway that is gone are left out: they leave.
+        raised. Those of a gateway that is gone, or closes, are left out: they leave.
 
         :param event: 50-65535.
         :param exclude: users who do not get it: one, or an iterable of at most 65,535.
@@ -273,6 +273,8 @@ class Group:
                 message = plain
             try:
                 link.send(message)
+            except (NoSubscriber, PeerLost):
+                continue  # It closes, or was lost just now.
             except DomiError as error:
                 first = first or error
         if first is not None:
