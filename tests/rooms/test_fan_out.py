@@ -122,13 +122,13 @@ async def test_what_websockets_are_given_is_made_once(registry_url: str) -> None
             clients.append(client)
         written: list[bytes] = []
         for client in clients:
-            connection = gate._sessions.get(client.user).connection
+            session_: Any = gate._sessions.get(client.user)
 
-            def write(data: bytes, real: Any = connection.write) -> None:
+            def write(data: bytes, real: Any = session_.write) -> None:
                 written.append(data)
                 real(data)
 
-            connection.write = write
+            session_.write = write
         rooms.group(1).broadcast(SAID, b"once")
         await until(lambda: len(written) == 4)
         assert len({id(data) for data in written}) == 2  # as it is, and as a WebSocket's message
