@@ -17,6 +17,7 @@ GENEROUS: dict[str, Any] = {
     "tcp_port": 0,
     "rate": 1e6,
     "burst": 1_000_000,
+    "groups_per_client": 1 << 16,
     "history": 1 << 18,
     "history_bytes": 1 << 28,
     "write_limit": 1 << 28,
