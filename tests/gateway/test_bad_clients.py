@@ -145,6 +145,28 @@ async def test_who_keeps_to_the_rate_is_not_cut(carrier: str) -> None:
             assert await client.take() == Told(61, b"%d" % number)
 
 
+async def test_who_is_judged_is_not_read() -> None:
+    asked = asyncio.Event()
+
+    async def judge(login: Any) -> bool:
+        asked.set()
+        await asyncio.Event().wait()
+        return True
+
+    settings: dict[str, Any] = {"authenticate": judge, "rate": 1e6, "burst": 10_000}
+    async with gateway(**settings) as gate, connected(gate, "tcp") as client:
+        assert isinstance(client, TcpClient)
+        await client.send(1)
+        await asked.wait()
+        frames = encode(60, bytes(65_000)) * 1000
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(client.send_raw(frames), 1.0)
+        (connection,) = gate._entrance._connections
+        held = sum(len(data) for _, data, _ in connection.waiting)
+        assert held <= 1 << 20
+        client.cut()
+
+
 async def test_frames_behind_hello_are_bounded() -> None:
     async def judge(login: Any) -> bool:
         await asyncio.Event().wait()
@@ -191,6 +213,62 @@ async def test_the_origin_of_a_page(origins: Any, origin: str | None, allowed: b
             assert refused.value.response.status_code == 403
             assert refused.value.response.body == b"pages of this origin may not connect here\n"
             await until(lambda: gate.clients == 0)
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://[::1", "//", "\xff"])
+async def test_an_origin_that_is_no_url(origin: str) -> None:
+    async with gateway() as gate:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+        writer.write(request(gate, f"Origin: {origin}"))
+        assert (await reader.readline()).split()[1] == b"403"
+        writer.close()
+
+
+async def test_what_comes_right_behind_the_request() -> None:
+    async with gateway() as gate:
+        for junk in (b"junk", b"\x81\x00", bytes(200)):
+            reader, writer = await asyncio.open_connection("127.0.0.1", gate.port)
+            writer.write(request(gate) + junk)
+            await asyncio.wait_for(reader.read(), 5)
+            writer.close()
+        await until(lambda: gate.clients == 0)
+
+
+def request(gate: Any, *lines: str) -> bytes:
+    """An opening handshake, with more lines."""
+    all_of_it = [
+        "GET / HTTP/1.1",
+        f"Host: 127.0.0.1:{gate.port}",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version: 13",
+        *lines,
+    ]
+    return "\r\n".join([*all_of_it, "", ""]).encode("latin-1")
+
+
+async def test_empty_fragments_are_not_kept() -> None:
+    async with gateway(rate=1e6, burst=10_000) as gate, connected(gate) as client:
+        assert isinstance(client, WebSocketClient)
+        gate.handle(60, lambda message: message.reply(61, message.data))
+        await client.hello()
+        raw = encode(60, b"x")
+        await client.connection.send([raw[:3], *[b""] * 500, raw[3:]])
+        assert await client.take() == Told(61, b"x")
+        pieces = [raw[:3], *[b""] * 500]
+
+        async def unfinished() -> Any:
+            for piece in pieces:
+                yield piece
+            (user,) = gate.users
+            connection = gate._sessions.get(user).connection
+            await until(lambda: connection._parts)
+            assert len(connection._parts) == 1
+            yield raw[3:]
+
+        await client.connection.send(unfinished())
+        assert await client.take() == Told(61, b"x")
 
 
 async def test_two_origins_or_hosts_are_none() -> None:
@@ -302,6 +380,16 @@ async def test_who_sends_no_whole_request_is_cut() -> None:
 
 
 # ------------------------------------------------------------------------------------------- limits
+
+
+async def test_connections_that_say_nothing_are_bounded() -> None:
+    async with gateway(client_limit=5) as gate:
+        opened = [await asyncio.open_connection("127.0.0.1", gate.port) for _ in range(100)]
+        await until(lambda: gate.node.counters()["clients_cut"] == 100 - 5 - 32)
+        assert gate.clients == 5 + 32
+        for _, writer in opened:
+            writer.transport.abort()
+        await until(lambda: gate.clients == 0)
 
 
 async def test_more_clients_than_may_be_are_refused() -> None:

@@ -7,7 +7,6 @@ from collections import deque
 
 import pytest
 
-from domi_fast.gateway.ids import Ids
 from domi_fast.gateway.sessions import Sessions
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
+from typing import Any
 
 import pytest
 
@@ -216,14 +218,38 @@ async def test_no_zone_at_all() -> None:
         group, event, code, why = await client.refused()
         assert (group, event, code) == (1, 50, Refusal.NO_SERVICE)
         assert why == "no zone of service 'room' was there within 0.2 s"
+
+
+async def test_a_node_that_nobody_knows() -> None:
+    async with gateway() as gate, zone(gate), connected(gate) as client:
+        await client.hello()
         await client.write(1, 50, node=1 << 40)
-        group, _, code, why = await client.refused()
-        assert code == Refusal.NO_SERVICE
-        assert str(1 << 40) in why
+        assert await client.refused() == (
+            1,
+            50,
+            Refusal.NO_SERVICE,
+            f"node {1 << 40} has no groups: name the node of a service",
+        )
 
 
-async def test_a_zone_that_comes_in_time() -> None:
-    async with gateway(service="room") as gate, connected(gate) as client:
+async def test_no_zone_and_no_service_that_is_named() -> None:
+    async with gateway(place_timeout=0.2, held_limit=2) as gate, connected(gate) as client:
+        await client.hello()
+        for number in range(3):
+            await client.write(number, 50)
+        assert (await client.refused())[0] == 2  # more than may wait
+        for number in range(2):
+            assert await client.refused() == (
+                number,
+                50,
+                Refusal.NO_SERVICE,
+                "no zone was there within 0.2 s",
+            )
+
+
+@pytest.mark.parametrize("service", ["room", None])
+async def test_a_zone_that_comes_in_time(service: str | None) -> None:
+    async with gateway(service=service) as gate, connected(gate) as client:
         await client.hello()
         await client.write(1, 50)
         async with zone(gate) as room:
@@ -263,6 +289,64 @@ def test_any_name_of_a_service_has_a_kind_of_names() -> None:
     assert all(kind.isascii() and len(kind) <= 128 for kind in kinds)
 
 
+async def test_a_zone_that_makes_none_on_demand_says_so() -> None:
+    async with gateway() as gate, zone(gate) as room, connected(gate) as client:
+        room.publish(open=False)
+        await until(lambda: gate.zones.place("room") is None)
+        room.closes[1] = (Refusal.NO_GROUP, wire.NOWHERE)
+        await client.hello()
+        await client.write(1, 50)
+        assert (await client.refused())[:3] == (1, 50, Refusal.NO_GROUP)
+
+
+async def test_a_refusal_that_this_version_does_not_know() -> None:
+    async with gateway() as gate, zone(gate) as room, connected(gate) as client:
+        room.closes[1] = (77, wire.NOWHERE)
+        await client.hello()
+        await client.write(1, 50)
+        assert (await client.refused())[:3] == (1, 50, 77)
+
+
+async def test_a_group_that_takes_a_client_in_while_it_is_looked_for() -> None:
+    """It is open then, wherever the search would have led."""
+    async with gateway() as gate, zone(gate) as one, zone(gate) as two, connected(gate) as client:
+        one.publish(memory=0.9)
+        two.publish(memory=0.1)
+        await until(lambda: gate.zones.of("room")[0].memory == 0.1)
+        asked, answer = asyncio.Event(), asyncio.Event()
+        holder = gate._routes._holder
+
+        async def slowly(route: Any) -> Any:
+            found = await holder(route)
+            asked.set()
+            await answer.wait()
+            return found
+
+        # A registry that answers at this moment cannot be had on purpose.
+        gate._routes._holder = slowly
+        await client.hello()
+        await client.write(1, 50, b"where are you")
+        await asked.wait()
+        one.tell(gate.node, wire.member(ToGateway.JOIN, 1, client.user))
+        assert (await one.message()).data == b"where are you"
+        answer.set()
+        one.tell(gate.node, wire.broadcast(1, 51, b"here"))
+        assert await client.take() == Told(51, b"here")
+        await client.write(1, 50, b"good")
+        assert (await one.message()).data == b"good"
+        assert two.opened == []
+
+
+async def test_a_member_that_is_away_already() -> None:
+    async with gateway() as gate, zone(gate) as room:
+        async with connected(gate) as client:
+            await client.hello()
+            client.cut()
+        await until(lambda: gate._sessions.get(client.user).connection is None)
+        room.tell(gate.node, wire.member(ToGateway.JOIN, 1, client.user))
+        assert (await room.hear(ToZone.AWAY))[1] == wire.member(ToZone.AWAY, 1, client.user)
+
+
 # ---------------------------------------------------------------------------------------- limits
 
 
@@ -283,6 +367,21 @@ async def test_a_client_may_write_to_so_many_groups() -> None:
         await room.hear(ToZone.SWITCHED)
         await client.write(3, 50)
         assert (await room.message()).group == 3
+
+
+async def test_so_many_bytes_wait_for_all_groups() -> None:
+    async with gateway(held_bytes=4096) as gate, zone(gate) as room, connected(gate) as client:
+        room.silent = True
+        await client.hello()
+        await client.write(1, 50, bytes(3000))
+        await client.write(2, 50, bytes(3000))
+        assert (await client.refused())[:3] == (2, 50, Refusal.OVERLOADED)
+        room.tell(gate.node, wire.group(ToGateway.OPENED, 1))
+        assert len((await room.message()).data) == 3000
+        await client.write(3, 50, bytes(3000))
+        await until(lambda: 3 in room.opened)
+        room.tell(gate.node, wire.group(ToGateway.OPENED, 3))
+        assert len((await room.message()).data) == 3000
 
 
 async def test_so_many_messages_wait_for_a_group() -> None:

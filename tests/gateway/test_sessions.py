@@ -11,7 +11,8 @@ from domi_fast import AuthError, DomiError, Node
 from domi_fast.gateway import CloseCode, Gateway, Login
 from domi_fast.gateway.ids import Ids, machine_of
 from tests.gateway.clients import EXPIRED, HEARTBEAT, RESUME, Told, connected
-from tests.gateway.nodes import gateway
+from tests.gateway.nodes import gateway, gateway_of
+from tests.gateway.zones import zone
 from tests.support import until
 
 CARRIERS = ["tcp", "websocket"]
@@ -160,20 +161,34 @@ async def test_there_are_so_many_that_are_away() -> None:
 
 
 async def test_who_is_judged_for_too_long_is_cut() -> None:
+    begun: list[bytes] = []
+    ended: list[bytes] = []
+
     async def judge(login: Login) -> bool:
-        await asyncio.Event().wait()
+        begun.append(login.data)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(login.data)
         return True
 
     settings: dict[str, Any] = {"authenticate": judge, "authenticate_timeout": 0.1}
     async with gateway(**settings) as gate, connected(gate) as client:
-        await client.send(1)
+        await client.send(1, b"one")
         assert (await client.closed()).code == CloseCode.UNAUTHENTICATED
+        await until(lambda: ended == [b"one"])
+        async with connected(gate, "tcp") as other:
+            await other.send(1, b"two")
+            await until(lambda: begun == [b"one", b"two"])
+            other.cut()
+        await until(lambda: ended == [b"one", b"two"])
 
 
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
         (AuthError("the token has expired"), "the token has expired"),
+        (AuthError("bad \udc80"), "bad ?"),
         (RuntimeError("database down, password is hunter2"), "it could not be judged"),
         (12, "it could not be judged"),
         (b"x" * 256, "it could not be judged"),
@@ -314,16 +329,36 @@ async def test_a_farewell_ends_the_session(carrier: str) -> None:
         assert gate.users == frozenset()
 
 
-async def test_a_close_of_1000_ends_the_session_and_one_of_1001_does_not() -> None:
+@pytest.mark.parametrize("code", [1000, 1001, 1002, 1008, 1009, 4002])
+async def test_a_client_that_closes_may_come_back_unless_with_1000(code: int) -> None:
     async with gateway() as gate:
         async with connected(gate) as client:
             await client.hello()
-        await until(lambda: not gate.users)
-        async with connected(gate) as reloading:
-            await reloading.hello()
-            await reloading.connection.close(1001)  # type: ignore[attr-defined]
-        await until_away(gate, reloading.user)
-        assert gate.users == {reloading.user}
+            await client.connection.close(code)  # type: ignore[attr-defined]
+        await until(lambda: gate.clients == 0)
+        assert gate.users == (frozenset() if code == 1000 else {client.user})
+
+
+@pytest.mark.parametrize("carrier", CARRIERS)
+async def test_a_session_is_resumed_in_the_turn_in_which_its_connection_is_reset(
+    carrier: str,
+) -> None:
+    async with gateway(grace=5) as gate:
+        async with connected(gate, carrier) as first, connected(gate, carrier) as second:
+            await first.hello()
+            first.cut()
+            await second.resume(first.session, 0)
+            gate.send(first.user, 61, b"x")
+            assert await second.take() == Told(61, b"x")
+
+
+async def test_a_client_that_is_gone_does_not_hold_up_the_end() -> None:
+    gate = gateway_of()
+    async with gate:
+        async with connected(gate, "tcp") as client:
+            await client.hello()
+            client.cut()
+            await gate.close()
 
 
 # ---------------------------------------------------------------------------------------- life
@@ -364,11 +399,13 @@ async def test_closing_the_node_closes_the_gateway() -> None:
 
 
 async def test_a_node_has_one_gateway() -> None:
-    async with gateway() as gate:
-        with pytest.raises(DomiError):
+    async with gateway() as gate, zone(gate) as room:
+        with pytest.raises(DomiError, match="cannot have this gateway: channel 9 has a handler"):
             await Gateway(gate.node).start()
         async with connected(gate) as client:
             await client.hello()
+            await client.write(1, 50)
+            assert (await room.message()).group == 1
 
 
 async def test_a_gateway_that_drains_takes_nobody_and_waits_for_the_others() -> None:
@@ -381,6 +418,18 @@ async def test_a_gateway_that_drains_takes_nobody_and_waits_for_the_others() -> 
             closed = await late.closed()
             assert (closed.code, closed.reason) == (1013, "this gateway is draining: use another")
         assert not draining.done()
+        await client.send(6)
+        await asyncio.wait_for(draining, 5)
+
+
+async def test_a_connection_that_has_no_session_yet_is_too_late_when_it_drains() -> None:
+    async with gateway() as gate, connected(gate) as client, connected(gate, "tcp") as late:
+        await client.hello()
+        await until(lambda: gate.clients == 2)
+        draining = asyncio.ensure_future(gate.drain())
+        await asyncio.sleep(0)
+        await late.send(1)
+        assert (await late.closed()).code == CloseCode.TRY_LATER
         await client.send(6)
         await asyncio.wait_for(draining, 5)
 

@@ -29,6 +29,10 @@ from tests.gateway.nodes import gateway_of
         ({"origins": ["a.example"]}, ValueError, "origin 'a.example': a scheme and a host"),
         ({"origins": ["https://a.example/x"]}, ValueError, "for example https://example.com"),
         ({"origins": [7]}, ValueError, "origin 7: a scheme and a host are wanted"),
+        ({"message_limit": 16 << 20}, ValueError, "the node's frame_limit of 16777216 has to be"),
+        ({"held_bytes": 1}, ValueError, "held_bytes 1: a number from 4096 to"),
+        ({"handler_limit": 0}, ValueError, "handler_limit 0: a number from 1 to"),
+        ({"origins": ["http://["]}, ValueError, "origin 'http://[': a scheme and a host"),
         ({"message_limit": 63}, ValueError, "message_limit 63: a number from 64 to"),
         ({"message_limit": 1.5}, TypeError, "message_limit of type float: int is wanted"),
         ({"rate": 0}, ValueError, "rate 0: a number from 0.001 to"),
@@ -44,6 +48,11 @@ def test_what_may_not_be_is_said(settings: dict[str, Any], error: type, said: st
     with pytest.raises(error) as raised:
         gateway_of(**settings)
     assert said in str(raised.value)
+
+
+def test_a_gateway_is_of_a_node() -> None:
+    with pytest.raises(TypeError, match="node 'gate': a Node is wanted"):
+        Gateway("gate")
 
 
 def test_what_is_given_is_what_there_is() -> None:
