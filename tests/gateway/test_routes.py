@@ -314,7 +314,7 @@ async def test_a_group_that_takes_a_client_in_while_it_is_looked_for() -> None:
         two.publish(memory=0.1)
         await until(lambda: gate.zones.of("room")[0].memory == 0.1)
         asked, answer = asyncio.Event(), asyncio.Event()
-        holder = gate._routes._holder
+        holder = gate._routes._finder._holder
 
         async def slowly(route: Any) -> Any:
             found = await holder(route)
@@ -323,7 +323,7 @@ async def test_a_group_that_takes_a_client_in_while_it_is_looked_for() -> None:
             return found
 
         # A registry that answers at this moment cannot be had on purpose.
-        gate._routes._holder = slowly
+        gate._routes._finder._holder = slowly
         await client.hello()
         await client.write(1, 50, b"where are you")
         await asked.wait()

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 from .. import (
     Context,
@@ -30,64 +29,15 @@ from ..errors import FrameError
 from . import frames, wire
 from .config import GatewayConfig
 from .events import Refusal
+from .finding import Finder
 from .frames import Address
 from .links import Link, Links
+from .route import Held, Refused, Route
 from .sessions import Session, Sessions
 from .wire import ToGateway, ToZone
-from .zones import Zones, kind_of
+from .zones import Zones
 
 log = logging.getLogger(__name__)
-
-_PAUSE: Final = 0.05
-_LATEST_PAUSE: Final = 0.5
-
-
-class Held(NamedTuple):
-    """A message that waits for its group to be found."""
-
-    session: Session
-    event: int
-    data: bytes
-
-
-class Refused(Exception):
-    """A group cannot be had: a :class:`Refusal`, and why."""
-
-    def __init__(self, code: int, why: str) -> None:
-        super().__init__(why)
-        self.code = code
-
-
-class Route:
-    """A group as this gateway knows it.
-
-    :ivar link: to the zone that has it, or is asked for it; None for none.
-    :ivar is_open: whether messages are sent on, rather than held.
-    :ivar members: this gateway's clients that are in it, by user.
-    :ivar held: what waits.
-    :ivar answer: what the zone that was asked has said.
-    """
-
-    __slots__ = (
-        "answer",
-        "group",
-        "held",
-        "is_open",
-        "link",
-        "members",
-        "service",
-        "task",
-    )
-
-    def __init__(self, service: str, group: int) -> None:
-        self.service = service
-        self.group = group
-        self.link: Link | None = None
-        self.is_open = False
-        self.members: dict[int, Session] = {}
-        self.held: deque[Held] = deque()
-        self.answer: asyncio.Future[tuple[int, int, str] | None] | None = None
-        self.task: asyncio.Task[None] | None = None
 
 
 class Routes:
@@ -114,6 +64,7 @@ class Routes:
         # Those that a zone has, or was asked for.
         self._placed: dict[tuple[int, int], Route] = {}
         self._links = Links(node, LibraryChannel.ZONE, self._link_lost)
+        self._finder = Finder(node, config, zones, self._links, self)
         # The zones that were greeted or heard of, each by the link that it had then.
         self._greeted: dict[int, Link] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -250,109 +201,16 @@ class Routes:
         if route.task is None:
             # Perhaps it was given up a moment ago.
             self._routes[route.service, route.group] = route
-            route.task = self._spawn(self._find(route))
+            route.task = self._spawn(self._finder.find(route))
 
     def _tell(self, route: Route, message: bytes) -> None:
         """What the zone of an open route has to hear."""
         if route.is_open and route.link is not None:
             route.link.tell(message)
 
-    # ------------------------------------------------------------------------------ finding a zone
+    # ------------------------------------------------------------------------------ for the finder
 
-    async def _find(self, route: Route) -> None:
-        """Have the group opened by a zone, or refuse what waits for it."""
-        try:
-            await asyncio.wait_for(self._open(route), self._config.place_timeout)
-        except asyncio.TimeoutError:
-            self._give_up(route, self._why_late(route))
-        except Refused as refused:
-            self._give_up(route, refused)
-        except Exception as error:
-            log.exception("group %d of service %r: it cannot be found", route.group, route.service)
-            self._give_up(route, Refused(Refusal.FAILED, str(error)))
-        finally:
-            route.task = None
-
-    def _why_late(self, route: Route) -> Refused:
-        seconds = f"within {self._config.place_timeout:g} s"
-        if not self._zones.of(route.service):
-            return Refused(
-                Refusal.NO_SERVICE, f"no zone of service {route.service!r} was there {seconds}"
-            )
-        return Refused(Refusal.TIMEOUT, f"no zone has opened group {route.group} {seconds}")
-
-    async def _open(self, route: Route) -> None:
-        full: set[int] = set()
-        pause = _PAUSE
-        while not is_open(route):
-            machine = await self._holder(route)
-            if is_open(route):  # a zone has made it meanwhile, and has taken a client in
-                return
-            if machine is None:
-                machine = self._place(route, full)
-            if machine is not None:
-                answer = await self._ask(route, machine)
-                if answer is None:
-                    continue
-                code, _, why = answer
-                if code == Refusal.FULL:
-                    full.add(machine)
-                    if self._zones.place(route.service, full) is None:
-                        raise Refused(code, why)
-                    continue
-                if code:
-                    raise Refused(code, why)
-            # Its holder has died, and keeps it until its lease ends; or is about to change.
-            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
-            pause = min(2 * pause, _LATEST_PAUSE)
-
-    async def _holder(self, route: Route) -> int | None:
-        """The machine id of the node that the registry has for the group, which may be gone."""
-        names = self._node.cluster.names(kind_of(route.service))
-        try:
-            holder = await names.find(str(route.group))
-        except (DomiError, OSError) as error:
-            log.warning("group %d cannot be looked for: %s", route.group, error)
-            return -1
-        return None if holder is None else holder.id
-
-    def _place(self, route: Route, full: set[int]) -> int | None:
-        """The machine id of the zone that is to make the group; None for none yet.
-
-        :raises Refused: all zones are full.
-        """
-        state = self._zones.place(route.service, full)
-        if state is not None:
-            return state.machine
-        # One that makes none on demand says so.
-        others = [each for each in self._zones.newest(route.service) if not each.full]
-        if others and not full:
-            return others[0].machine
-        if self._zones.is_full(route.service) or full:
-            count = len(self._zones.of(route.service))
-            raise Refused(
-                Refusal.FULL,
-                f"the zones of service {route.service!r} ({count}) have no room for another group: "
-                "try again later",
-            )
-        return None
-
-    async def _ask(self, route: Route, machine: int) -> tuple[int, int, str] | None:
-        """Have a zone open the group; None when it has, otherwise what it says instead."""
-        link = self._links.of(machine) if machine in self._zone_nodes() else None
-        if link is None:
-            return 0, wire.NOWHERE, "its node is not connected"
-        self._put(route, link)
-        route.answer = asyncio.get_running_loop().create_future()
-        try:
-            link.tell(wire.group(ToZone.OPEN, route.group))
-            return await route.answer
-        finally:
-            route.answer = None
-            if not route.is_open:
-                self._take_off(route)
-
-    def _give_up(self, route: Route, refused: Refused) -> None:
+    def give_up(self, route: Route, refused: Refused) -> None:
         """Refuse what waits; the next message tries again."""
         if not route.members:
             self._drop(route)
@@ -362,13 +220,15 @@ class Routes:
             self._forget(session.user, route)
             self._refuse(session, route.group, event, refused.code, str(refused))
 
-    def _put(self, route: Route, link: Link) -> None:
-        self._take_off(route)
+    def put(self, route: Route, link: Link) -> None:
+        """The route leads to this zone, which is asked, or has it."""
+        self.take_off(route)
         route.link = link
         link.groups.add(route)
         self._placed[link.machine, route.group] = route
 
-    def _take_off(self, route: Route) -> None:
+    def take_off(self, route: Route) -> None:
+        """It leads nowhere."""
         link, route.link = route.link, None
         route.is_open = False
         if link is not None:
@@ -384,7 +244,7 @@ class Routes:
                 del self._of_user[user]
 
     def _drop(self, route: Route) -> None:
-        self._take_off(route)
+        self.take_off(route)
         if self._routes.get((route.service, route.group)) is route:
             del self._routes[route.service, route.group]
 
@@ -455,7 +315,7 @@ class Routes:
             route = self._routes.get((service, group))
             if route is None:
                 route = self._routes[service, group] = Route(service, group)
-            self._put(route, link)
+            self.put(route, link)
         route.members[user] = session
         self._of_user.setdefault(user, set()).add(route)
         if not route.is_open:
@@ -511,7 +371,7 @@ class Routes:
         if there is None:
             self._let_go(route, "it has moved to a node that this gateway has no connection to")
         else:
-            self._put(route, there)
+            self.put(route, there)
             route.is_open = True
 
     def _on_lost(self, link: Link, raw: bytes) -> None:
@@ -552,7 +412,7 @@ class Routes:
         """The group is gone from its zone: its members hear of it; what waits goes on to wait."""
         if route.answer is not None and not route.answer.done():
             route.answer.set_result((0, wire.NOWHERE, why))
-        self._take_off(route)
+        self.take_off(route)
         members, route.members = route.members, {}
         if members:
             self._count("groups_lost")
@@ -587,11 +447,6 @@ class Routes:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def is_open(route: Route) -> bool:
-    """Whether it is at this moment."""
-    return route.is_open
 
 
 def _without(members: dict[int, Session], excluded: tuple[int, ...]) -> Iterator[Session]:
