@@ -298,7 +298,7 @@ def slow_client(settings: Settings) -> list[Figure]:
             cut.append(ends.gate.ask("state")["cut"] - before)
             ends.room.ask("begone")
 
-        for number in range(settings.fewer_rounds):
+        for number in range(settings.rounds):
             in_turn(number, lambda: figure.add_anchor_percentiles(measure()), beside)
     figure.detail = {"clients": clients, "per_s": RATE, "cut": cut, "late_s": late}
     figure.remark = f"cut {statistics.median(cut):g} times a turn"

@@ -67,8 +67,8 @@ class GatewayConfig(Checked):
     :ivar grace: seconds that a session outlives its connection; 0 for none.
     :ivar history: frames that are kept for a client that may come back,
     :ivar history_bytes: and how many bytes they may have together.
-    :ivar client_limit: connections of clients. None: half of the descriptors that the process may
-        have. More are refused (1013; with HTTP status 503 where a WebSocket begins). Of the
+    :ivar client_limit: connections of clients. None: three quarters of the descriptors that the
+        process may have. More are refused (1013; with HTTP status 503 where a WebSocket begins). Of the
         sessions whose clients are away there are as many at most: for one more, the session ends
         whose client has been away for longest.
     :ivar groups_per_client: groups that a client may be in, or write to.

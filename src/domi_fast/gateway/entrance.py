@@ -228,8 +228,9 @@ class Entrance:
         connection.send(frames.resumed(session.received, self._config.grace))
         self._sessions.attach(session, connection)
         self._count("sessions_resumed")
-        for frame in missed:
-            connection.send(frame)
+        if missed:
+            # At once: it is as many frames as are kept, and others wait for their turn.
+            connection.write(b"".join(map(connection.wrap, missed)))
         if other is None and session.connection is connection:
             self._back(session)
 

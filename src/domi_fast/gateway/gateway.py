@@ -99,7 +99,7 @@ class Gateway:
         self._closed = asyncio.Event()
         self._empty = asyncio.Event()
         self._wing: _Wing | None = None
-        most = config.client_limit or max(1, most_descriptors() // 2)
+        most = config.client_limit or max(1, most_descriptors() * 3 // 4)
         self._sessions = Sessions(
             config.grace, config.history, config.history_bytes, most, self._session_ended
         )
