@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
 from domi_fast import DomiError, LibraryChannel, Node, PeerLost
 from domi_fast.gateway.events import LibraryEvent, Refusal
-from domi_fast.gateway.ids import Ids
+from domi_fast.gateway.ids import Ids, machine_of
 from domi_fast.gateway.links import Link, Links
 from domi_fast.gateway.wire import ToGateway, ToZone
 from domi_fast.stateful import Group, Message, Zone
@@ -201,6 +202,77 @@ async def test_a_handler_that_raises_hurts_only_its_message(
         ]
         assert rooms.node.counters()["group_handler_errors"] == 2
         assert caplog.text.count("Traceback") == 2
+
+
+async def test_a_text_that_cannot_be_sent_hurts_only_its_message(registry_url: str) -> None:
+    async with zone(registry_url, Room) as rooms, gateway(registry_url) as one:
+        await connected(one)
+        (user,) = await joined(one, 1)
+        room = rooms.group(1)
+
+        @room.handle(60)
+        def fail(message: Message) -> None:
+            raise ValueError(json.loads('"no such \\ud800"'))
+
+        one.say(user, 1, WAIT)
+        one.say(user, 1, 60)
+        one.say(user, 1, SAY, b"it goes on")
+        assert isinstance(room, Room)
+        await until(lambda: len(room._mailbox) == 2)
+        room.gate.set()
+        await until(lambda: one.got(user, SAID) == [b"it goes on"])
+        assert one.refused[user] == [(1, 60, Refusal.FAILED, "ValueError: no such ?")]
+
+
+async def test_a_cancellation_that_nobody_asked_for_is_a_failure(registry_url: str) -> None:
+    async with zone(registry_url, Room) as rooms, gateway(registry_url) as one:
+        await connected(one)
+        (user,) = await joined(one, 1)
+        room = rooms.group(1)
+        work = asyncio.get_running_loop().create_future()
+        work.cancel()
+        room.handle(60, lambda message: work.result())
+
+        @room.handle(61)
+        async def later(message: Message) -> None:
+            await work
+
+        one.say(user, 1, WAIT)
+        one.say(user, 1, 60)
+        one.say(user, 1, 61)
+        one.say(user, 1, SAY, b"it goes on")
+        assert isinstance(room, Room)
+        await until(lambda: len(room._mailbox) == 3)
+        room.gate.set()
+        await until(lambda: one.got(user, SAID) == [b"it goes on"])
+        assert [(got.event, got.code) for got in one.refused[user]] == [
+            (60, Refusal.FAILED),
+            (61, Refusal.FAILED),
+        ]
+
+
+async def test_a_gateway_that_is_found_lost_by_a_handler(registry_url: str) -> None:
+    """What its users leave comes behind the message of that handler, and the group goes on."""
+    async with zone(registry_url, Room) as rooms, gateway(registry_url) as one:
+        await connected(one)
+        (user,) = await joined(one, 1)
+        room = rooms.group(1)
+        async with gateway(registry_url) as two:
+            await connected(two)
+            (gone,) = await joined(two, 1)
+            link = rooms._links.of(two.node.id)
+            assert link is not None
+
+            @room.handle(60)
+            def answer_all(message: Message) -> None:
+                # What it finds when it sends before the zone has looked around.
+                link.lost = True
+                assert rooms._links.of(machine_of(gone)) is not link
+
+            one.say(user, 1, 60)
+            await until(lambda: gone not in room)
+            one.say(user, 1, SAY, b"it goes on")
+            await until(lambda: one.got(user, SAID) == [b"it goes on"])
 
 
 async def test_members_that_leave_go_away_and_come_back(registry_url: str) -> None:

@@ -104,14 +104,14 @@ def member(what: ToZone | ToGateway, group: int, user: int) -> bytes:
 
 def group(what: ToZone | ToGateway, id: int, text: str = "") -> bytes:
     """OPEN, SWITCHED, OPENED or LOST: ``u64`` group, and of LOST the reason."""
-    return GROUP.pack(what, id) + text.encode()[:_MOST_TEXT]
+    return GROUP.pack(what, id) + _text(text)
 
 
 def closed(id: int, code: int, elsewhere: int, reason: str) -> bytes:
     """CLOSED: ``u64`` group, ``u16`` refusal (0 if another zone has the group), ``u16`` the machine
     id of that zone's node, the reason.
     """
-    return CLOSED.pack(ToGateway.CLOSED, id, code, elsewhere) + reason.encode()[:_MOST_TEXT]
+    return CLOSED.pack(ToGateway.CLOSED, id, code, elsewhere) + _text(reason)
 
 
 def send(user: int, event: int, data: bytes) -> bytes:
@@ -141,7 +141,7 @@ def parse_broadcast(raw: bytes) -> tuple[int, int, tuple[int, ...], bytes]:
 
 def refused(id: int, user: int, event: int, code: int, reason: str) -> bytes:
     """REFUSED: ``u64`` group, ``u64`` user, ``u16`` event, ``u16`` refusal, the reason."""
-    return REFUSED.pack(ToGateway.REFUSED, id, user, event, code) + reason.encode()[:_MOST_TEXT]
+    return REFUSED.pack(ToGateway.REFUSED, id, user, event, code) + _text(reason)
 
 
 def moved(id: int, machine: int) -> bytes:
@@ -149,6 +149,11 @@ def moved(id: int, machine: int) -> bytes:
     has. The gateway answers with SWITCHED, after which it sends this zone nothing for the group.
     """
     return MOVED.pack(ToGateway.MOVED, id, machine)
+
+
+def _text(reason: str) -> bytes:
+    """What goes over the mesh of it: no text is refused, whatever a program has said."""
+    return reason.encode("utf-8", "replace")[:_MOST_TEXT]
 
 
 def rest(form: struct.Struct, raw: bytes) -> bytes:

@@ -69,7 +69,7 @@ async def _stop(
         return []
     _, pending = await asyncio.wait(running, timeout=timeout)
     for task in pending:
-        task.cancel()
+        running[task]._mailbox.cancel()
     if pending:
         await asyncio.wait(pending, timeout=timeout)
     return [running[task] for task in pending]

@@ -415,7 +415,7 @@ class Group:
         self._zone._note_changed(self)
         try:
             result = handler(Message(self, message.user, event, message.data, message.identity))
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             self._failed(message, error)
             return None
         return self._finish(result, message) if inspect.isawaitable(result) else None
@@ -423,12 +423,17 @@ class Group:
     async def _finish(self, work: Awaitable[object], message: UserMessage) -> None:
         try:
             await work
+        except asyncio.CancelledError as error:
+            # Of something that it has awaited: nobody wants the handler itself to end.
+            if self._mailbox.cancelled:
+                raise
+            self._failed(message, error)
         except Exception as error:
             self._failed(message, error)
         finally:
             self._zone._note_changed(self)
 
-    def _failed(self, message: UserMessage, error: Exception) -> None:
+    def _failed(self, message: UserMessage, error: BaseException) -> None:
         log.error(
             "%r: the handler of event %d failed on a message of user %d",
             self,

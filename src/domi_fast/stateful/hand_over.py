@@ -182,7 +182,8 @@ class HandOver:
         elif what == Between.ASK:
             context.reply(json.dumps(self._zone.facts()).encode())
         elif what == Between.TRANSFER:
-            context.reply(self._transferred(link, zone_wire.parse_transfer(data)).encode())
+            answer = self._transferred(link, zone_wire.parse_transfer(data))
+            context.reply(answer.encode("utf-8", "replace"))
         elif what in (Between.MOVING, Between.RUN):
             id, machines = zone_wire.parse_machines(data)
             arrival = self._arrivals.get(id)

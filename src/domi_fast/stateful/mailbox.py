@@ -14,8 +14,9 @@ BUDGET: Final = 64
 
 
 class Mailbox:
-    """Hands each message to ``handle``, which must not raise; a coroutine that it returns is run as
-    a task, and the next message waits for its end. Belongs to the loop of its zone.
+    """Hands each message to ``handle``; a coroutine that it returns is run as a task, and the next
+    message waits for its end. What ``handle`` raises goes to whoever put the message, and the next
+    is handled all the same. Belongs to the loop of its zone.
 
     While it is held, everything waits.
     """
@@ -31,6 +32,8 @@ class Mailbox:
         self._ended: list[asyncio.Future[None]] = []
         self.task: asyncio.Task[None] | None = None
         """Of the ``async def`` handler that runs."""
+        self.cancelled = False
+        """Whether that task was cancelled by :meth:`cancel`."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -42,10 +45,8 @@ class Mailbox:
 
     def put(self, message: UserMessage) -> None:
         """Handle it, at once where nothing is before it."""
-        if self._busy or self._holds or self._waiting:
-            self._waiting.append(message)
-        else:
-            self._run(message)
+        self._waiting.append(message)
+        self._pump()
 
     def extend(self, messages: Iterable[UserMessage]) -> None:
         """Behind what waits."""
@@ -78,11 +79,17 @@ class Mailbox:
         self._holds -= 1
         self._pump()
 
+    def cancel(self) -> None:
+        """Cancel the handler that runs."""
+        if self.task is not None:
+            self.cancelled = True
+            self.task.cancel()
+
     def _run(self, message: UserMessage) -> None:
         self._busy = True
         try:
             work = self._handle(message)
-        except BaseException:  # the program is being ended
+        except BaseException:
             self._end()
             raise
         if work is None:
@@ -103,14 +110,23 @@ class Mailbox:
                 ended.set_result(None)
         self._ended.clear()
 
+    @property
+    def _ready(self) -> bool:
+        return bool(self._waiting) and not self._busy and not self._holds
+
     def _pump(self) -> None:
-        for _ in range(BUDGET):
-            if self._busy or self._holds or not self._waiting:
-                return
-            self._run(self._waiting.popleft())
-        if not self._scheduled:
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._pump_on)
+        """Handle what waits. A handler that puts something itself finds it busy: its turn comes
+        when that handler has ended.
+        """
+        left = BUDGET
+        try:
+            while self._ready and left and not self._scheduled:
+                left -= 1
+                self._run(self._waiting.popleft())
+        finally:
+            if self._ready and not self._scheduled:
+                self._scheduled = True
+                asyncio.get_running_loop().call_soon(self._pump_on)
 
     def _pump_on(self) -> None:
         self._scheduled = False
