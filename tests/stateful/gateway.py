@@ -117,7 +117,7 @@ class Gateway:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        if self.node.state != "closed":
+        if self.node.state != "closed" and LibraryChannel.GATEWAY in self.node.channels:
             self.node.unsubscribe(LibraryChannel.GATEWAY)
 
     # ------------------------------------------------------------------ to zones

@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from domi_fast import DomiError, LibraryChannel, Node, PeerLost
+from domi_fast import DomiError, LibraryChannel, Node, Overloaded, PeerLost
+from domi_fast.gateway import wire
 from domi_fast.gateway.events import LibraryEvent, Refusal
 from domi_fast.gateway.ids import Ids, machine_of
 from domi_fast.gateway.links import Link, Links
@@ -113,6 +114,32 @@ async def test_a_gateway_that_closes_does_not_keep_others_from_it(
         rooms.group(1).broadcast(SAID, b"all the same")
         await until(lambda: quick.got(user, SAID) == [b"all the same"])
         slow.node.subscribe(LibraryChannel.GATEWAY, slow._on)
+
+
+async def test_a_gateway_that_cannot_be_sent_to_does_not_keep_others_from_it(
+    registry_url: str,
+) -> None:
+    async with (
+        zone(registry_url, Room, node={"queue_limit": 65536}) as rooms,
+        gateway(registry_url) as one,
+        gateway(registry_url) as two,
+    ):
+        await connected(one, two)
+        await joined(min(one, two, key=lambda each: each.node.id), 1)
+        slow = min(one, two, key=lambda each: each.node.id)
+        quick = two if slow is one else one
+        (user,) = await joined(quick, 1)
+        room, link = rooms.group(1), rooms._links.of(slow.node.id)
+        assert link is not None
+        # In one turn of the loop, in which nothing is written.
+        with pytest.raises(Overloaded):
+            while True:
+                link.send(wire.send(0, SAID, bytes(50_000)))
+        with pytest.raises(Overloaded) as caught:
+            room.broadcast(SAID, b"all the same")
+        assert caught.value.channel == LibraryChannel.GATEWAY
+        assert caught.value.peer == slow.node.id
+        await until(lambda: quick.got(user, SAID) == [b"all the same"])
 
 
 async def test_the_handlers_of_a_group_run_one_at_a_time_and_groups_do_not_wait(
@@ -345,6 +372,25 @@ async def test_a_lost_gateway_takes_its_users_along(registry_url: str) -> None:
         assert rooms.group(1).gateways == {one.node.id}
         rooms.group(1).broadcast(SAID, b"to who is left")
         await until(lambda: one.got(stays, SAID))
+
+
+async def test_a_gateway_that_closes_takes_its_users_along(registry_url: str) -> None:
+    """Its node goes on."""
+    async with (
+        zone(registry_url, Room) as rooms,
+        gateway(registry_url) as one,
+        gateway(registry_url) as two,
+    ):
+        here = Gateway(rooms.node)
+        await connected(one, two, here)
+        (stays,) = await joined(one, 1)
+        for each in (two, here):
+            await joined(each, 1)
+        assert rooms.group(1).gateways == {one.node.id, two.node.id, rooms.node.id}
+        await two.end()
+        await here.end()
+        await until(lambda: rooms.group(1).users == {stays})
+        assert {two.node.state, rooms.node.state} == {"serving"}
 
 
 async def test_a_gateway_that_is_back_before_anybody_looked_is_another(registry_url: str) -> None:

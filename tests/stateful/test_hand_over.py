@@ -157,6 +157,7 @@ async def test_an_older_zone_takes_nothing_of_a_newer(registry_url: str) -> None
         zone(registry_url, Room, node={"version": "1.9"}) as old,
         Node("mover", registry=registry_url) as mover,
     ):
+        mover.subscribe(LibraryChannel.ZONE, lambda context: None)
         content = zone_wire.Transfer(7, "room", "1.10", pack(Snapshot(7, (), b"[]")))
         message = zone_wire.transfer(content)
         answer = await mover.request(LibraryChannel.ZONE, message, to=old.node.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -54,8 +55,14 @@ async def test_a_zone_that_dies_before_it_has_the_group_costs_nothing(registry_u
             await until_free(moves, "7")
 
 
+def as_a_zone(node: Node) -> None:
+    """Hear what zones do."""
+    node.subscribe(LibraryChannel.ZONE, lambda context: None)
+
+
 async def transferred(by: Node, to: Zone, user: int) -> None:
     """A zone that is none sends group 7, with this member, and has it taken."""
+    as_a_zone(by)
     snapshot = pack(Snapshot(7, (user,), b"[]"))
     content = zone_wire.Transfer(7, "room", "0", snapshot)
     request = by.request(LibraryChannel.ZONE, zone_wire.transfer(content), to=to.node.id)
@@ -94,6 +101,7 @@ async def test_a_zone_that_dies_before_the_group_is_taken(registry_url: str) -> 
     async with zone(registry_url, Room) as b, gateway(registry_url) as one:
         await connected(one)
         async with Node("room", registry=registry_url) as dying:
+            as_a_zone(dying)
             content = zone_wire.Transfer(7, "room", "0", pack(Snapshot(7, (), b"[]")))
             message = zone_wire.transfer(content)
             assert await dying.request(LibraryChannel.ZONE, message, to=b.node.id) == b""
@@ -158,6 +166,91 @@ async def test_a_zone_that_dies_with_the_group(registry_url: str) -> None:
         one.ways.pop(7)
         one.members.pop(7)
         assert await one.opened(7, a.node.id) == a.node.id
+
+
+async def test_a_gateway_that_closes_before_it_has_switched(registry_url: str) -> None:
+    """Its node goes on."""
+    async with (
+        zone(registry_url, Room) as a,
+        zone(registry_url, Room) as b,
+        gateway(registry_url) as one,
+        gateway(registry_url) as two,
+    ):
+        user = one.user()
+        await placed(a, one, user)
+        await connected(two, zones=2)
+        await joined(two, 7)
+        two.hold_switched = True
+        moving = asyncio.ensure_future(a.hand_over(7, b.node.id))
+        await until(lambda: two.held)
+        two.held.clear()
+        await two.end()
+        await asyncio.wait_for(moving, 5)
+        await until(lambda: b.group(7).users == {user})
+        await goes_on(b, one, user)
+
+
+async def test_a_gateway_that_cannot_be_told_is_not_waited_for(registry_url: str) -> None:
+    async with (
+        zone(registry_url, Room, empty_timeout=0.02) as a,
+        zone(registry_url, Room) as b,
+        gateway(registry_url) as one,
+        gateway(registry_url) as two,
+    ):
+        user = one.user()
+        await placed(a, one, user)
+        await connected(two, zones=2)
+        await two.opened(7, a.node.id)
+        await two.end()
+        await until(lambda: LibraryChannel.GATEWAY not in a.node.peers[two.node.id].channels)
+        gone = a._links.of(two.node.id)
+        assert gone is not None
+        assert not gone.tell(b"")
+        # As if it had closed when the zone had looked around already.
+        a._links.check = b._links.check = lambda: None  # type: ignore[method-assign]
+        a.group(7)._note_gateway(gone)
+        await asyncio.wait_for(a.hand_over(7, b.node.id), 5)
+        await goes_on(b, one, user)
+        await one.opened(8, a.node.id)
+        a.group(8)._note_gateway(gone)
+        await until(lambda: 8 not in a.groups)
+
+
+async def test_a_zone_that_closes_while_its_group_moves(registry_url: str) -> None:
+    """The other zone runs it; who has not switched begins anew."""
+    async with (
+        Node("room", registry=registry_url, drain_timeout=0.4) as node,
+        zone(registry_url, Room) as b,
+        gateway(registry_url) as one,
+        gateway(registry_url) as two,
+    ):
+        async with Zone(node, Room) as a:
+            user = one.user()
+            await placed(a, one, user)
+            await connected(two, zones=2)
+            await joined(two, 7)
+            two.hold_switched = True
+            moving = asyncio.ensure_future(a.hand_over(7, b.node.id))
+            await until(lambda: two.held)
+        with pytest.raises(DomiError, match="the zone was closed while group 7 moved"):
+            await moving
+        await until(lambda: two.lost == [7])
+        await until(lambda: b.group(7).users == {user})
+        await goes_on(b, one, user)
+        assert node.state == "serving"
+
+
+async def test_a_zone_that_closes_on_a_node_that_goes_on(registry_url: str) -> None:
+    """It is lost to others as if the node were."""
+    async with zone(registry_url, Room) as b, gateway(registry_url) as one:
+        await connected(one)
+        user = one.user()
+        async with Node("room", registry=registry_url) as mover:
+            await transferred(mover, b, user)
+            assert 7 in b._hand_over._arrivals
+            mover.unsubscribe(LibraryChannel.ZONE)
+            await until(lambda: one.members[7] == {user})
+            assert mover.state == "serving"
 
 
 async def test_a_gateway_that_only_the_old_zone_has_lost(registry_url: str) -> None:

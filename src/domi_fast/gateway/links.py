@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,12 +13,14 @@ from ..errors import DomiError, Overloaded
 from ..node import Node
 from ..peer import Peer
 
+log = logging.getLogger(__name__)
+
 
 class Link:
     """One session with one node, a gateway's or a zone's; the node's own is never lost.
 
     :ivar peer: the session, by the node's own object for it: a later session has another.
-    :ivar channel: what goes to that node is on this one.
+    :ivar channel: what goes to that node is on this one: that on which gateways, or zones, hear.
     :ivar groups: what depends on it: the groups that the gateway there has open or has members of,
         or the routes to the groups of the zone there.
     """
@@ -34,15 +37,17 @@ class Link:
         self.groups: set[Any] = set()
         self.lost = False
         # What its queue had no room for, and may not be left out.
-        self._waiting: deque[tuple[LibraryChannel, bytes]] = deque()
+        self._waiting: deque[bytes] = deque()
         self._flushing: asyncio.Task[None] | None = None
 
     @property
     def alive(self) -> bool:
-        """Whether its session is still the node's present one."""
+        """Whether its session is still the node's present one, by the machine id of then."""
+        if self.lost:
+            return False
         if self.peer is None:
-            return not self.lost
-        return not self.lost and self._node.peers.get(self.machine) is self.peer
+            return self.machine == self._node.id
+        return self._node.peers.get(self.machine) is self.peer
 
     def send(self, data: bytes) -> None:
         """To the other.
@@ -58,22 +63,22 @@ class Link:
             )
         self._node.notify(self.channel, data, to=self.machine)
 
-    def tell(self, data: bytes, channel: LibraryChannel | None = None) -> None:
+    def tell(self, data: bytes) -> bool:
         """The same for what the other has to hear: it waits for room, in order. To one that is gone
         it says nothing.
 
-        :param channel: another than the link's.
+        :returns: whether it was sent, or waits.
         """
-        channel = channel or self.channel
         if not self._waiting:
             try:
-                self._node.notify(channel, data, to=self.machine)
-                return
+                self._node.notify(self.channel, data, to=self.machine)
+                return True
             except Overloaded:
                 self._flushing = asyncio.ensure_future(self._flush())
             except DomiError:
-                return
-        self._waiting.append((channel, data))
+                return False
+        self._waiting.append(data)
+        return True
 
     async def flushed(self) -> None:
         """Wait until everything was sent, or the other is gone."""
@@ -86,11 +91,12 @@ class Link:
                 await self._node.drained(self.machine)
                 if not self.alive:
                     return
-                channel, data = self._waiting[0]
                 try:
-                    self._node.notify(channel, data, to=self.machine)
+                    self._node.notify(self.channel, self._waiting[0], to=self.machine)
                 except Overloaded:
                     continue
+                except DomiError as error:
+                    log.warning("node %d cannot be told: %s", self.machine, error)
                 self._waiting.popleft()
         except DomiError:
             return
@@ -108,7 +114,8 @@ class Links:
     """All of a zone's or a gateway's, one a node. Which are lost is looked up, not told: a session
     that came anew meanwhile is another.
 
-    :param channel: what goes to those nodes is on this one.
+    :param channel: what goes to those nodes is on this one; one that does not hear it any more is
+        lost, though its node goes on.
     :param lost: called with each link that is lost, once.
     """
 
@@ -138,9 +145,12 @@ class Links:
         return link
 
     def check(self) -> None:
-        """Drop those whose session is over."""
+        """Drop those whose session is over, and those that have ended on a node that goes on."""
+        if not self._links:
+            return
+        hearing = set(self._node.subscribers(self._channel))
         for link in list(self._links.values()):
-            if not link.alive:
+            if not link.alive or link.machine not in hearing:
                 self._drop(link)
 
     def end(self) -> None:

@@ -44,8 +44,11 @@ async def close_groups(
         zone._forget(group.id, "is gone: the zone was closed")
         if group._name is not None:
             names.append(asyncio.ensure_future(give_back(group._name)))
-    for link in zone._links:
-        await link.flushed()
+    flushed = [link.flushed() for links in (zone._links, zone._zones) for link in links]
+    try:
+        await asyncio.wait_for(asyncio.gather(*flushed), timeout / 8)
+    except asyncio.TimeoutError:
+        log.warning("%r: not all nodes have been told in time", zone)
     if names:
         _, pending = await asyncio.wait(names, timeout=timeout / 4)
         for task in pending:

@@ -98,7 +98,7 @@ class Departure:
             released = True
             await self._ask(zone_wire.simple(Between.TAKE, self.id))
         except BaseException as error:
-            self._link.tell(zone_wire.simple(Between.ABORT, self.id), LibraryChannel.ZONE)
+            self._link.tell(zone_wire.simple(Between.ABORT, self.id))
             # Who cancels this closes the zone, and the group with it.
             if released and not isinstance(error, asyncio.CancelledError):
                 await self._claim_back()
@@ -140,9 +140,7 @@ class Departure:
         zone._links.check()
         gateways = dict(group._links)
         self._waiting = set(gateways)
-        link.tell(
-            zone_wire.with_machines(Between.MOVING, self.id, sorted(gateways)), LibraryChannel.ZONE
-        )
+        link.tell(zone_wire.with_machines(Between.MOVING, self.id, sorted(gateways)))
         self._note_gone(self)
         try:
             messages = group._mailbox.take_all()
@@ -150,7 +148,8 @@ class Departure:
             for message in messages:
                 self.forward(message)
             for gateway in gateways.values():
-                gateway.tell(wire.moved(self.id, self.machine))
+                if not gateway.tell(wire.moved(self.id, self.machine)):
+                    self._left(gateway.machine)
             if self._waiting and not link.lost:
                 await self._told.wait()
             await link.flushed()
@@ -159,13 +158,21 @@ class Departure:
                     f"node {self.machine} was lost with group {self.id}, which it had taken",
                     peer=self.machine,
                 )
-            await self._ask(zone_wire.with_machines(Between.RUN, self.id, self._lost))
+            await self._ask(self._run_there())
+        except asyncio.CancelledError:
+            # The zone closes. Nobody knows what those know that have not switched.
+            self._lost.extend(self._waiting)
+            link.tell(self._run_there())
+            raise
         finally:
             self._note_over(self)
 
+    def _run_there(self) -> bytes:
+        return zone_wire.with_machines(Between.RUN, self.id, self._lost)
+
     def forward(self, message: UserMessage) -> None:
         """Pass on what has come for the group."""
-        self._link.tell(zone_wire.forward(message), LibraryChannel.ZONE)
+        self._link.tell(zone_wire.forward(message))
 
     def switched(self, machine: int) -> None:
         """This gateway sends to the other zone from now on."""
@@ -173,10 +180,17 @@ class Departure:
         if not self._waiting:
             self._told.set()
 
-    def lost(self, link: Link) -> None:
-        """A gateway of the group is lost, or the zone that takes it."""
+    def gateway_lost(self, machine: int) -> None:
+        """Perhaps one of the group's."""
+        if machine in self._waiting:
+            self._left(machine)
+
+    def zone_lost(self, link: Link) -> None:
+        """Perhaps the one that takes it."""
         if link is self._link:
             self._told.set()
-        if link.machine in self._waiting:
-            self._lost.append(link.machine)
-            self.switched(link.machine)
+
+    def _left(self, machine: int) -> None:
+        """This gateway is gone, and has not switched."""
+        self._lost.append(machine)
+        self.switched(machine)

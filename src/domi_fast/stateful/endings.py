@@ -110,7 +110,8 @@ class Endings:
             ending.waiting = set(group._links)
             if ending.waiting:
                 for link in list(group._links.values()):
-                    link.tell(wire.moved(group.id, NOWHERE))
+                    if not link.tell(wire.moved(group.id, NOWHERE)):
+                        ending.heard(link.machine)
                 await ending.switched.wait()
             if ending.wanted or group._silent or not group._mailbox.idle or len(group):
                 return

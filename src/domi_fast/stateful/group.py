@@ -66,6 +66,9 @@ class Home(Protocol):
     id: int
     config: ZoneConfig
     _links: Links
+    """To the gateways."""
+    _zones: Links
+    """To other zones."""
     _groups: dict[int, Group]
     _changed: asyncio.Event
 

@@ -75,7 +75,7 @@ class HandOver:
             to = await self._choose()
         if to == zone.node.id:
             raise DomiError(f"group {id} is at node {to} already: name another node, or none")
-        link = zone._links.of(to)
+        link = zone._zones.of(to)
         if link is None:
             raise PeerLost(f"node {to} is not connected: group {id} stays", peer=to)
         if zone.state not in {"serving", "retiring"}:
@@ -95,7 +95,14 @@ class HandOver:
         )
         going = self._going[id] = asyncio.ensure_future(departure.run())
         going.add_done_callback(lambda done: self._gone(id, done))
-        await asyncio.shield(going)
+        try:
+            await asyncio.shield(going)
+        except asyncio.CancelledError:
+            if not going.cancelled():
+                raise
+            raise DomiError(
+                f"the zone was closed while group {id} moved: it is at node {to}, or gone"
+            ) from None
 
     def _gone(self, id: int, going: asyncio.Task[None]) -> None:
         if self._going.get(id) is going:
@@ -194,7 +201,8 @@ class HandOver:
                     arrival.run(machines)
                 else:
                     arrival.moving(machines)
-            if what == Between.RUN:
+            # A zone that closes does not ask.
+            if what == Between.RUN and context.is_request:
                 context.reply(b"" if known else b"it is not on its way here")
         elif what in (Between.TAKE, Between.ABORT):
             _, id = wire.unpack(wire.GROUP, data)
@@ -276,21 +284,21 @@ class HandOver:
             departure.forward(message)
             return True
         machine = self._place(message.group)
-        link = None if machine is None else self._zone._links.of(machine)
-        if link is None:
-            return False
-        link.tell(zone_wire.forward(message), LibraryChannel.ZONE)
-        return True
+        link = None if machine is None else self._zone._zones.of(machine)
+        return link is not None and link.tell(zone_wire.forward(message))
 
     def switched(self, machine: int, id: int) -> None:
         departure = self._departures.get(id)
         if departure is not None:
             departure.switched(machine)
 
-    def lost(self, link: Link) -> None:
-        """The session with this node is over."""
+    def gateway_lost(self, link: Link) -> None:
         for departure in list(self._departures.values()):
-            departure.lost(link)
+            departure.gateway_lost(link.machine)
+
+    def zone_lost(self, link: Link) -> None:
+        for departure in list(self._departures.values()):
+            departure.zone_lost(link)
         for id, arrival in list(self._arrivals.items()):
             if arrival.origin is link:
                 del self._arrivals[id]

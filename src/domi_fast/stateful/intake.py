@@ -50,13 +50,13 @@ class Intake:
     def heard(self, context: Context) -> None:
         zone = self._zone
         data = context.data
-        link = zone._links.of(context.sender)
-        if link is None:
-            return  # its session has ended meanwhile
         try:
             if not data:
                 raise FrameError("an empty message")
             take = self._takes.get(data[0])
+            link = (zone._zones if take is None else zone._links).of(context.sender)
+            if link is None:
+                return  # its session has ended meanwhile
             if take is not None:
                 take(link, data)
             else:

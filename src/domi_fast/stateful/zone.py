@@ -92,7 +92,8 @@ class Zone:
         self._closed = asyncio.Event()
         self._changed = asyncio.Event()
         self._leaving: asyncio.Task[None] | None = None
-        self._links = Links(node, LibraryChannel.GATEWAY, self._lost)
+        self._links = Links(node, LibraryChannel.GATEWAY, self._gateway_lost)
+        self._zones = Links(node, LibraryChannel.ZONE, self._zone_lost)
         self._saver = Saver(self)
         self._endings = Endings(self, self._saver)
         self._openings = Openings(self, self._endings)
@@ -361,18 +362,24 @@ class Zone:
         if not task.cancelled() and task.exception() is not None:
             log.error("%r: a task failed", self, exc_info=task.exception())
 
-    def _lost(self, link: Link) -> None:
-        """The session with this node is over."""
+    def _gateway_lost(self, link: Link) -> None:
         for group in list(link.groups):
             group._lose(link.machine)
         self._endings.lost(link)
-        self._hand_over.lost(link)
+        self._hand_over.gateway_lost(link)
+
+    def _zone_lost(self, link: Link) -> None:
+        self._hand_over.zone_lost(link)
+
+    def _look_at_links(self) -> None:
+        self._links.check()
+        self._zones.check()
 
     # ------------------------------------------------------------------ what it does by itself
 
     async def _watch(self) -> None:
         async for _ in self.node.events():
-            self._links.check()
+            self._look_at_links()
 
     async def _tick(self) -> None:
         """Look around at every interval, and tell the gateways every second and at each change."""
@@ -383,7 +390,7 @@ class Zone:
             self._changed.clear()
             now = loop.time()
             if now >= next_look:
-                self._links.check()
+                self._look_at_links()
                 self._look_at_names()
                 next_look = now + interval
                 self._endings.look()
@@ -462,4 +469,5 @@ class Zone:
             if started:
                 self.node.unsubscribe(LibraryChannel.ZONE)
             self._links.end()
+            self._zones.end()
             self._closed.set()
