@@ -328,19 +328,21 @@ class Node(Endpoint):
         except Exception:
             log.exception("%s: what on_newer was given has raised", self.config.name)
 
-    def on_newer(self, function: Callable[[Peer], object]) -> None:
+    def on_newer(self, function: Callable[[Peer], object] | None) -> None:
         """Have ``function(peer)`` called when a newer version of this node's name has come.
 
         Without it the node drains by itself, within ``roll_deadline`` seconds. It is called for
         each such peer, for one that connects anew again, and in here for those that are there; no
         more once the node drains or closes. What it raises is logged.
 
-        :param function: a plain function; it may start a task.
+        :param function: a plain function; it may start a task. None takes back what was given: the
+            node drains by itself again, at once where a newer version is there.
         :raises TypeError: it is not callable, or an ``async def``.
         :raises DomiError: there is one already.
         """
-        check_callback("on_newer", function)
-        if self._on_newer is not None:
+        if function is not None:
+            check_callback("on_newer", function)
+        if function is not None and self._on_newer is not None:
             raise DomiError(f"on_newer is {self._on_newer!r} already, and a node has one")
         self._on_newer = function
         for peer in self._mesh.newer():
@@ -356,6 +358,13 @@ class Node(Endpoint):
         if self._closing is not None:
             raise DomiError("the node was closed: attach to one that runs, or will")
         self._wings.attach(wing)
+
+    def detach(self, wing: Wing) -> None:
+        """Let go of a wing that has ended before its node; nothing happens if it is not attached.
+
+        A ``drain`` or ``close`` of it that the node has begun is waited for all the same.
+        """
+        self._wings.detach(wing)
 
     def count(self, name: str) -> None:
         """Add one to a counter of ``counters()`` and the metrics page; it begins at 0.

@@ -39,6 +39,10 @@ class Wings:
         if not any(each is wing for each in self._wings):
             self._wings.append(wing)
 
+    def detach(self, wing: Wing) -> None:
+        """One that is not attached stays so."""
+        self._wings = [each for each in self._wings if each is not wing]
+
     def let_go(self, task: asyncio.Task[Any]) -> None:
         """This task waits for the node to end: the node does not wait for it."""
         over = self._awaited.get(task)

@@ -270,6 +270,35 @@ async def test_a_newer_version_that_is_there_already(registry_url: str) -> None:
         assert a.state == "serving"
 
 
+async def test_on_newer_is_taken_back(registry_url: str) -> None:
+    """The node drains by itself again; at once, where a newer version is there."""
+    settings: dict[str, Any] = {"version": "1", "registry": registry_url, "roll_deadline": 5.0}
+    async with Node("service", **settings) as a, Node("service", **settings) as b:
+        heard: list[int] = []
+        for node in (a, b):
+            node.on_newer(lambda peer: heard.append(peer.id))
+        a.on_newer(None)
+        a.on_newer(None)
+        async with Node("service", version="2", registry=registry_url) as newer:
+            await a.wait_closed()
+            await until(lambda: heard == [newer.id])
+            assert b.state == "serving"
+            b.on_newer(None)
+            await b.wait_closed()
+
+
+async def test_a_wing_that_is_detached_is_told_nothing(registry_url: str) -> None:
+    async with Node("a", registry=registry_url) as node:
+        gone, stays = Recorder(node), Recorder(node)
+        node.attach(gone)
+        node.attach(stays)
+        node.detach(gone)
+        node.detach(gone)
+        assert await node.drain()
+    assert gone.told == []
+    assert stays.told == [("drain", "serving"), ("close", "closed")]
+
+
 async def test_what_on_newer_takes(registry_url: str) -> None:
     node: Any = Node("a", registry=registry_url)
     with pytest.raises(TypeError, match="on_newer 5 is not callable: a function is wanted"):
