@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 
 import pytest
@@ -132,7 +133,7 @@ async def test_a_gateway_that_cannot_be_sent_to_does_not_keep_others_from_it(
         room, link = rooms.group(1), rooms._links.of(slow.node.id)
         assert link is not None
         # In one turn of the loop, in which nothing is written.
-        with pytest.raises(Overloaded):
+        with contextlib.suppress(Overloaded):
             while True:
                 link.send(wire.send(0, SAID, bytes(50_000)))
         with pytest.raises(Overloaded) as caught:
@@ -195,6 +196,48 @@ async def test_a_full_mailbox_refuses(registry_url: str) -> None:
         # That a member has left is never refused.
         await until(lambda: not room.users)
         assert [data for _, data in room.said] == [b"waits", b"waited", b"1", b"2"]
+
+
+async def test_a_mailbox_is_bounded_in_bytes(registry_url: str) -> None:
+    async with zone(registry_url, Room, mailbox_bytes=1000) as rooms, gateway(registry_url) as one:
+        await connected(one)
+        (user,) = await joined(one, 1)
+        one.say(user, 1, WAIT)
+        for _ in range(3):
+            one.say(user, 1, SAY, bytes(400), b"me" * 50)
+        await until(lambda: one.refused[user])
+        assert one.refused[user] == [
+            (1, SAY, Refusal.OVERLOADED, "2 messages of 1000 bytes wait"),
+        ]
+        room = rooms.group(1)
+        assert isinstance(room, Room)
+        room.gate.set()
+        await until(lambda: len(one.got(user, SAID)) == 2)
+        # What was handled counts no more.
+        one.say(user, 1, SAY, bytes(400))
+        await until(lambda: len(one.got(user, SAID)) == 3)
+
+
+async def test_refusals_of_a_flood_do_not_pile_up(registry_url: str) -> None:
+    """They are left out where the queue to the gateway is full."""
+    node = {"queue_limit": 65536}
+    async with (
+        zone(registry_url, Room, mailbox_limit=1, node=node) as rooms,
+        gateway(registry_url) as one,
+    ):
+        await connected(one)
+        (user,) = await joined(one, 1)
+        room, link = rooms.group(1), rooms._links.of(one.node.id)
+        assert link is not None
+        one.say(user, 1, WAIT)
+        one.say(user, 1, SAY)
+        await until(lambda: len(room._mailbox) == 1)
+        flood = wire.UserMessage(1, user, SAY, b"", b"")
+        for _ in range(10_000):
+            room._take(link, flood)
+        assert not link._waiting
+        await until(lambda: one.refused[user])
+        assert len(one.refused[user]) < 10_000
 
 
 async def test_what_nobody_handles_is_refused(registry_url: str) -> None:

@@ -11,7 +11,7 @@ from domi_fast import DomiError, LibraryChannel, Node, PeerLost
 from domi_fast.gateway import wire
 from domi_fast.gateway.wire import NOWHERE, ToGateway, ToZone
 from domi_fast.gateway.zones import kind_of
-from domi_fast.stateful import Group, Message, Zone, zone_wire
+from domi_fast.stateful import Group, Message, Zone, hand_over, zone_wire
 from domi_fast.stateful.snapshots import Snapshot, pack
 from tests.stateful.gateway import Gateway, connected, gateway, until_free, zone
 from tests.stateful.rooms import COUNT, JOIN, SAID, SAY, WAIT, Room
@@ -271,6 +271,27 @@ async def test_who_asks_late_is_told_where_the_group_is(registry_url: str) -> No
         # A message that has gone to the wrong zone follows its group.
         two.tell(a.node.id, wire.message(7, late, JOIN, b"", b""))
         await until(lambda: late in b.group(7))
+
+
+async def test_where_groups_have_gone_is_forgotten_in_time(
+    registry_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hand_over, "_REMEMBERED", 0.3)
+    async with (
+        zone(registry_url, Room, empty_timeout=0.02) as a,
+        zone(registry_url, Room) as b,
+        gateway(registry_url) as one,
+    ):
+        user = one.user()
+        await placed(a, one, user)
+        await a.hand_over(7, b.node.id)
+        await b.hand_over(7, a.node.id)
+        # It has come back: where it had gone is of no use, and forgotten once.
+        assert not a._hand_over._moved
+        await a.hand_over(7, b.node.id)
+        assert a._hand_over._place(7) == b.node.id
+        await until(lambda: not a._hand_over._forgetting)
+        assert not a._hand_over._moved
 
 
 async def test_a_gateway_that_is_lost_while_the_group_moves(registry_url: str) -> None:

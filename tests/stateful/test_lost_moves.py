@@ -9,7 +9,8 @@ import pytest
 
 from domi_fast import DomiError, LibraryChannel, Node, PeerLost
 from domi_fast.gateway import wire
-from domi_fast.gateway.wire import ToGateway, ToZone
+from domi_fast.gateway.events import Refusal
+from domi_fast.gateway.wire import NOWHERE, ToGateway, ToZone
 from domi_fast.gateway.zones import kind_of
 from domi_fast.stateful import Zone, zone_wire
 from domi_fast.stateful.snapshots import Snapshot, pack
@@ -135,6 +136,35 @@ async def test_a_move_that_is_given_up(registry_url: str) -> None:
             message = zone_wire.simple(what, 7) + b"\0\0"
             answer = await mover.request(LibraryChannel.ZONE, message, to=b.node.id)
             assert answer == b"it is not on its way here"
+
+
+async def test_a_group_that_is_lost_on_its_way(registry_url: str) -> None:
+    """Another has its name before it runs: nobody waits for it, and RUN is refused."""
+    async with (
+        zone(registry_url, Room) as b,
+        gateway(registry_url) as one,
+        gateway(registry_url) as two,
+        Node("room", registry=registry_url) as mover,
+    ):
+        await connected(one, two)
+        user = one.user()
+        await transferred(mover, b, user)
+        one.tell(b.node.id, wire.message(7, user, SAY, b"", b"waits"))
+        two.open(7, b.node.id)
+        arrival = b._hand_over._arrivals[7]
+        await until(lambda: arrival._direct and arrival._asked)
+        name = b.group(7)._name
+        assert name is not None
+        name.lost.set()
+        two.ways[7].asked = None
+        await until(lambda: one.refused[user] and two.closed)
+        assert one.refused[user][0].code == Refusal.NO_GROUP
+        assert two.closed[0] == (0, NOWHERE)
+        assert not b._hand_over._arrivals
+        run = zone_wire.with_machines(zone_wire.Between.RUN, 7, [])
+        answer = await mover.request(LibraryChannel.ZONE, run, to=b.node.id)
+        assert answer == b"it is not on its way here"
+        await name.release()
 
 
 async def test_a_zone_that_dies_with_the_group(registry_url: str) -> None:

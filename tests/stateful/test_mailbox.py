@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from domi_fast.gateway.wire import UserMessage
-from domi_fast.stateful.mailbox import BUDGET, Mailbox
+from domi_fast.stateful.mailbox import BUDGET, Backlog, Mailbox
 from tests.support import until
 
 
@@ -22,7 +22,8 @@ async def test_what_a_handler_puts_comes_when_it_has_ended() -> None:
             box.put(message(1))
         order.append(f"end {got.event}")
 
-    box = Mailbox(handle, held=False)
+    box = Mailbox(handle, Backlog(10, 1000))
+    box.release()
     box.put(message(0))
     assert order == ["begin 0", "end 0", "begin 1", "end 1"]
     assert box.idle
@@ -36,7 +37,7 @@ async def test_what_waits_is_handled_when_a_handler_has_raised() -> None:
         if got.event == 0:
             raise LookupError("no such thing")
 
-    box = Mailbox(handle, held=True)
+    box = Mailbox(handle, Backlog(10, 1000))
     box.extend([message(0), message(1)])
     with pytest.raises(LookupError):
         box.release()
@@ -46,7 +47,7 @@ async def test_what_waits_is_handled_when_a_handler_has_raised() -> None:
 
 async def test_the_loop_has_its_turn() -> None:
     handled: list[int] = []
-    box = Mailbox(lambda got: handled.append(got.event), held=True)
+    box = Mailbox(lambda got: handled.append(got.event), Backlog(1000, 1000))
     box.extend([message(number) for number in range(BUDGET + 1)])
     box.release()
     box.put(message(BUDGET + 1))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
-from domi_fast import Node
+import pytest
+
+from domi_fast import Context, DomiError, LibraryChannel, Node
 from domi_fast.gateway.wire import NOWHERE, ToZone
 from domi_fast.stateful import Zone
 from tests.stateful.gateway import connected, gateway, zone
@@ -81,6 +84,81 @@ async def test_what_cannot_be_moved_stays(registry_url: str) -> None:
             one.member(ToZone.LEAVE, user, 1)
             await old.node.wait_closed()
         assert not one.lost
+
+
+class Stubborn(Room):
+    """Its state cannot be had for a while."""
+
+    stubborn = True
+
+    def save(self) -> bytes:
+        if self.stubborn:
+            raise KeyError("not now")
+        return super().save()
+
+
+async def test_what_fails_ends_no_roll(registry_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither a group whose save() raises, nor a stranger on the channel of zones."""
+    async with (
+        gateway(registry_url) as one,
+        zone(registry_url, Stubborn, node=OLD, roll="hand_over") as old,
+        Node("stranger", registry=registry_url) as stranger,
+    ):
+        await connected(one)
+        await joined(one, 1)
+        room = old.group(1)
+        assert isinstance(room, Stubborn)
+        asked = 0
+
+        @stranger.subscribe(LibraryChannel.ZONE)
+        def answer(context: Context) -> None:
+            nonlocal asked
+            if context.is_request:
+                asked += 1
+                context.reply(b'{"open": true}' if asked % 2 else b'["service"]')
+
+        await until(lambda: LibraryChannel.ZONE in old.node.peers[stranger.id].channels)
+        async with zone(registry_url, Stubborn, node=NEW) as new:
+            await until(lambda: "group 1 cannot be moved" in caplog.text)
+            assert asked
+            room.stubborn = False
+            await until(lambda: 1 in new.groups)
+            await old.node.wait_closed()
+            # Not once a try.
+            assert caplog.text.count("group 1 cannot be moved") == 1
+
+
+async def test_zones_are_not_asked_for_each_group(registry_url: str) -> None:
+    async with (
+        gateway(registry_url) as one,
+        zone(registry_url, Room) as a,
+        zone(registry_url, Room) as b,
+    ):
+        await connected(one, zones=2)
+        for id in range(50):
+            await one.opened(id, a.node.id)
+        asked = 0
+        facts = b.facts
+
+        def count() -> dict[str, Any]:
+            nonlocal asked
+            asked += 1
+            return facts()
+
+        b._hand_over._zone.facts = count  # type: ignore[method-assign]
+        first = a._hand_over._choose()
+        assert await asyncio.gather(first, *[a._hand_over._choose() for _ in range(50)]) == (
+            [b.node.id] * 51
+        )
+        asked_by_then = asked
+        assert asked_by_then == 1
+        # What is refused is asked for anew.
+        b._state = "retiring"
+        with pytest.raises(DomiError, match="does not take group 1"):
+            await a.hand_over(1)
+        with pytest.raises(DomiError, match="no other zone of 'room', of 1 zones"):
+            await a.hand_over(1)
+        b._state = "serving"
 
 
 async def test_a_node_that_drains_waits_for_the_members(registry_url: str) -> None:

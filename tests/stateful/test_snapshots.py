@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from domi_fast import Context, DomiError, LibraryChannel, Node
+from domi_fast.gateway import wire
 from domi_fast.gateway.events import Refusal
 from domi_fast.gateway.ids import Ids
-from domi_fast.gateway.wire import ToGateway, ToZone
-from domi_fast.stateful import SnapshotStore, SqliteSnapshots
+from domi_fast.gateway.wire import NOWHERE, ToGateway, ToZone
+from domi_fast.gateway.zones import kind_of
+from domi_fast.stateful import SnapshotStore, SqliteSnapshots, Zone
 from domi_fast.stateful.snapshots import Snapshot, pack, unpack
 from tests.stateful.gateway import connected, gateway, zone
 from tests.stateful.rooms import JOIN, SAID, SAY, WAIT, Room
@@ -183,6 +185,78 @@ async def test_what_has_changed_is_saved_when_the_zone_closes(registry_url: str)
             await until(lambda: one.got(user, SAID))
             assert not store.kept
         assert b"to the end" in store.kept["room", 1]
+
+
+async def test_a_group_that_is_lost_is_not_saved(registry_url: str) -> None:
+    """Nor is what its handler does afterwards: its new owner's snapshot is there."""
+    store = Kept()
+    async with (
+        zone(registry_url, Room, snapshots=store, snapshot_interval=0.02) as rooms,
+        gateway(registry_url) as one,
+    ):
+        await connected(one)
+        users = {id: (await joined(one, id))[0] for id in (1, 2)}
+        first, second = rooms.group(1), rooms.group(2)
+        assert isinstance(first, Room)
+        assert isinstance(second, Room)
+        for id, user in users.items():
+            one.say(user, id, WAIT)
+        await until(lambda: first.said and second.said)
+        saving = [asyncio.ensure_future(rooms._saver.save(room)) for room in (first, second)]
+        store.kept.clear()
+        rooms._lose(first)
+        first.gate.set()
+        second.gate.set()
+        await asyncio.gather(*saving)
+        await until(lambda: b"waited" in store.kept.get(("room", 2), b""))
+        assert ("room", 1) not in store.kept
+        assert first not in rooms._saver._changed
+
+
+async def test_a_group_that_is_lost_while_it_waits_for_its_turn_is_not_saved(
+    registry_url: str,
+) -> None:
+    store = Kept()
+    store.gate.clear()
+    async with zone(registry_url, Room, snapshots=store) as rooms, gateway(registry_url) as one:
+        await connected(one)
+        for id in range(17):
+            await joined(one, id)
+        saving = [asyncio.ensure_future(rooms._saver.save(rooms.group(id))) for id in range(17)]
+        await until(lambda: store.saving == 16)
+        rooms._lose(rooms.group(16))
+        store.gate.set()
+        await asyncio.gather(*saving)
+        assert sorted(store.kept) == [("room", id) for id in range(16)]
+
+
+class Fussy(Room):
+    def load(self, state: bytes) -> None:
+        raise LookupError("not mine")
+
+
+async def test_a_group_by_hand_that_cannot_be_loaded(
+    registry_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Kept()
+    await store.save("room", 666, pack(Snapshot(666, (), b"[]")))
+    rooms = Zone(Node("room", registry=registry_url), snapshots=store)
+    async with Node("room", registry=registry_url) as other, gateway(registry_url) as one:
+        # As if it were moving, which is waited for.
+        marker = await other.cluster.names(f"handovers.{kind_of('room')}").claim("666")
+        group = Fussy(666, rooms)
+        starting = asyncio.ensure_future(rooms.start())
+        await connected(one)
+        one.tell(rooms.node.id, wire.group(ToZone.OPEN, 666))
+        await until(lambda: rooms._openings._waiting[666])
+        await marker.release()
+        with pytest.raises(LookupError, match="not mine"):
+            await group.ready()
+        await starting
+        await until(lambda: one.kinds(ToGateway.CLOSED))
+        assert one.closed == [(Refusal.FAILED, NOWHERE)]
+        assert "group 666 cannot be opened" in caplog.text
+        await rooms.close()
 
 
 async def test_a_store_that_fails_costs_no_state(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from domi_fast import DomiError, NameTaken, Node
+from domi_fast import DomiError, Names, NameTaken, Node, RegistryError
 from domi_fast.gateway import wire
 from domi_fast.gateway.events import Refusal
 from domi_fast.gateway.ids import machine_of
@@ -34,6 +34,8 @@ from tests.support import ROOT, until
         ({"group_limit": 1.5}, "group_limit of type float: int is wanted"),
         ({"empty_timeout": -1}, "empty_timeout -1"),
         ({"mailbox_limit": 0}, "mailbox_limit 0"),
+        ({"mailbox_bytes": 0}, "mailbox_bytes 0"),
+        ({"mailbox_bytes": 1.5}, "mailbox_bytes of type float: int is wanted"),
         ({"memory": 0.5}, "memory 0.5 is not callable: a function that returns the share"),
         ({"factory": 5}, "factory 5 is not callable"),
         ({"factory": asyncio.sleep}, "is an async def"),
@@ -107,6 +109,7 @@ async def test_a_zone_that_is_full_makes_no_group(registry_url: str) -> None:
         await until(lambda: one.closed)
         assert one.closed == [(Refusal.FULL, NOWHERE)]
         share = 0.9
+        await until(lambda: not rooms.full)
         for id in (1, 2, 3):
             one.open(id, rooms.node.id)
         await until(lambda: len(one.closed) == 2)
@@ -200,8 +203,11 @@ async def test_groups_that_are_made_by_hand(registry_url: str) -> None:
         await until(lambda: not before.users)
         made = Room(668, rooms)
         await made.ready()
-        # Longer than what is disposed of would be there.
-        await asyncio.sleep(0.1)
+        # As long as one that is disposed of is there.
+        marker = Room(669, rooms)
+        await marker.ready()
+        marker._by_hand = False
+        await until(lambda: 669 not in rooms.groups)
         assert rooms.groups == {666: before, 667: after, 668: made}
         with pytest.raises(DomiError, match="group 1 is not in this zone, which has 3"):
             rooms.group(1)
@@ -223,14 +229,43 @@ async def test_a_group_by_hand_that_another_zone_has(
             assert "is made by hand and is another's" in caplog.text
 
 
+class Away:
+    """The names of a cluster whose registry is away when one looks for the first time."""
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self.looks = 0
+
+    async def find(self, name: str) -> object:
+        self.looks += 1
+        if self.looks == 1:
+            raise RegistryError("away for a moment")
+        return await self._names.find(name)
+
+
+async def test_a_name_that_was_claimed_when_the_registry_goes_is_given_back(
+    registry_url: str,
+) -> None:
+    async with zone(registry_url) as a, zone(registry_url) as b:
+        a._openings.moves = Away(a._openings.moves)  # type: ignore[assignment]
+        with pytest.raises(RegistryError, match="away for a moment"):
+            await Room(666, a).ready()
+        await until_free(b.node.cluster.names(kind_of("room")), "666")
+        await Room(666, b).ready()
+
+
 async def test_a_group_without_members_ends(registry_url: str) -> None:
     async with zone(registry_url, Room, empty_timeout=0.05) as rooms, gateway(registry_url) as one:
         await connected(one)
         (user,) = await joined(one, 1)
         room = rooms.group(1)
         assert isinstance(room, Room)
-        await asyncio.sleep(0.2)
+        # As long as one without is there.
+        await one.opened(2)
+        await until(lambda: 2 not in rooms.groups)
         assert 1 in rooms.groups
+        one.frames.clear()
+        one.moves = 0
         one.member(ToZone.LEAVE, user, 1)
         await until(lambda: 1 not in rooms.groups)
         assert one.kinds(ToGateway.MOVED) == [wire.moved(1, NOWHERE)]
@@ -298,6 +333,27 @@ async def test_a_group_whose_name_is_anothers_is_lost(
         await until(lambda: one.lost == [1])
         assert not rooms.groups
         assert "another node has its name" in caplog.text
+
+
+async def test_what_a_lost_group_does_not_take_is_refused(registry_url: str) -> None:
+    async with zone(registry_url, Room) as rooms, gateway(registry_url) as one:
+        await connected(one)
+        (user,) = await joined(one, 1)
+        room = rooms.group(1)
+        assert isinstance(room, Room)
+        one.say(user, 1, WAIT)
+        one.say(user, 1, SAY, b"waits")
+        await until(lambda: len(room._mailbox) == 1)
+        assert room._name is not None
+        room._name.lost.set()
+        # The one that waits, and the one that finds it lost.
+        one.say(user, 1, SAY, b"comes")
+        await until(lambda: len(one.refused[user]) == 2)
+        assert {got[:3] for got in one.refused[user]} == {(1, SAY, Refusal.NO_GROUP)}
+        assert "is lost: another node has its name" in one.refused[user][0].reason
+        assert one.lost == [1]
+        room.gate.set()
+        await until(lambda: len(room.said) == 2)
 
 
 async def test_a_group_that_is_lost_is_noticed_by_itself(registry_url: str) -> None:
@@ -397,10 +453,85 @@ async def test_a_zone_that_starts_its_node_closes_it(registry_url: str) -> None:
 
 async def test_a_node_has_one_zone(registry_url: str) -> None:
     async with zone(registry_url, Room) as rooms:
-        with pytest.raises(DomiError, match="a node has one, make another for another zone"):
+        with pytest.raises(DomiError, match="a node has one at a time, make another for another"):
             await Zone(rooms.node, Room).start()
         assert rooms.state == "serving"
         assert rooms.node.state == "serving"
+
+
+async def test_a_node_whose_zone_was_closed_has_another(registry_url: str) -> None:
+    async with Node("room", registry=registry_url) as node, gateway(registry_url) as one:
+        async with Zone(node, Room) as first:
+            await connected(one)
+            await joined(one, 1)
+        await until(lambda: one.lost == [1])
+        one.states.clear()
+        async with Zone(node, Room) as second:
+            assert second.id != first.id
+            await connected(one)
+            await joined(one, 1)
+            assert 1 in second.groups
+            # The node's drain is that of this zone.
+            draining = asyncio.ensure_future(node.drain(20))
+            await until(lambda: second.state == "retiring")
+            draining.cancel()
+        await node.wait_closed()
+
+
+async def test_a_start_that_fails_leaves_the_node_as_it_was(registry_url: str) -> None:
+    async with (
+        Node("room", registry=registry_url) as node,
+        Node("mover", registry=registry_url) as mover,
+    ):
+        node.on_newer(lambda peer: None)
+        with pytest.raises(DomiError, match="on_newer is"):
+            await Zone(node, Room).start()
+        node.on_newer(None)
+        # As if its group were moving, which is waited for.
+        await mover.cluster.names(f"handovers.{kind_of('room')}").claim("1")
+        failing = Zone(node, Room)
+        Room(1, failing)
+        starting = asyncio.ensure_future(failing.start())
+        await until(lambda: failing.id)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert failing.state == "closed"
+        async with Zone(node, Room) as rooms:
+            assert rooms.state == "serving"
+
+
+async def test_a_node_whose_zone_was_closed_rolls_by_itself(registry_url: str) -> None:
+    old = {"registry": registry_url, "version": "1", "roll_deadline": 5.0}
+    async with Node("room", **old) as node, Node("room", **old) as other:
+        async with Zone(node, Room):
+            pass
+        async with Zone(other, Room) as rooms, gateway(registry_url) as one:
+            await connected(one)
+            await joined(one, 1)
+            async with Node("room", registry=registry_url, version="2"):
+                await node.wait_closed()
+                # At once, where a newer one is there when its zone closes.
+                assert other.state == "serving"
+                await rooms.close()
+                await other.wait_closed()
+
+
+async def test_the_memory_is_not_looked_at_for_each_who_asks(registry_url: str) -> None:
+    looks = 0
+
+    def memory() -> float:
+        nonlocal looks
+        looks += 1
+        return 0.99
+
+    async with zone(registry_url, Room, memory=memory) as rooms, gateway(registry_url) as one:
+        await connected(one)
+        looks = 0
+        for id in range(100):
+            one.tell(rooms.node.id, wire.group(ToZone.OPEN, id))
+        await until(lambda: len(one.closed) == 100)
+        assert looks < 50
 
 
 PROGRAM = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -63,8 +64,13 @@ class Link:
             )
         self._node.notify(self.channel, data, to=self.machine)
 
+    def offer(self, data: bytes) -> None:
+        """The same for what may be left out where the other takes nothing at the moment."""
+        with contextlib.suppress(DomiError):
+            self.send(data)
+
     def tell(self, data: bytes) -> bool:
-        """The same for what the other has to hear: it waits for room, in order. To one that is gone
+        """Send what the other has to hear: it waits for room, in order. To one that is gone
         it says nothing.
 
         :returns: whether it was sent, or waits.

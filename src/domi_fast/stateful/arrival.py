@@ -11,11 +11,12 @@ from ..errors import DomiError, NameTaken, RegistryError
 from ..gateway import wire
 from ..gateway.events import USER_EVENT, Refusal
 from ..gateway.links import Link
-from ..gateway.wire import ToGateway, UserMessage
+from ..gateway.wire import NOWHERE, ToGateway, UserMessage
 from ..names import Name
 from .claims import RETRY_PAUSE, Closed, give_back
 from .endings import Endings
 from .group import Group, Home
+from .mailbox import Backlog
 from .openings import Openings
 
 _CLAIM: Final = 8.0
@@ -26,6 +27,7 @@ class Arrival:
     what gateways send here waits beside it, because it comes behind that.
 
     :param origin: the link to that zone.
+    :ivar group: what arrives.
     """
 
     def __init__(
@@ -34,12 +36,12 @@ class Arrival:
         self._zone = zone
         self._openings = openings
         self._endings = endings
-        self._group = group
+        self.group = group
         self.origin = origin
         self._name: Name | None = None
         self._aborted = False
         self._moving = False
-        self._direct: list[UserMessage] = []
+        self._direct = Backlog(zone.config.mailbox_limit, zone.config.mailbox_bytes)
         self._asked: list[Link] = []
         group._silent = "is on its way from another zone: its handlers run soon"
         group._detour = self._hold
@@ -62,13 +64,13 @@ class Arrival:
     async def _claim(self) -> bytes:
         """Try it once; what has prevented it, or nothing."""
         try:
-            name = await self._openings.claim(self._group.id)
+            name = await self._openings.claim(self.group.id)
         except (NameTaken, RegistryError, OSError) as error:
             return str(error).encode()
         if self._aborted:  # meanwhile
             self._zone._spawn(give_back(name))
             return b"it was given up"
-        self._name = self._group._name = name
+        self._name = self.group._name = name
         return b""
 
     def asked(self, link: Link) -> None:
@@ -84,14 +86,14 @@ class Arrival:
         for machine in machines:
             link = self._zone._links.of(machine)
             if link is not None:
-                self._group._note_gateway(link)
+                self.group._note_gateway(link)
         for link in self._asked:
             self._opened(link)
         self._asked.clear()
 
     def passed_on(self, message: UserMessage) -> None:
         """What the other zone had when the group moved, and what it still gets."""
-        self._group._mailbox.extend([message])
+        self.group._mailbox.extend([message])
 
     def run(self, lost: tuple[int, ...] = ()) -> None:
         """All is here.
@@ -99,7 +101,7 @@ class Arrival:
         :param lost: gateways that the other zone has lost before they sent here: nobody knows what
             they know.
         """
-        zone, group = self._zone, self._group
+        zone, group = self._zone, self.group
         self.moving(())
         for machine in lost:
             link = zone._links.of(machine)
@@ -118,7 +120,7 @@ class Arrival:
 
     def abort(self) -> None:
         """The other zone keeps it."""
-        zone, group = self._zone, self._group
+        zone, group = self._zone, self.group
         self._aborted = True
         if self._name is not None:
             zone._spawn(give_back(self._name))
@@ -128,6 +130,14 @@ class Arrival:
             link.tell(closed.answer(group.id))
         for message in self._direct:
             group._refuse(message, Refusal.OVERLOADED, "the group was about to move, and stays")
+
+    def lost(self) -> None:
+        """The group is not the zone's any more: another has its name."""
+        self._aborted = True
+        for link in self._asked:
+            link.tell(Closed(0, NOWHERE, "another zone has it: ask again").answer(self.group.id))
+        for message in self._direct:
+            self.group._refuse_gone(message)
 
     def give_up(self) -> None:
         """This zone closes: it is not taken, or lost as the zone's others are."""
@@ -139,17 +149,17 @@ class Arrival:
         if self._name is None:
             self.abort()
             return False
-        self._group._join_all()
+        self.group._join_all()
         self.run()
         return True
 
     def _opened(self, link: Link) -> None:
         if link.alive:
-            self._group._note_gateway(link)
-            link.tell(wire.group(ToGateway.OPENED, self._group.id))
+            self.group._note_gateway(link)
+            link.tell(wire.group(ToGateway.OPENED, self.group.id))
 
     def _hold(self, message: UserMessage) -> None:
-        if message.event >= USER_EVENT and len(self._direct) >= self._zone.config.mailbox_limit:
-            self._group._refuse(message, Refusal.OVERLOADED, f"{len(self._direct)} messages wait")
+        if message.event >= USER_EVENT and self._direct.full:
+            self.group._refuse(message, Refusal.OVERLOADED, self._direct.full)
         else:
             self._direct.append(message)

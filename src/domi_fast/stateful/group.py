@@ -20,7 +20,7 @@ from ..names import Name
 from ..node import Node
 from . import snapshots
 from .claims import Closed
-from .mailbox import Mailbox
+from .mailbox import Backlog, Mailbox
 from .members import OF_MEMBERS, Users, check_event
 from .settings import ZoneConfig
 
@@ -116,7 +116,8 @@ class Group:
         self._users: set[int] = set()
         self._gateways: dict[int, set[int]] = {}
         self._links: dict[int, Link] = {}
-        self._mailbox = Mailbox(self._run, held=True)
+        config = zone.config
+        self._mailbox = Mailbox(self._run, Backlog(config.mailbox_limit, config.mailbox_bytes))
         # What does not let the program change the members, or send anything: the reason, for people
         self._fixed = ""
         self._silent = "is not the zone's yet: await its ready()"
@@ -346,8 +347,8 @@ class Group:
         if self._detour is not None:
             self._detour(message)
             return
-        if len(self._mailbox) >= self._zone.config.mailbox_limit and message.event >= USER_EVENT:
-            self._refuse(message, Refusal.OVERLOADED, f"{len(self._mailbox)} messages wait")
+        if message.event >= USER_EVENT and self._mailbox.full:
+            self._refuse(message, Refusal.OVERLOADED, self._mailbox.full)
             return
         self._mailbox.put(message)
 
@@ -376,7 +377,8 @@ class Group:
         """It is not the zone's any more."""
         self._silent = reason
         self._mailbox.stop()
-        self._mailbox.take_all()
+        for message in self._mailbox.take_all():
+            self._refuse_gone(message)
         for link in self._links.values():
             link.groups.discard(self)
         self._links.clear()
@@ -399,7 +401,12 @@ class Group:
             return
         link = self._zone._links.of(machine_of(message.user))
         if link is not None:
-            link.tell(wire.refused(self._id, message.user, message.event, code, reason))
+            # Whoever floods a group would fill what waits for its gateway with refusals.
+            link.offer(wire.refused(self._id, message.user, message.event, code, reason))
+
+    def _refuse_gone(self, message: UserMessage) -> None:
+        """It is for this group, which is not the zone's any more."""
+        self._refuse(message, Refusal.NO_GROUP, f"group {self._id} {self._silent}")
 
     # ------------------------------------------------------------------ running
 

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import json
 import logging
+from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 from packaging.version import Version
 
@@ -20,12 +21,14 @@ from ..gateway.events import USER_EVENT, Refusal
 from ..gateway.ids import machine_of
 from ..gateway.links import Link
 from ..gateway.wire import UserMessage
+from ..gateway.zones import ZoneState
+from ..peer import Peer
 from . import snapshots, zone_wire
 from .arrival import Arrival
 from .claims import Closed
 from .departure import Departure
 from .endings import Endings
-from .group import Home
+from .group import Group, Home
 from .openings import Openings
 from .saver import Saver
 from .zone_wire import Between
@@ -39,6 +42,19 @@ _PAUSE: Final = 0.2
 # Seconds for which who comes late is told where a group went.
 _REMEMBERED: Final = 60.0
 _ASK: Final = 2.0
+# Seconds for which what a zone has said of itself is taken for true.
+_FRESH: Final = 1.0
+
+
+class _Answer(NamedTuple):
+    until: float
+    facts: ZoneState | None
+
+
+def _is_stale(asking: asyncio.Task[_Answer]) -> bool:
+    if not asking.done():
+        return False
+    return asking.cancelled() or asking.result().until <= asyncio.get_running_loop().time()
 
 
 class HandOver:
@@ -54,6 +70,9 @@ class HandOver:
         self._departures: dict[int, Departure] = {}
         self._arrivals: dict[int, Arrival] = {}
         self._moved: dict[int, tuple[int, float]] = {}
+        # When which of them are forgotten, in this order.
+        self._forgetting: deque[tuple[float, int]] = deque()
+        self._known: dict[int, tuple[Peer | None, asyncio.Task[_Answer]]] = {}
 
     @property
     def quiet(self) -> bool:
@@ -94,7 +113,7 @@ class HandOver:
             over=self._departed,
         )
         going = self._going[id] = asyncio.ensure_future(departure.run())
-        going.add_done_callback(lambda done: self._gone(id, done))
+        going.add_done_callback(lambda done: self._gone(id, to, done))
         try:
             await asyncio.shield(going)
         except asyncio.CancelledError:
@@ -104,11 +123,12 @@ class HandOver:
                 f"the zone was closed while group {id} moved: it is at node {to}, or gone"
             ) from None
 
-    def _gone(self, id: int, going: asyncio.Task[None]) -> None:
+    def _gone(self, id: int, to: int, going: asyncio.Task[None]) -> None:
         if self._going.get(id) is going:
             del self._going[id]
         self._zone._changed.set()
         if not going.cancelled() and going.exception() is not None:
+            self._known.pop(to, None)
             log.info("group %d was not handed over: %s", id, going.exception())
 
     def _departing(self, departure: Departure) -> None:
@@ -118,9 +138,19 @@ class HandOver:
         """It is over, one way or the other."""
         if self._departures.get(departure.id) is departure:
             del self._departures[departure.id]
-            now = asyncio.get_running_loop().time()
-            self._moved = {id: at for id, at in self._moved.items() if at[1] > now}
-            self._moved[departure.id] = (departure.machine, now + _REMEMBERED)
+            self.look()
+            until = asyncio.get_running_loop().time() + _REMEMBERED
+            self._moved[departure.id] = (departure.machine, until)
+            self._forgetting.append((until, departure.id))
+
+    def look(self) -> None:
+        """Forget where groups have gone whose time is over."""
+        now = asyncio.get_running_loop().time()
+        while self._forgetting and self._forgetting[0][0] <= now:
+            until, id = self._forgetting.popleft()
+            # It may have come and gone again since.
+            if self._moved.get(id, (0, 0.0))[1] == until:
+                del self._moved[id]
 
     async def _choose(self) -> int:
         """The machine id of the zone that is best to move to."""
@@ -129,12 +159,12 @@ class HandOver:
         machines = [
             each for each in zone.node.subscribers(LibraryChannel.ZONE) if each != zone.node.id
         ]
-        asked = [self._ask(machine) for machine in machines]
+        asked = [self._facts_of(machine) for machine in machines]
         best: tuple[Version, float, int] | None = None
-        for machine, facts in zip(machines, await asyncio.gather(*asked), strict=True):
-            if not facts or facts["service"] != zone.service or not facts["open"]:
+        for facts in await asyncio.gather(*asked):
+            if facts is None or facts.service != zone.service or not facts.open:
                 continue
-            rank = (parse_version(facts["version"]), -float(facts["memory"]), machine)
+            rank = (facts.version, -facts.memory, facts.machine)
             if rank[0] >= own and (best is None or rank > best):
                 best = rank
         if best is None:
@@ -144,37 +174,64 @@ class HandOver:
             )
         return best[2]
 
-    async def _ask(self, machine: int) -> dict[str, Any]:
-        message = bytes((Between.ASK,))
-        with contextlib.suppress(DomiError, ValueError):
-            request = self._zone.node.request(LibraryChannel.ZONE, message, _ASK, to=machine)
-            facts: dict[str, Any] = json.loads(await request)
-            return facts
-        return {}
+    async def _facts_of(self, machine: int) -> ZoneState | None:
+        """What the zone there says of itself, or has said not long ago; None: nothing of use."""
+        peer = self._zone.node.peers.get(machine)
+        session, asking = self._known.get(machine, (None, None))
+        if asking is None or session is not peer or _is_stale(asking):
+            asking = self._zone._spawn(self._ask(machine))
+            self._known[machine] = (peer, asking)
+        # Others wait for it too, and it ends with the zone.
+        await asyncio.wait([asking])
+        return None if asking.cancelled() else asking.result().facts
+
+    async def _ask(self, machine: int) -> _Answer:
+        facts = None
+        # Whatever a stranger has said.
+        with contextlib.suppress(DomiError, ArithmeticError):
+            request = self._zone.node.request(
+                LibraryChannel.ZONE, bytes((Between.ASK,)), _ASK, to=machine
+            )
+            facts = ZoneState.decode(machine, await request)
+        return _Answer(asyncio.get_running_loop().time() + _FRESH, facts)
 
     async def empty(self, done: Callable[[], bool]) -> None:
         """Wait until the zone is; move its groups away meanwhile, where it does that."""
         zone = self._zone
+        told: set[int] = set()
         while not done():
             if zone.config.roll == "hand_over":
-                await self._move_all()
+                await self._move_all(told)
             if done():
                 return
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(zone._changed.wait(), _PAUSE)
             await asyncio.sleep(0)
 
-    async def _move_all(self) -> None:
+    async def _move_all(self, told: set[int]) -> None:
+        """Try it once.
+
+        :param told: the groups whose failure is logged.
+        """
         zone = self._zone
         ids = iter([id for id, group in zone._groups.items() if len(group) and not group._silent])
 
         async def some() -> None:
             for id in ids:
-                # What cannot be moved is logged by then, and stays until its users leave.
-                with contextlib.suppress(DomiError):
-                    await self.begin(id, None)
+                await self._try(id, told)
 
         await asyncio.gather(*[some() for _ in range(_AT_ONCE)])
+
+    async def _try(self, id: int, told: set[int]) -> None:
+        # What cannot be moved stays until its users leave; why is logged by then.
+        try:
+            await self.begin(id, None)
+        except DomiError:
+            return
+        except Exception:  # of the group's save()
+            if id not in told:
+                told.add(id)
+                log.exception("group %d cannot be moved", id)
 
     # ------------------------------------------------------------------ what other zones say
 
@@ -257,7 +314,7 @@ class HandOver:
             if link is not None:
                 id, user, event, _, _ = message
                 reason = "the group has ended meanwhile"
-                link.tell(wire.refused(id, user, event, Refusal.NO_GROUP, reason))
+                link.offer(wire.refused(id, user, event, Refusal.NO_GROUP, reason))
 
     # ------------------------------------------------------------------ what gateways say
 
@@ -303,6 +360,13 @@ class HandOver:
             if arrival.origin is link:
                 del self._arrivals[id]
                 arrival.origin_lost()
+
+    def forget(self, group: Group) -> None:
+        """It is not the zone's any more."""
+        arrival = self._arrivals.get(group.id)
+        if arrival is not None and arrival.group is group:
+            del self._arrivals[group.id]
+            arrival.lost()
 
     def _place(self, id: int) -> int | None:
         """Where the group has moved to, if that is not long ago and the node is there."""

@@ -92,7 +92,7 @@ class Intake:
         # A user who says LEAVE itself, or what only the library says.
         id, user, event, _, _ = message
         reason = f"events below {USER_EVENT} are the library's"
-        link.tell(wire.refused(id, user, event, Refusal.NO_HANDLER, reason))
+        link.offer(wire.refused(id, user, event, Refusal.NO_HANDLER, reason))
 
     def _member(self, link: Link, data: bytes) -> None:
         what, id, user = wire.unpack(wire.MEMBER, data)
@@ -106,6 +106,7 @@ class Intake:
             return
         if group._name is not None and group._name.lost.is_set():
             zone._lose(group)
+            group._refuse_gone(message)
             return
         self._endings.want(group)
         group._take(link, message)
@@ -119,7 +120,7 @@ class Intake:
         id, user, event, _, _ = message
         reason = f"group {id} is not in this zone"
         link.tell(wire.group(ToGateway.LOST, id, reason))
-        link.tell(wire.refused(id, user, event, Refusal.NO_GROUP, reason))
+        link.offer(wire.refused(id, user, event, Refusal.NO_GROUP, reason))
 
     def _switched(self, link: Link, data: bytes) -> None:
         _, id = wire.unpack(wire.GROUP, data)

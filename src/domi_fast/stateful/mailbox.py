@@ -13,20 +13,62 @@ from ..gateway.wire import UserMessage
 BUDGET: Final = 64
 
 
+class Backlog(deque[UserMessage]):
+    """Messages that wait, and their bytes.
+
+    :param limit: messages at which it is full.
+    :param most: bytes at which it is full.
+    """
+
+    def __init__(self, limit: int, most: int) -> None:
+        super().__init__()
+        self._limit = limit
+        self._most = most
+        self._bytes = 0
+
+    @property
+    def full(self) -> str:
+        """How much waits, for people, where no more may; otherwise nothing."""
+        if len(self) < self._limit and self._bytes < self._most:
+            return ""
+        return f"{len(self)} messages of {self._bytes} bytes wait"
+
+    def append(self, message: UserMessage) -> None:
+        self._bytes += _size(message)
+        super().append(message)
+
+    def popleft(self) -> UserMessage:
+        message = super().popleft()
+        self._bytes -= _size(message)
+        return message
+
+    def clear(self) -> None:
+        self._bytes = 0
+        super().clear()
+
+
+def _size(message: UserMessage) -> int:
+    return len(message.data) + len(message.identity)
+
+
 class Mailbox:
     """Hands each message to ``handle``; a coroutine that it returns is run as a task, and the next
     message waits for its end. What ``handle`` raises goes to whoever put the message, and the next
     is handled all the same. Belongs to the loop of its zone.
 
-    While it is held, everything waits.
+    While it is held, as it is at first, everything waits.
+
+    :param backlog: an empty one.
     """
 
     def __init__(
-        self, handle: Callable[[UserMessage], Coroutine[Any, Any, None] | None], *, held: bool
+        self,
+        handle: Callable[[UserMessage], Coroutine[Any, Any, None] | None],
+        backlog: Backlog,
     ) -> None:
         self._handle = handle
-        self._waiting: deque[UserMessage] = deque()
-        self._holds = int(held)
+        self._waiting = backlog
+        self._holds = 1
         self._busy = False
         self._scheduled = False
         self._ended: list[asyncio.Future[None]] = []
@@ -37,6 +79,11 @@ class Mailbox:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    @property
+    def full(self) -> str:
+        """Why a user is to send no more: how much waits; or nothing. It takes all the same."""
+        return self._waiting.full
 
     @property
     def idle(self) -> bool:
@@ -50,7 +97,8 @@ class Mailbox:
 
     def extend(self, messages: Iterable[UserMessage]) -> None:
         """Behind what waits."""
-        self._waiting.extend(messages)
+        for message in messages:
+            self._waiting.append(message)
         self._pump()
 
     def take_all(self) -> list[UserMessage]:

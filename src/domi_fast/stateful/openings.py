@@ -103,6 +103,9 @@ class Openings:
             closed = Closed(Refusal.TIMEOUT, NOWHERE, f"the registry cannot be asked: {error}")
         except DomiError as error:
             closed = Closed(Refusal.FAILED, NOWHERE, str(error))
+        except Exception as error:
+            log.exception("group %d cannot be opened", id)
+            closed = Closed(Refusal.FAILED, NOWHERE, f"{type(error).__name__}: {error}")
         finally:
             for link in self._waiting.pop(id):
                 if not link.alive:
@@ -204,7 +207,12 @@ class Openings:
                 if taken.holder.id in node.peers or loop.time() > end:
                     raise
             else:
-                if await self.moves.find(str(id)) is None:
+                try:
+                    moves = await self.moves.find(str(id)) is not None
+                except BaseException:
+                    self._zone._spawn(give_back(name))
+                    raise
+                if not moves:
                     return name
                 await give_back(name)
             await asyncio.sleep(RETRY_PAUSE)

@@ -51,18 +51,27 @@ class Saver:
             try:
                 await group._mailbox.hold()
                 try:
+                    if self._gone(group):
+                        return True
                     snapshot = group._packed()
                     self._changed.discard(group)
                 finally:
                     group._mailbox.release()
                 async with self._slots:
+                    if self._gone(group):
+                        return True
                     await self._store.save(self._zone.service, group.id, snapshot)
                 return True
             except Exception:
                 log.exception("%r cannot be saved", group)
                 self._zone.node.count("group_save_errors")
-                self._changed.add(group)
+                if not self._gone(group):
+                    self._changed.add(group)
                 return False
+
+    def _gone(self, group: Group) -> bool:
+        """Whether it is not the zone's any more, and its snapshot another's to write."""
+        return self._zone._groups.get(group.id) is not group
 
     async def run(self, interval: float) -> None:
         """Save what has changed, every ``interval`` seconds."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from ..config import Checked
+from ..config import MIB, Checked
 from .snapshots import SnapshotStore
 
 Roll = Literal["leave", "hand_over"]
@@ -25,6 +25,7 @@ class ZoneConfig(Checked):
     :ivar group_limit: groups that a zone may have.
     :ivar empty_timeout: seconds after which a group of the factory without members is disposed of.
     :ivar mailbox_limit: messages that may wait for one group: more are refused as OVERLOADED.
+    :ivar mailbox_bytes: bytes of messages, data and identity, from which on they are, too.
     :ivar snapshots: where the state of groups is saved; None: nowhere.
     :ivar snapshot_interval: seconds between two looks at which groups are to be saved; None: they
         are saved only when they are disposed of, and when the zone closes.
@@ -38,6 +39,7 @@ class ZoneConfig(Checked):
     group_limit: int = 100_000
     empty_timeout: float = 60.0
     mailbox_limit: int = 10_000
+    mailbox_bytes: int = 16 * MIB
     snapshots: SnapshotStore | None = None
     snapshot_interval: float | None = None
     roll: Roll = "leave"
@@ -51,6 +53,8 @@ class ZoneConfig(Checked):
         self._check_range("empty_timeout", 0.0, 1e9)
         self._check_type("mailbox_limit", int)
         self._check_range("mailbox_limit", 1, 1 << 30)
+        self._check_type("mailbox_bytes", int)
+        self._check_range("mailbox_bytes", 1, 1 << 40)
         if self.snapshots is not None and not isinstance(self.snapshots, SnapshotStore):
             raise TypeError(
                 f"snapshots of type {type(self.snapshots).__name__}: a SnapshotStore, with async "

@@ -11,6 +11,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Final
 
 from ..channels import LibraryChannel
+from ..config import MIB
 from ..errors import DomiError
 from ..gateway import wire
 from ..gateway.events import Refusal
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 
 # Seconds between two looks at memory, and at what a gateway has heard of this zone.
 _INTERVAL: Final = 1.0
+# Seconds for which who asks for groups is answered by the memory in use as it was.
+_GLANCE: Final = 0.1
 
 
 class Zone:
@@ -59,6 +62,7 @@ class Zone:
         group_limit: int = 100_000,
         empty_timeout: float = 60.0,
         mailbox_limit: int = 10_000,
+        mailbox_bytes: int = 16 * MIB,
         snapshots: SnapshotStore | None = None,
         snapshot_interval: float | None = None,
         roll: Roll = "leave",
@@ -72,6 +76,7 @@ class Zone:
             group_limit=group_limit,
             empty_timeout=empty_timeout,
             mailbox_limit=mailbox_limit,
+            mailbox_bytes=mailbox_bytes,
             snapshots=snapshots,
             snapshot_interval=snapshot_interval,
             roll=roll,
@@ -82,6 +87,7 @@ class Zone:
         self._state = "new"
         self._memory = memory or used_share
         self._share = 0.0
+        self._look_again = 0.0
         self._groups: dict[int, Group] = {}
         self._members = 0
         self._making: int | None = None
@@ -142,13 +148,17 @@ class Zone:
         """Become the one zone of the node."""
         node = self.node
         try:
-            node.on_newer(self._newer_came)
             node.subscribe(LibraryChannel.ZONE, self._intake.heard)
         except DomiError as error:
             raise DomiError(
-                f"node {node.id} has a zone, or has had one: a node has one, make another for "
-                f"another zone ({error})"
+                f"node {node.id} has a zone: a node has one at a time, make another for another "
+                f"zone ({error})"
             ) from error
+        try:
+            node.on_newer(self._newer_came)
+        except BaseException:
+            node.unsubscribe(LibraryChannel.ZONE)
+            raise
         self.id = Ids(node.id).next()
         node.attach(self)
 
@@ -290,7 +300,9 @@ class Zone:
                 self._changed.set()
 
     def _note_changed(self, group: Group) -> None:
-        self._saver.note(group)
+        # A handler may outlast that.
+        if self._groups.get(group.id) is group:
+            self._saver.note(group)
 
     def _check_held(self, group: Group) -> None:
         """Raise DomiError, and let go of the group, if its name has become another's."""
@@ -323,6 +335,7 @@ class Zone:
             self._endings.forget(group)
             self._saver.forget(group)
             group._end(reason)
+            self._hand_over.forget(group)
             self._changed.set()
 
     def _lose(self, group: Group) -> None:
@@ -341,7 +354,7 @@ class Zone:
             return Closed(0, NOWHERE, f"the zone is {self._state}: ask another")
         if self.config.factory is None:
             return Closed(Refusal.NO_GROUP, NOWHERE, "there is none, and none is made on demand")
-        if not opening:
+        if not opening and asyncio.get_running_loop().time() >= self._look_again:
             self._look_at_memory()
         if self.full:
             return Closed(
@@ -394,6 +407,7 @@ class Zone:
                 self._look_at_names()
                 next_look = now + interval
                 self._endings.look()
+                self._hand_over.look()
             elif self._state == "retiring":
                 self._endings.look()
             if now >= next_word or self._gist() != said:
@@ -414,6 +428,7 @@ class Zone:
         return bytes((self.open, self.full))
 
     def _look_at_memory(self) -> None:
+        self._look_again = asyncio.get_running_loop().time() + _GLANCE
         try:
             self._share = float(self._memory())
         except Exception as error:
@@ -435,6 +450,7 @@ class Zone:
             log.info("%r: version %s is there as node %d", self, peer.version, peer.id)
             self._retire()
             self._leaving = asyncio.ensure_future(self._leave())
+            self._leaving.add_done_callback(self._ended)
 
     def _retire(self) -> None:
         if self._state == "serving":
@@ -466,8 +482,10 @@ class Zone:
                 await asyncio.wait(tasks)
             for id in list(self._groups):
                 self._forget(id, "is gone: the zone was closed")
-            if started:
-                self.node.unsubscribe(LibraryChannel.ZONE)
             self._links.end()
             self._zones.end()
+            if started:
+                self.node.unsubscribe(LibraryChannel.ZONE)
+                self.node.on_newer(None)
+                self.node.detach(self)
             self._closed.set()
