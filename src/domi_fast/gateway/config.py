@@ -68,9 +68,9 @@ class GatewayConfig(Checked):
     :ivar history: frames that are kept for a client that may come back,
     :ivar history_bytes: and how many bytes they may have together.
     :ivar client_limit: connections of clients. None: three quarters of the descriptors that the
-        process may have. More are refused (1013; with HTTP status 503 where a WebSocket begins). Of the
-        sessions whose clients are away there are as many at most: for one more, the session ends
-        whose client has been away for longest.
+        process may have. More are refused (1013; with HTTP status 503 where a WebSocket begins).
+        Of the sessions whose clients are away there are as many at most: for one more, the session
+        ends whose client has been away for longest.
     :ivar groups_per_client: groups that a client may be in, or write to.
     :ivar held_limit: messages that wait for a group to be found, for each group,
     :ivar held_bytes: and how many bytes they may have, of all groups together.

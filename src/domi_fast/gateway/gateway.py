@@ -199,6 +199,7 @@ class Gateway:
             await self._routes.close(_PATIENCE)
             with contextlib.suppress(DomiError):
                 self.node.unsubscribe(LibraryChannel.GATEWAY)
+            self.node.detach(self._wing)
         await self._entrance.see_off()
         for part in (self._websockets, self._tcp, self._pages):
             if part is not None:

@@ -241,7 +241,7 @@ class Group:
         self._check_open()
         self._link_of(user).send(wire.send(user, event, data))
 
-    def broadcast(self, event: int, data: bytes, exclude: int | Iterable[int] = ()) -> None:
+    def broadcast(self, event: int, data: bytes, exclude: int | Iterable[int] | None = ()) -> None:
         """Send to all members: one message to each of their gateways.
 
         When a gateway cannot be sent to, the others are all the same; then the first error is
@@ -255,7 +255,7 @@ class Group:
         """
         check_event(event)
         self._check_open()
-        excluded = {exclude} if isinstance(exclude, int) else set(exclude)
+        excluded = {exclude} if isinstance(exclude, int) else set(exclude or ())
         if len(excluded) > wire.MOST_EXCLUDED:
             raise ValueError(
                 f"{len(excluded)} users to exclude: {wire.MOST_EXCLUDED} at most are allowed; "

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 from collections.abc import Callable, Coroutine, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any, Final
@@ -428,9 +429,13 @@ class Zone:
         return bytes((self.open, self.full))
 
     def _look_at_memory(self) -> None:
-        self._look_again = asyncio.get_running_loop().time() + _GLANCE
+        if self._memory is used_share:  # which asks the system
+            self._look_again = asyncio.get_running_loop().time() + _GLANCE
         try:
-            self._share = float(self._memory())
+            share = float(self._memory())
+            if not math.isfinite(share):
+                raise ValueError(f"{share} is no share")
+            self._share = share
         except Exception as error:
             log.warning("%r: the memory in use cannot be told: %s", self, error)
 
