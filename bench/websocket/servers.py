@@ -108,7 +108,7 @@ class Picows(Server):
         text, binary, continuation = kinds.TEXT, kinds.BINARY, kinds.CONTINUATION
         server = self
 
-        class Echo(picows.WSListener):
+        class Echo(picows.WSListener):  # type: ignore[misc]  # which may not be installed
             messages: Messages | None = None
 
             def on_ws_connected(self, transport: picows.WSTransport) -> None:
