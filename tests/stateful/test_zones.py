@@ -468,6 +468,7 @@ async def test_a_node_whose_zone_was_closed_has_another(registry_url: str) -> No
         one.states.clear()
         async with Zone(node, Room) as second:
             assert second.id != first.id
+            assert node._wings._wings == [second]
             await connected(one)
             await joined(one, 1)
             assert 1 in second.groups
