@@ -194,6 +194,13 @@ async def chat(options: argparse.Namespace, console: Console) -> None:
                     await asyncio.gather(*(child.stop() for child in group))
 
 
+def port(text: str) -> int:
+    """A TCP port. Raises ArgumentTypeError for what is none."""
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text}: 0 (any that is free) to 65535 are allowed")
+    return int(text)
+
+
 def positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -216,7 +223,7 @@ def main() -> int:
             help=f"processes that {what} (default: %(default)s)",
         )
     parser.add_argument(
-        "--port", type=int, default=8000, metavar="P", help="of the page (default: %(default)s)"
+        "--port", type=port, default=8000, metavar="P", help="of the page (default: %(default)s)"
     )
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     options = parser.parse_args()

@@ -551,3 +551,72 @@ async def test_events_that_cannot_be_sent(registry_url: str) -> None:
                 rooms.group(1).send(one.user(), event, b"")
             with pytest.raises(ValueError, match=f"event {event}"):
                 rooms.group(1).broadcast(event, b"")
+
+
+async def test_what_is_said_of_a_wrong_group(registry_url: str) -> None:
+    class Waiting(Group):
+        async def load(self, state: bytes) -> None: ...  # type: ignore[override]
+
+    async with zone(registry_url, Room) as rooms, gateway(registry_url) as one:
+        await connected(one)
+        (user,) = await joined(one, 1)
+        room = rooms.group(1)
+        for wrong in ("text", None, 7):
+            with pytest.raises(TypeError, match="bytes are wanted"):
+                room.send(user, SAID, wrong)
+            with pytest.raises(TypeError, match="bytes are wanted"):
+                room.broadcast(SAID, wrong)
+        with pytest.raises(TypeError, match="a Zone is wanted"):
+            Group(2, rooms.node)
+        with pytest.raises(TypeError, match="load is an async def, which nobody would await"):
+            Waiting(3, rooms)
+        with pytest.raises(TypeError, match=r"as 'await group.snapshot\(\)' gives them"):
+            Group.restore("text", rooms)
+        assert list(rooms.groups) == [1]
+        room.broadcast(SAID, bytearray(b"as bytes"), exclude=None)
+        room.send(user, SAID, memoryview(b"too"))
+        await until(lambda: one.got(user, SAID) == [b"as bytes", b"too"])
+        for member in room.users:
+            room.remove_user(member)
+        assert not room.users
+
+
+async def test_a_factory_may_restore_a_snapshot(registry_url: str) -> None:
+    kept: dict[int, bytes] = {}
+
+    def make(id: int, home: Zone) -> Group:
+        return Room.restore(kept[id], home) if id in kept else Room(id, home)
+
+    async with gateway(registry_url) as one:
+        async with zone(registry_url, make) as rooms:
+            await connected(one)
+            (user,) = await joined(one, 1)
+            kept[1] = await rooms.group(1).snapshot()
+        await until(lambda: one.lost == [1])
+        async with zone(registry_url, make) as rooms:
+            await connected(one)
+            (other,) = await joined(one, 1)
+            assert rooms.group(1).users == {user, other}
+            rooms.group(1).broadcast(SAID, b"both")
+            for each in (user, other):
+                await until(lambda each=each: b"both" in one.got(each, SAID))
+
+
+async def test_what_a_factory_leaves_half_made_is_gone(registry_url: str) -> None:
+    class Failing(Room):
+        def __init__(self, id: int, home: Zone) -> None:
+            super().__init__(id, home)
+            if id == 1:
+                raise RuntimeError("on purpose")
+
+    def make(id: int, home: Zone) -> Group:
+        return Failing(id + 1 if id == 5 else id, home)
+
+    async with zone(registry_url, make) as rooms, gateway(registry_url) as one:
+        await connected(one)
+        for id in (1, 5):
+            one.say(one.user(), id, JOIN)
+        await until(lambda: len(one.closed) == 2)
+        assert [code for code, _ in one.closed] == [Refusal.FAILED] * 2
+        assert not rooms.groups
+        await joined(one, 6)

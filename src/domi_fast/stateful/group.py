@@ -21,7 +21,7 @@ from ..node import Node
 from . import snapshots
 from .claims import Closed
 from .mailbox import Backlog, Mailbox
-from .members import OF_MEMBERS, Users, check_event
+from .members import OF_MEMBERS, Users, as_bytes, check_event
 from .settings import ZoneConfig
 
 if TYPE_CHECKING:
@@ -110,6 +110,14 @@ class Group:
     def __init__(self, id: int, zone: Home) -> None:
         if not isinstance(id, int) or isinstance(id, bool) or not 0 <= id <= _MOST_ID:
             raise ValueError(f"group {id!r}: an int from 0 to 2**64 - 1 is wanted")
+        if not hasattr(zone, "_enrol"):
+            raise TypeError(f"zone {zone!r}: a Zone is wanted")
+        for hook in (self.save, self.load, self.on_close):
+            if inspect.iscoroutinefunction(hook):
+                raise TypeError(
+                    f"{type(self).__name__}.{hook.__name__} is an async def, which nobody would "
+                    "await: a plain method is wanted; it may start a task"
+                )
         self._id = id
         self._zone = zone
         self._handlers: dict[int, Handler] = {}
@@ -238,6 +246,7 @@ class Group:
         :raises DomiError: the group moves or is gone.
         """
         check_event(event)
+        data = as_bytes(data)
         self._check_open()
         self._link_of(user).send(wire.send(user, event, data))
 
@@ -254,6 +263,7 @@ class Group:
         :raises DomiError: the group moves or is gone.
         """
         check_event(event)
+        data = as_bytes(data)
         self._check_open()
         excluded = {exclude} if isinstance(exclude, int) else set(exclude or ())
         if len(excluded) > wire.MOST_EXCLUDED:
@@ -317,7 +327,11 @@ class Group:
         """
         found = snapshots.unpack(snapshot)
         group = cls(found.group, zone)
-        group._adopt(found)
+        try:
+            group._adopt(found)
+        except BaseException:
+            zone._forget(group.id, "could not be restored")
+            raise
         return group
 
     def _packed(self) -> bytes:

@@ -26,13 +26,23 @@ class Users(AbstractSet[int]):
         return user in self._users
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._users)
+        # A handler may remove those that it goes through.
+        return iter(list(self._users))
 
     def __len__(self) -> int:
         return len(self._users)
 
     def __repr__(self) -> str:
         return f"Users({set(self._users)!r})"
+
+
+def as_bytes(data: object) -> bytes:
+    """What a message has for data. Raises TypeError for what is not bytes-like."""
+    if isinstance(data, bytes):
+        return data
+    if isinstance(data, (bytearray, memoryview)):
+        return bytes(data)
+    raise TypeError(f"data of type {type(data).__name__}: bytes are wanted")
 
 
 def check_event(event: object, beside: tuple[LibraryEvent, ...] = ()) -> None:

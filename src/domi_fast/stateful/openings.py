@@ -150,6 +150,8 @@ class Openings:
             zone._spawn(give_back(name))
             raise
         group._name = name
+        # Of a snapshot that the factory has restored.
+        group._join_all()
         return group
 
     async def _stored(self, id: int) -> snapshots.Snapshot | None:

@@ -44,6 +44,11 @@ def unpack(data: bytes) -> Snapshot:
 
     :raises DomiError: they are none, or of a version that this one does not know.
     """
+    if not isinstance(data, bytes):
+        raise TypeError(
+            f"a snapshot of type {type(data).__name__}: bytes are wanted, as "
+            "'await group.snapshot()' gives them"
+        )
     if len(data) < _HEAD.size or data[:4] != _MAGIC:
         raise DomiError(
             f"{len(data)} bytes that are no snapshot: one begins with {_MAGIC!r} and a head of "
@@ -85,10 +90,14 @@ class SqliteSnapshots:
     Saved is what survives the death of processes; a machine that loses power may lose the latest.
 
     :param path: of the file, which is made where there is none.
+    :raises OSError: its folder is not there.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.path.abspath(os.fspath(path))
+        folder = os.path.dirname(self.path)
+        if not os.path.isdir(folder):
+            raise FileNotFoundError(f"{folder}: there is no such folder, for snapshots")
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="domi_fast snapshots")
         self._connection: sqlite3.Connection | None = None
         self._lock = threading.Lock()

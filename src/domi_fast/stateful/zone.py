@@ -282,7 +282,12 @@ class Zone:
 
     def _enrol(self, group: Group) -> bool:
         """A group was made; whether by hand."""
-        by_hand = self._making != group.id
+        by_hand = self._making is None
+        if self._making not in (None, group.id):
+            raise DomiError(
+                f"the factory was asked for group {self._making} and makes group {group.id}: a "
+                "Group with the id that it is given is wanted"
+            )
         if self._state not in {"new", "serving", "retiring"}:
             raise DomiError(f"the zone is {self._state}: it takes no group")
         if group.id in self._groups or (by_hand and group.id in self._openings):
@@ -319,13 +324,16 @@ class Zone:
         self._making = id
         try:
             group = self.config.factory(id, self)
+            if not isinstance(group, Group) or self._groups.get(id) is not group:
+                raise DomiError(
+                    f"the factory returned {group!r}: a Group with the id {id} and the zone that "
+                    "it was given is wanted"
+                )
+        except BaseException:
+            self._forget(id, "could not be made")
+            raise
         finally:
             self._making = None
-        if not isinstance(group, Group) or self._groups.get(id) is not group:
-            raise DomiError(
-                f"the factory returned {group!r}: a Group with the id {id} and the zone that it "
-                "was given is wanted"
-            )
         return group
 
     def _forget(self, id: int, reason: str) -> None:
