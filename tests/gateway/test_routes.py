@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from domi_fast import Node
+from domi_fast import LibraryChannel, Node
 from domi_fast.gateway import Gateway, Refusal, wire
 from domi_fast.gateway.wire import ToGateway, ToZone
 from domi_fast.gateway.zones import kind_of
@@ -458,6 +458,29 @@ async def test_a_zone_that_dies_takes_its_groups_with_it() -> None:
             assert (await member.take()).event == LOST
             await visitor.write(1, 50, b"to whoever has it")
             assert (await other.message()).data == b"to whoever has it"
+
+
+async def test_a_zone_that_closes_while_its_node_goes_on() -> None:
+    async with (
+        gateway() as gate,
+        zone(gate) as room,
+        zone(gate) as other,
+        connected(gate) as client,
+    ):
+        room.publish(memory=0.1)
+        other.publish(memory=0.9)
+        await until(lambda: gate.zones.of("room")[0].machine == room.node.id)
+        await client.hello()
+        await client.write(1, 50)
+        await room.message()
+        room.tell(gate.node, wire.member(ToGateway.JOIN, 1, client.user))
+        room.tell(gate.node, wire.broadcast(1, 51, b"x"))
+        await client.take()
+        room.node.unsubscribe(LibraryChannel.ZONE)
+        assert (await client.take()).event == LOST
+        assert [state.machine for state in gate.zones.of("room")] == [other.node.id]
+        await client.write(1, 50, b"again")
+        assert (await other.message()).data == b"again"
 
 
 async def test_a_zone_adds_a_user_who_has_not_written() -> None:
