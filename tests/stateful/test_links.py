@@ -40,6 +40,23 @@ async def test_what_cannot_be_sent_keeps_nothing_else_from_it(
         assert not link.tell(bytes(70_000))
 
 
+async def test_a_node_that_is_paused_is_not_lost(registry_url: str) -> None:
+    lost: list[Link] = []
+    async with Node("a", registry=registry_url) as a, Node("b", registry=registry_url) as b:
+        links = Links(a, LibraryChannel.GATEWAY, lost.append)
+        for node in (a, b):
+            node.subscribe(LibraryChannel.GATEWAY, lambda context: None)
+        await a.wait_subscribed(LibraryChannel.GATEWAY, 2)
+        found = [links.of(node.id) for node in (a, b)]
+        for node in (a, b):
+            await node.pause()
+        links.check()
+        assert lost == []
+        a.unsubscribe(LibraryChannel.GATEWAY)
+        links.check()
+        assert lost == found[:1]
+
+
 async def test_a_node_with_another_machine_id_is_another(registry_url: str) -> None:
     async with Node("a", registry=registry_url) as node:
         own = Link(node, node.id, None, LibraryChannel.GATEWAY)

@@ -152,11 +152,10 @@ class Links:
 
     def check(self) -> None:
         """Drop those whose session is over, and those that have ended on a node that goes on."""
-        if not self._links:
-            return
-        hearing = set(self._node.subscribers(self._channel))
         for link in list(self._links.values()):
-            if not link.alive or link.machine not in hearing:
+            # One whose node is paused hears, though it is no subscriber for others' messages.
+            node = self._node if link.peer is None else link.peer
+            if not link.alive or self._channel not in node.channels:
                 self._drop(link)
 
     def end(self) -> None:
