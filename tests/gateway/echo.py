@@ -27,6 +27,6 @@ class EchoConnection(WebSocketConnection):
 @contextlib.asynccontextmanager
 async def echo(**settings: Any) -> AsyncIterator[Gateway]:
     gate = gateway_of(rate=1e9, burst=1 << 30, authenticate_timeout=3600.0, **settings)
-    gate._websockets = WebSocketListener(gate.config, gate, EchoConnection)
+    gate._websockets = WebSocketListener(gate.config, gate._entrance, EchoConnection)
     async with gate:
         yield gate
