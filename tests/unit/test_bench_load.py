@@ -142,7 +142,7 @@ class AnsweringPromptly(Answering):
 
 
 def test_a_turn_in_which_the_probe_is_answered_is_not_idle() -> None:
-    measured = asyncio.run(Load(Asked(AnsweringPromptly())).arriving(500.0, 0.1, seed=1))
+    measured = asyncio.run(Load(Asked(AnsweringPromptly())).arriving(100.0, 0.5, seed=1))
     assert measured["probe"]["count"] > 10 * measured["count"]
     assert measured["share_idle"] == 0.0
 
