@@ -11,9 +11,13 @@ from domi_fast import Node
 from domi_fast.gateway import Gateway
 
 
-def gateway_of(**settings: Any) -> Gateway:
+def gateway_of(*, node: dict[str, Any] | None = None, **settings: Any) -> Gateway:
+    """
+    :param node: settings of its node.
+    """
     settings.setdefault("tcp_port", 0)
-    return Gateway(Node("gate", registry=f"memory://{uuid.uuid4().hex}"), **settings)
+    url = f"memory://{uuid.uuid4().hex}"
+    return Gateway(Node("gate", registry=url, **(node or {})), **settings)
 
 
 @contextlib.asynccontextmanager
