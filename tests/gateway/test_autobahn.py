@@ -39,8 +39,8 @@ async def test_the_protocol(tmp_path: Path) -> None:
 @pytest.mark.skipif(not SOAK, reason="takes minutes: make soak")
 async def test_what_is_beyond_the_protocol(tmp_path: Path) -> None:
     """Limits hold as well; compression is not offered, which the suite calls unimplemented."""
-    limits: dict[str, Any] = {"message_limit": 64 * MIB, "write_limit": 64 * MIB}
-    async with echo(node={"frame_limit": 65 * MIB}, **limits) as gate:
+    largest: dict[str, Any] = {"message_limit": 64 * MIB, "write_limit": 64 * MIB}
+    async with echo(node={"frame_limit": 65 * MIB}, **largest) as gate:
         url = f"ws://127.0.0.1:{gate.port}"
         found = await asyncio.to_thread(run, url, tmp_path, BEYOND, ())
     limits = [each for case, each in found.items() if case.startswith("9.")]
