@@ -289,6 +289,18 @@ def test_any_name_of_a_service_has_a_kind_of_names() -> None:
     assert all(kind.isascii() and len(kind) <= 128 for kind in kinds)
 
 
+async def test_a_client_that_has_left_before_the_first_zone_came() -> None:
+    async with gateway() as gate:
+        async with connected(gate) as client:
+            await client.hello()
+            await client.write(1, 50, b"too early")
+            await client.send(6)
+            await client.closed()
+        async with zone(gate) as room:
+            assert (await room.message()).data == b"too early"
+            assert gate._routes._of_user == {}
+
+
 async def test_a_zone_that_makes_none_on_demand_says_so() -> None:
     async with gateway() as gate, zone(gate) as room, connected(gate) as client:
         room.publish(open=False)

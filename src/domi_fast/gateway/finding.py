@@ -127,11 +127,8 @@ class Finder:
 
     async def _ask(self, route: Route, machine: int) -> tuple[int, int, str] | None:
         """Have a zone open the group; None when it has, otherwise what it says instead."""
-        link = (
-            self._links.of(machine)
-            if machine in self._node.subscribers(LibraryChannel.ZONE)
-            else None
-        )
+        is_there = machine in self._node.subscribers(LibraryChannel.ZONE)
+        link = self._links.of(machine) if is_there else None
         if link is None:
             return 0, wire.NOWHERE, "its node is not connected"
         self._routes.put(route, link)

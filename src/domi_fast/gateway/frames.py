@@ -117,6 +117,14 @@ def clipped(text: str, most: int) -> bytes:
     return raw if len(raw) <= most else raw[:most].decode("utf-8", "ignore").encode()
 
 
+def told(error: BaseException) -> str:
+    """What a client is told of an exception: its type and text, never a traceback."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
+
+
 def _text(text: str) -> bytes:
     return clipped(text, _MOST_TEXT)
 

@@ -370,7 +370,7 @@ class Gateway:
     def _failed(self, session: Session, event: int, error: BaseException) -> None:
         log.error("the handler of event %d failed", event, exc_info=error)
         self.node.count("gateway_handler_errors")
-        self._answer(session, event, Refusal.FAILED, told(error))
+        self._answer(session, event, Refusal.FAILED, frames.told(error))
 
     def _answer(self, session: Session, event: int, code: Refusal, why: str) -> None:
         self._sessions.send(session, frames.refused(0, event, code, why))
@@ -414,14 +414,6 @@ class _Wing:
 
     async def close(self) -> None:
         await self._gateway.close_itself()
-
-
-def told(error: BaseException) -> str:
-    """What a client is told of an exception: its type and text, never a traceback."""
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:
-        return type(error).__name__
 
 
 def check_event(event: object) -> None:

@@ -94,7 +94,10 @@ class Routes:
             self._refuse(session, address.group, address.event, Refusal.NO_SERVICE, why)
             return
         route = self._routes.get((service, address.group))
-        mine = self._of_user.setdefault(session.user, set())
+        mine: set[Route] = set()
+        # What has waited may be of a session that is over.
+        if self._sessions.get(session.user) is session:
+            mine = self._of_user.setdefault(session.user, mine)
         if route is None or route not in mine:
             if self._has_enough(mine):
                 why = f"{self._config.groups_per_client} groups are as many as a client may be in"

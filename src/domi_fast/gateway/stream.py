@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from abc import abstractmethod
 from typing import Final, cast
 
 from .config import GatewayConfig
@@ -75,9 +76,9 @@ class StreamConnection(Connection, asyncio.Protocol):
         self.mute()
         self.await_end()
 
+    @abstractmethod
     def say_goodbye(self, code: CloseCode, reason: str) -> None:
         """Write why the connection ends, and that nothing more will come."""
-        raise NotImplementedError
 
     def abort(self, code: CloseCode, reason: str) -> None:
         if self.stage is not Stage.CLOSED:

@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
 from ..errors import FrameError
+from .frames import clipped
 
 NOWHERE: Final = 0xFFFF
 """The machine id of no node."""
@@ -153,7 +154,7 @@ def moved(id: int, machine: int) -> bytes:
 
 def _text(reason: str) -> bytes:
     """What goes over the mesh of it: no text is refused, whatever a program has said."""
-    return reason.encode("utf-8", "replace")[:_MOST_TEXT]
+    return clipped(reason, _MOST_TEXT)
 
 
 def rest(form: struct.Struct, raw: bytes) -> bytes:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, overload
 from ..errors import DomiError, NoSubscriber, PeerLost
 from ..gateway import wire
 from ..gateway.events import USER_EVENT, LibraryEvent, Refusal
+from ..gateway.frames import told
 from ..gateway.ids import machine_of
 from ..gateway.links import Link, Links
 from ..gateway.wire import ToGateway, UserMessage
@@ -466,7 +467,7 @@ class Group:
             exc_info=error,
         )
         self._zone.node.count("group_handler_errors")
-        self._refuse(message, Refusal.FAILED, f"{type(error).__name__}: {error}")
+        self._refuse(message, Refusal.FAILED, told(error))
 
     # ------------------------------------------------------------------ members
 

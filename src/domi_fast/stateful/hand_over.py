@@ -18,6 +18,7 @@ from ..config import parse_version
 from ..errors import DomiError, FrameError, PeerLost
 from ..gateway import wire
 from ..gateway.events import USER_EVENT, Refusal
+from ..gateway.frames import told
 from ..gateway.ids import machine_of
 from ..gateway.links import Link
 from ..gateway.wire import UserMessage
@@ -297,7 +298,7 @@ class HandOver:
         except Exception as error:
             log.exception("group %d cannot be made for another zone", id)
             zone._forget(id, "could not be made")
-            return f"{type(error).__name__}: {error}"
+            return told(error)
         self._moved.pop(id, None)
         self._arrivals[id] = Arrival(zone, self._openings, self._endings, group, link)
         return ""

@@ -11,6 +11,7 @@ from typing import Any, Final
 from ..errors import DomiError, NameTaken, RegistryError
 from ..gateway import wire
 from ..gateway.events import Refusal
+from ..gateway.frames import told
 from ..gateway.links import Link
 from ..gateway.wire import NOWHERE, ToGateway
 from ..gateway.zones import kind_of
@@ -105,7 +106,7 @@ class Openings:
             closed = Closed(Refusal.FAILED, NOWHERE, str(error))
         except Exception as error:
             log.exception("group %d cannot be opened", id)
-            closed = Closed(Refusal.FAILED, NOWHERE, f"{type(error).__name__}: {error}")
+            closed = Closed(Refusal.FAILED, NOWHERE, told(error))
         finally:
             for link in self._waiting.pop(id):
                 if not link.alive:
@@ -145,7 +146,7 @@ class Openings:
             except Exception as error:
                 log.exception("zone %s cannot make group %d", zone.service, id)
                 zone._forget(id, "could not be made")
-                raise Closed(Refusal.FAILED, NOWHERE, f"{type(error).__name__}: {error}") from None
+                raise Closed(Refusal.FAILED, NOWHERE, told(error)) from None
         except BaseException:
             zone._spawn(give_back(name))
             raise
